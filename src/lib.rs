@@ -1,0 +1,3 @@
+//! Meshwork.
+pub mod model;
+pub mod wire;

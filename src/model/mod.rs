@@ -1,0 +1,24 @@
+//! The nouns of the mesh, as values that are valid by construction.
+//!
+//! Every other layer speaks in these types, so a string from outside becomes a [`CapabilityName`] or an [`AgentId`] once, at the
+//! border, and is never checked again. Nothing here does input or output, reads a clock or draws a random number.
+
+mod agent;
+mod capability;
+mod error_code;
+mod failure;
+mod figure;
+mod id;
+mod price;
+mod text;
+mod time;
+
+pub use agent::{Adapter, CapabilityDefinition, Constraints, Definition, Framework, HealthCheck};
+pub use capability::{CapabilityName, CapabilityVersion, Shard, TAXONOMY, VersionRequirement};
+pub use error_code::ErrorCode;
+pub use failure::Failure;
+pub use figure::{Figure, Source};
+pub use id::{AgentId, InvocationId, NodeId, ParseError};
+pub use price::{Currency, Price};
+pub use text::{nearest, printable};
+pub use time::{Now, Timestamp};

@@ -1,0 +1,391 @@
+//! Frames of a lane (design.md section 5).
+//!
+//! A lane is one long-lived substream on which the opener calls and the other side answers. Each frame is a length of four bytes, big
+//! end first, and a CBOR array whose first element says which frame it is. The payload is a byte string at the end of the array, sliced
+//! out of the receive buffer rather than copied.
+//!
+//! Every [`Request`] has exactly one final [`Frame::Result`] or [`Frame::Error`]. [`Frame::Accepted`] comes before it as soon as the
+//! agent's node has taken responsibility: what fails without it may be tried elsewhere without asking. AMP-3, AMP-4, MEAP-1: the
+//! envelope's fields; who sends is proven by the channel and so not written again.
+
+use bytes::Bytes;
+use minicbor::{Decoder, Encoder, decode, encode};
+
+use super::{Error, malformed};
+use crate::model::{AgentId, CapabilityName, Failure, InvocationId, NodeId, VersionRequirement};
+
+/// The largest payload that travels on a lane.
+pub const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
+/// The largest frame: a payload and its head.
+pub const FRAME_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 8 * 1024;
+/// Nodes that a call may pass (threat T20).
+pub const HOPS_MAX: usize = 8;
+/// Longest idempotency key, in bytes.
+pub const KEY_BYTES_MAX: usize = 128;
+/// The four bytes before each frame.
+pub const LENGTH_BYTES: usize = 4;
+
+const KIND: &str = "frame";
+const TEXT_BYTES_MAX: usize = 256;
+const FAILURE_BYTES_MAX: usize = 4 * 1024;
+
+/// How urgent a call is (AITP-1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Priority {
+    /// May wait.
+    Low,
+    /// The usual.
+    #[default]
+    Normal,
+    /// Goes first.
+    High,
+}
+
+/// One call as it travels to the agent's node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The same on every node that the call passes.
+    pub invocation: InvocationId,
+    /// What is called.
+    pub capability: CapabilityName,
+    /// Which versions will do.
+    pub version: Option<VersionRequirement>,
+    /// Who shall do it.
+    pub agent: AgentId,
+    /// Time left, in milliseconds: clocks are not compared.
+    pub budget_ms: u64,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// Calls with one key from one caller are one call.
+    pub key: Option<String>,
+    /// W3C trace context.
+    pub traceparent: Option<String>,
+    /// Nodes that the call has passed, first the one where it began.
+    pub hops: Vec<NodeId>,
+    /// The input, as JSON text.
+    pub payload: Bytes,
+}
+
+/// The good end of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Success {
+    /// Units of work to be paid for, as a decimal.
+    pub units: Option<String>,
+    /// How long the agent worked, in microseconds.
+    pub execution_us: u64,
+    /// The output, as JSON text.
+    pub payload: Bytes,
+}
+
+/// One message on a lane. `id` numbers the calls of one lane and means nothing elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// Caller: do this.
+    Request {
+        /// The call's number on this lane.
+        id: u64,
+        /// The call.
+        request: Box<Request>,
+    },
+    /// Caller: never mind.
+    Cancel {
+        /// The call's number.
+        id: u64,
+    },
+    /// Caller: are you there?
+    Ping {
+        /// Comes back in the answer.
+        nonce: u64,
+    },
+    /// Answerer: the call is mine, an answer will follow.
+    Accepted {
+        /// The call's number.
+        id: u64,
+    },
+    /// Answerer: done.
+    Result {
+        /// The call's number.
+        id: u64,
+        /// What came of it.
+        success: Success,
+    },
+    /// Answerer: it cannot be, or went wrong.
+    Error {
+        /// The call's number.
+        id: u64,
+        /// Why, as JSON text of a [`Failure`].
+        failure: Bytes,
+    },
+    /// Answerer: I am here.
+    Pong {
+        /// The nonce of the ping.
+        nonce: u64,
+    },
+}
+
+impl Frame {
+    /// A final error frame.
+    pub fn error(id: u64, failure: &Failure) -> Self {
+        let text = serde_json::to_vec(failure).unwrap_or_default();
+        let slim = || {
+            let bare = Failure::new(failure.code, &failure.message).retryable(failure.retryable);
+            serde_json::to_vec(&bare).unwrap_or_default()
+        };
+        let failure = if text.len() <= FAILURE_BYTES_MAX { text } else { slim() };
+        Self::Error { id, failure: failure.into() }
+    }
+
+    /// Appends the frame with its length to `buffer`.
+    ///
+    /// # Errors
+    /// [`Error::Oversize`] if it is larger than a receiver would take; `buffer` is then as it was.
+    pub fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), Error> {
+        let start = buffer.len();
+        let body = start.saturating_add(LENGTH_BYTES);
+        buffer.extend_from_slice(&[0; LENGTH_BYTES]);
+        let written = self.write(&mut Encoder::new(&mut *buffer));
+        let length = buffer.len().saturating_sub(body);
+        if let Err(error) = written {
+            buffer.truncate(start);
+            return Err(malformed(KIND, &error));
+        }
+        if length > FRAME_BYTES_MAX {
+            buffer.truncate(start);
+            return Err(Error::Oversize { kind: KIND, bytes: length, bytes_max: FRAME_BYTES_MAX });
+        }
+        let prefix = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+        if let Some(place) = buffer.get_mut(start..body) {
+            place.copy_from_slice(&prefix);
+        }
+        Ok(())
+    }
+
+    fn write(&self, e: &mut Encoder<&mut Vec<u8>>) -> Result<(), encode::Error<std::convert::Infallible>> {
+        match self {
+            Self::Request { id, request } => {
+                e.array(12)?.u8(0)?.u64(*id)?.bytes(&request.invocation.to_bytes())?.str(request.capability.as_str())?;
+                text(e, request.version.as_ref().map(ToString::to_string).as_deref())?;
+                e.bytes(&request.agent.public_key())?.u64(request.budget_ms)?.u8(request.priority as u8)?;
+                text(e, request.key.as_deref())?;
+                text(e, request.traceparent.as_deref())?;
+                e.array(u64::try_from(request.hops.len()).unwrap_or(u64::MAX))?;
+                for hop in &request.hops {
+                    e.bytes(&hop.peer_id().to_bytes())?;
+                }
+                e.bytes(&request.payload)?;
+            }
+            Self::Cancel { id } => {
+                e.array(2)?.u8(1)?.u64(*id)?;
+            }
+            Self::Ping { nonce } => {
+                e.array(2)?.u8(2)?.u64(*nonce)?;
+            }
+            Self::Accepted { id } => {
+                e.array(2)?.u8(3)?.u64(*id)?;
+            }
+            Self::Result { id, success } => {
+                e.array(5)?.u8(4)?.u64(*id)?;
+                text(e, success.units.as_deref())?;
+                e.u64(success.execution_us)?.bytes(&success.payload)?;
+            }
+            Self::Error { id, failure } => {
+                e.array(3)?.u8(5)?.u64(*id)?.bytes(failure)?;
+            }
+            Self::Pong { nonce } => {
+                e.array(2)?.u8(6)?.u64(*nonce)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one frame, without its length. The payload is a slice of `bytes`.
+    ///
+    /// # Errors
+    /// [`Error::Oversize`] or [`Error::Malformed`]; the lane should be closed, since its sender cannot be followed any more.
+    pub fn decode(bytes: &Bytes) -> Result<Self, Error> {
+        if bytes.len() > FRAME_BYTES_MAX {
+            return Err(Error::Oversize { kind: KIND, bytes: bytes.len(), bytes_max: FRAME_BYTES_MAX });
+        }
+        let mut d = Decoder::new(bytes);
+        let frame = read(&mut d, bytes).map_err(|error| malformed(KIND, &error))?;
+        if d.position() != bytes.len() {
+            return Err(malformed(KIND, &"bytes after the end"));
+        }
+        Ok(frame)
+    }
+}
+
+fn text(e: &mut Encoder<&mut Vec<u8>>, value: Option<&str>) -> Result<(), encode::Error<std::convert::Infallible>> {
+    match value {
+        Some(value) => e.str(value)?,
+        None => e.null()?,
+    };
+    Ok(())
+}
+
+fn read(d: &mut Decoder<'_>, whole: &Bytes) -> Result<Frame, decode::Error> {
+    let length = d.array()?.ok_or_else(|| decode::Error::message("an array without a length"))?;
+    let kind = d.u8()?;
+    let expected = match kind {
+        0 => 12,
+        1..=3 | 6 => 2,
+        4 => 5,
+        5 => 3,
+        _ => return Err(decode::Error::message("an unknown kind of frame")),
+    };
+    if length != expected {
+        return Err(decode::Error::message("an array of the wrong length"));
+    }
+    let id = d.u64()?;
+    Ok(match kind {
+        0 => Frame::Request { id, request: Box::new(read_request(d, whole)?) },
+        1 => Frame::Cancel { id },
+        2 => Frame::Ping { nonce: id },
+        3 => Frame::Accepted { id },
+        4 => {
+            let units = read_text(d, 64)?;
+            let execution_us = d.u64()?;
+            Frame::Result { id, success: Success { units, execution_us, payload: slice(d, whole, PAYLOAD_BYTES_MAX)? } }
+        }
+        5 => Frame::Error { id, failure: slice(d, whole, FAILURE_BYTES_MAX)? },
+        _ => Frame::Pong { nonce: id },
+    })
+}
+
+fn read_request(d: &mut Decoder<'_>, whole: &Bytes) -> Result<Request, decode::Error> {
+    let invocation = InvocationId::from_bytes(fixed(d)?);
+    let capability = d.str()?.parse().map_err(decode::Error::message)?;
+    let version = read_text(d, TEXT_BYTES_MAX)?.map(|version| version.parse()).transpose().map_err(decode::Error::message)?;
+    let agent = AgentId::from_public_key(fixed(d)?);
+    let budget_ms = d.u64()?;
+    let priority = match d.u8()? {
+        0 => Priority::Low,
+        1 => Priority::Normal,
+        2 => Priority::High,
+        _ => return Err(decode::Error::message("an unknown priority")),
+    };
+    let key = read_text(d, KEY_BYTES_MAX)?;
+    let traceparent = read_text(d, TEXT_BYTES_MAX)?;
+    let hops_len = d.array()?.ok_or_else(|| decode::Error::message("an array without a length"))?;
+    let hops_len = usize::try_from(hops_len).ok().filter(|len| *len <= HOPS_MAX).ok_or_else(|| decode::Error::message("too many hops"))?;
+    let mut hops = Vec::with_capacity(hops_len);
+    for _ in 0..hops_len {
+        let peer = libp2p_identity::PeerId::from_bytes(d.bytes()?).map_err(|_| decode::Error::message("a hop is not a node id"))?;
+        hops.push(peer.into());
+    }
+    let payload = slice(d, whole, PAYLOAD_BYTES_MAX)?;
+    Ok(Request { invocation, capability, version, agent, budget_ms, priority, key, traceparent, hops, payload })
+}
+
+fn read_text(d: &mut Decoder<'_>, bytes_max: usize) -> Result<Option<String>, decode::Error> {
+    if d.datatype()? == minicbor::data::Type::Null {
+        d.null()?;
+        return Ok(None);
+    }
+    let text = d.str()?;
+    if text.len() > bytes_max { Err(decode::Error::message("a text is too long")) } else { Ok(Some(text.to_owned())) }
+}
+
+fn fixed<const N: usize>(d: &mut Decoder<'_>) -> Result<[u8; N], decode::Error> {
+    d.bytes()?.try_into().map_err(|_| decode::Error::message("an id of the wrong length"))
+}
+
+fn slice(d: &mut Decoder<'_>, whole: &Bytes, bytes_max: usize) -> Result<Bytes, decode::Error> {
+    let bytes = d.bytes()?;
+    if bytes.len() > bytes_max {
+        return Err(decode::Error::message("a payload is too large"));
+    }
+    let end = d.position();
+    let start = end.checked_sub(bytes.len()).ok_or_else(|| decode::Error::message("a payload out of place"))?;
+    Ok(whole.slice(start..end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ErrorCode;
+
+    fn request(payload: &'static [u8]) -> Frame {
+        let hop = libp2p_identity::Keypair::generate_ed25519().public().to_peer_id();
+        let request = Request {
+            invocation: InvocationId::from_random(9),
+            capability: "text-analysis".parse().expect("valid"),
+            version: Some("^1.0".parse().expect("valid")),
+            agent: AgentId::from_public_key([3; 32]),
+            budget_ms: 60_000,
+            priority: Priority::High,
+            key: Some("k".to_owned()),
+            traceparent: None,
+            hops: vec![hop.into()],
+            payload: Bytes::from_static(payload),
+        };
+        Frame::Request { id: u64::MAX, request: Box::new(request) }
+    }
+
+    fn frames() -> Vec<Frame> {
+        let success = Success { units: Some("2.5".to_owned()), execution_us: 12, payload: Bytes::from_static(b"[1]") };
+        vec![
+            request(b"{}"),
+            Frame::Cancel { id: 1 },
+            Frame::Ping { nonce: 2 },
+            Frame::Accepted { id: 3 },
+            Frame::Result { id: 4, success },
+            Frame::error(5, &Failure::new(ErrorCode::Busy, "later").with("retry_after_ms", 10)),
+            Frame::Pong { nonce: 6 },
+        ]
+    }
+
+    fn encoded(frame: &Frame) -> Bytes {
+        let mut buffer = Vec::new();
+        frame.encode(&mut buffer).expect("fits");
+        assert_eq!(buffer[..LENGTH_BYTES], u32::try_from(buffer.len() - LENGTH_BYTES).expect("small").to_be_bytes());
+        Bytes::from(buffer).slice(LENGTH_BYTES..)
+    }
+
+    #[test]
+    fn every_frame_survives_the_wire() {
+        for frame in frames() {
+            assert_eq!(Frame::decode(&encoded(&frame)), Ok(frame));
+        }
+    }
+
+    #[test]
+    fn a_frame_cut_short_or_with_a_tail_is_refused() {
+        for frame in frames() {
+            let bytes = encoded(&frame);
+            for end in 0..bytes.len() {
+                assert!(Frame::decode(&bytes.slice(..end)).is_err(), "{frame:?} cut at {end}");
+            }
+            let longer = [&bytes[..], &[0]].concat();
+            assert!(Frame::decode(&longer.into()).is_err());
+        }
+    }
+
+    #[test]
+    fn no_changed_byte_makes_the_decoder_panic() {
+        for frame in frames() {
+            let bytes = encoded(&frame);
+            for at in 0..bytes.len() {
+                for flip in [0x01, 0x20, 0x80, 0xff] {
+                    let mut changed = bytes.to_vec();
+                    changed[at] ^= flip;
+                    let _ = Frame::decode(&changed.into());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_payload_past_the_limit_is_not_written() {
+        static LARGE: [u8; FRAME_BYTES_MAX] = [0; FRAME_BYTES_MAX];
+        let mut buffer = vec![1, 2, 3];
+        assert!(matches!(request(&LARGE).encode(&mut buffer), Err(Error::Oversize { .. })));
+        assert_eq!(buffer, [1, 2, 3]);
+    }
+
+    #[test]
+    fn an_unknown_frame_is_refused() {
+        assert!(Frame::decode(&Bytes::from_static(&[0x82, 0x18, 0x63, 0x00])).is_err());
+    }
+}
