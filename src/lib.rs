@@ -1,3 +1,4 @@
 //! Meshwork.
 pub mod model;
+pub mod proto;
 pub mod wire;
