@@ -98,7 +98,7 @@ pub struct SchemaHash([u8; 32]);
 
 impl SchemaHash {
     /// The name for a hash.
-    pub fn new(hash: [u8; 32]) -> Self {
+    pub const fn new(hash: [u8; 32]) -> Self {
         Self(hash)
     }
 }

@@ -10,6 +10,7 @@
 
 mod digest;
 pub mod rank;
+pub mod search;
 mod state;
 
 pub use digest::Digest;

@@ -317,19 +317,14 @@ impl State {
         for agent in self.agents_by_node.get(&pulse.node).cloned().unwrap_or_default() {
             let was_up = self.is_up(agent);
             let Some(known) = self.known_by_agent.get_mut(&agent) else { continue };
-            match said.get(&agent) {
-                Some(said) => {
-                    known.announced_away = pulse.leaving || !said.available;
-                    known.in_flight = said.in_flight;
-                    known.queued = said.queued;
-                    if said.available && !pulse.leaving {
-                        known.suspect_until = None;
-                        known.failures = 0;
-                    }
+            known.announced_away = withdraws(&pulse, &known.record);
+            if let Some(said) = said.get(&agent) {
+                known.in_flight = said.in_flight;
+                known.queued = said.queued;
+                if said.available && !pulse.leaving {
+                    known.suspect_until = None;
+                    known.failures = 0;
                 }
-                // A record that is younger than the pulse is not yet in it.
-                None if known.record.issued_at > pulse.issued_at => {}
-                None => known.announced_away = true,
             }
             self.changed(agent, was_up);
         }
@@ -341,9 +336,6 @@ impl State {
     /// A connection to `node` stands.
     pub fn on_connected(&mut self, node: NodeId) {
         self.set_reach(node, Reach::Connected);
-        if let Some(host) = self.hosts_by_node.get_mut(&node) {
-            host.suspect_until = None;
-        }
         for agent in self.agents_by_node.get(&node).cloned().unwrap_or_default() {
             self.clear_suspicion(agent);
         }
@@ -424,10 +416,11 @@ impl State {
         }
         let nodes: Vec<NodeId> = self.hosts_by_node.iter().filter(|(_, host)| over(host.suspect_until)).map(|(id, _)| *id).collect();
         for node in nodes {
-            for (agent, was_up) in self.up_on(node) {
-                if let Some(host) = self.hosts_by_node.get_mut(&node) {
-                    host.suspect_until = None;
-                }
+            let before = self.up_on(node);
+            if let Some(host) = self.hosts_by_node.get_mut(&node) {
+                host.suspect_until = None;
+            }
+            for (agent, was_up) in before {
                 self.changed(agent, was_up);
             }
         }
@@ -567,9 +560,8 @@ impl State {
         if let Some(before) = &before {
             self.unlink(&before.record);
         }
-        // A node does not sign records of an agent that is away, so a record younger than the pulse says that it is back.
-        let pulse_at = self.hosts_by_node.get(&node).and_then(|host| host.pulse.as_ref()).map(|pulse| pulse.issued_at);
-        let away = before.as_ref().is_some_and(|before| before.announced_away) && pulse_at.is_some_and(|at| at >= record.issued_at);
+        let pulse = self.hosts_by_node.get(&node).and_then(|host| host.pulse.as_ref());
+        let away = pulse.is_some_and(|pulse| withdraws(pulse, &record));
         let budget_at = before.as_ref().map_or(now.mono, |before| before.budget_at.max(now.mono));
         let known = Known {
             announced_away: away,
@@ -582,6 +574,9 @@ impl State {
         };
         self.link(&known.record);
         self.known_by_agent.insert(agent, known);
+        if let Some(before) = before.filter(|before| before.record.node != node) {
+            self.forget_idle(before.record.node);
+        }
         if !self.hosts_by_node.contains_key(&node) {
             let host = Host { reach: Reach::Unproven, suspect_until: None, pulse: None, dial_at: None, dial_failures: 0 };
             self.hosts_by_node.insert(node, host);
@@ -615,13 +610,17 @@ impl State {
         let was_up = self.is_up(agent);
         let Some(known) = self.known_by_agent.remove(&agent) else { return };
         self.unlink(&known.record);
-        let node = known.record.node;
+        self.forget_idle(known.record.node);
+        if was_up {
+            self.outputs.push(Output::Event(Event::AgentDown(agent, known.record.name.clone())));
+        }
+    }
+
+    /// Forgets a node that hosts nobody and is not connected.
+    fn forget_idle(&mut self, node: NodeId) {
         let connected = |host: &Host| matches!(host.reach, Reach::Connected | Reach::Here);
         if !self.agents_by_node.contains_key(&node) && !self.hosts_by_node.get(&node).is_some_and(connected) {
             self.hosts_by_node.remove(&node);
-        }
-        if was_up {
-            self.outputs.push(Output::Event(Event::AgentDown(agent, known.record.name.clone())));
         }
     }
 
@@ -638,6 +637,7 @@ impl State {
         if reach == Reach::Connected {
             host.dial_at = None;
             host.dial_failures = 0;
+            host.suspect_until = None;
         }
         for (agent, was_up) in before {
             self.changed(agent, was_up);
@@ -695,6 +695,13 @@ fn timely(issued_at: Timestamp, expires_at: Timestamp, now: Now) -> Option<Verdi
     }
     let skewed = issued_at.saturating_since(now.wall) > Duration::from_millis(CLOCK_SKEW_MS_MAX);
     skewed.then_some(Verdict::Reject("issued in the future"))
+}
+
+/// Whether `pulse` says that the agent of `record` takes no calls. A node does not sign records of an agent that is away, so a record
+/// younger than the pulse is not yet in it, or says that the agent is back.
+fn withdraws(pulse: &Pulse, record: &Record) -> bool {
+    let available = pulse.agents.iter().any(|said| said.agent == record.agent && said.available);
+    pulse.issued_at >= record.issued_at && (pulse.leaving || !available)
 }
 
 /// The names under which a record's agent is found.

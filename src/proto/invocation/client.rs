@@ -140,6 +140,14 @@ impl<T> State<T> {
         }
     }
 
+    /// The request with this number does not fit into a frame, and was not sent.
+    pub fn handle_unsendable(&mut self, id: u64, why: &crate::wire::Error, outputs: &mut Vec<Output<T>>) {
+        if let Some(pending) = self.remove(id) {
+            let failure = Failure::new(ErrorCode::PayloadTooLarge, format!("the call cannot be sent: {why}"));
+            outputs.push(Output::Settle(pending.token, Outcome::Failed { failure, accepted: false }));
+        }
+    }
+
     /// A frame arrived.
     pub fn on_frame(&mut self, frame: Frame, now: Duration, outputs: &mut Vec<Output<T>>) {
         if self.closed {

@@ -35,7 +35,7 @@ struct Entry<W> {
 #[derive(Debug)]
 enum Progress<W> {
     Running(Vec<W>),
-    Done(Success, Duration),
+    Done(Success),
 }
 
 /// Calls by key. `W` is what the shell needs to answer a caller.
@@ -68,7 +68,7 @@ impl<W> State<W> {
             return Admission::Refuse(waiter, Failure::new(ErrorCode::Conflict, message));
         }
         match &mut entry.state {
-            Progress::Done(success, _) => Admission::Done(waiter, success.clone()),
+            Progress::Done(success) => Admission::Done(waiter, success.clone()),
             Progress::Running(waiters) if waiters.len() >= WAITERS_MAX => {
                 let failure = Failure::new(ErrorCode::Busy, "too many callers wait for this idempotency key");
                 Admission::Refuse(waiter, failure.with("retry_after_ms", 500))
@@ -85,11 +85,11 @@ impl<W> State<W> {
         let Some(entry) = self.entries_by_key.get_mut(key) else { return Vec::new() };
         let waiters = match &mut entry.state {
             Progress::Running(waiters) => std::mem::take(waiters),
-            Progress::Done(..) => return Vec::new(),
+            Progress::Done(_) => return Vec::new(),
         };
         match result {
             Ok(success) => {
-                entry.state = Progress::Done(success.clone(), now);
+                entry.state = Progress::Done(success.clone());
                 self.keys_by_age.insert((now, key.clone()));
                 while self.keys_by_age.len() > self.results_max {
                     if let Some((_, oldest)) = self.keys_by_age.pop_first() {

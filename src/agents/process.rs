@@ -1,0 +1,445 @@
+//! Agents that are child processes speaking JSON lines (interface.md, "Agents").
+//!
+//! One long-lived child per slot of concurrency. A call is one line on its stdin; the answer is the line on its stdout that carries the
+//! call's id. Lines that are no JSON, or answer no running call, are logged and passed over. A child that dies is started again with
+//! growing pauses; while none of an agent's children lives, the agent is down. A child that does not answer by the deadline is killed,
+//! and so is one that writes a line beyond any bound.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rust_decimal::Decimal;
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::agent::{Answer, Health, Invocation, cancelled, stopped, timed_out};
+use crate::model::{CapabilityName, ErrorCode, Failure, printable};
+
+/// Longest line that a child may write.
+const LINE_BYTES_MAX: usize = 1024 * 1024;
+/// Longest line of a child's stderr that is logged.
+const LOG_CHARS_MAX: usize = 500;
+/// Pause before a child that died is started again; doubles up to [`RESTART_MAX`].
+const RESTART_MIN: Duration = Duration::from_millis(100);
+/// Longest pause between starts.
+const RESTART_MAX: Duration = Duration::from_secs(30);
+/// A child that lived this long starts with the shortest pause again.
+const STEADY: Duration = Duration::from_secs(10);
+/// A child that follows a dead one counts as well after this long.
+const PROBATION: Duration = Duration::from_secs(1);
+/// How long a child may take to answer a call that was cancelled.
+const CANCEL_GRACE: Duration = Duration::from_secs(2);
+
+/// How a child is started.
+struct Recipe {
+    name: String,
+    command: Vec<String>,
+    folder: PathBuf,
+    pass_env: Vec<String>,
+}
+
+struct Job {
+    id: String,
+    line: Vec<u8>,
+    deadline: Instant,
+    cancel: CancellationToken,
+    reply: oneshot::Sender<Result<Answer, Failure>>,
+}
+
+/// The children of one agent.
+pub(super) struct ProcessAgent {
+    name: String,
+    jobs: mpsc::Sender<Job>,
+}
+
+#[derive(serde::Serialize)]
+struct Line<'a> {
+    id: &'a str,
+    capability: &'a str,
+    input: &'a RawValue,
+    deadline_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<&'a str>,
+}
+
+/// What an agent may answer; shared with the HTTP adapter.
+#[derive(Deserialize)]
+pub(super) struct Reply {
+    #[serde(default)]
+    pub(super) id: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) output: Option<Value>,
+    #[serde(default)]
+    pub(super) units: Option<Decimal>,
+    #[serde(default)]
+    pub(super) error: Option<ReplyError>,
+}
+
+/// `null` is an output like any other.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
+#[derive(Deserialize)]
+pub(super) struct ReplyError {
+    #[serde(default)]
+    code: Option<String>,
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    retryable: Option<bool>,
+}
+
+impl Reply {
+    /// The end of the call that this reply is; `None` for a chunk or anything else that is not an end.
+    pub(super) fn end(self, name: &str) -> Option<Result<Answer, Failure>> {
+        if let Some(error) = self.error {
+            let known = error.code.as_deref().and_then(|code| code.parse().ok()).unwrap_or(ErrorCode::AgentFailed);
+            // Only the node can say that it is busy, that nobody is there, or who may call.
+            let code = match known {
+                ErrorCode::InvalidRequest | ErrorCode::InvalidSchema | ErrorCode::InsufficientResources | ErrorCode::Timeout => known,
+                _ => ErrorCode::AgentFailed,
+            };
+            let message = if error.message.is_empty() { "no message".to_owned() } else { error.message };
+            let failure = Failure::new(code, format!("agent `{name}`: {message}"));
+            let failure = match error.code.filter(|written| written != code.as_str()) {
+                Some(written) => failure.with("agent_code", printable(&written, 64)),
+                None => failure,
+            };
+            let retryable = error.retryable.unwrap_or(failure.retryable);
+            return Some(Err(failure.retryable(retryable)));
+        }
+        let units = self.units.filter(|units| !units.is_sign_negative());
+        self.output.map(|output| Ok(Answer { output, units }))
+    }
+}
+
+/// The line or body that an agent is sent.
+pub(super) fn request(invocation: &Invocation, capability: &CapabilityName) -> Result<Vec<u8>, Failure> {
+    let invalid = |error: serde_json::Error| Failure::new(ErrorCode::InvalidRequest, format!("the input is not JSON: {error}"));
+    let input: &RawValue = serde_json::from_slice(&invocation.input).map_err(invalid)?;
+    let line = Line {
+        id: &invocation.id.to_string(),
+        capability: capability.as_str(),
+        input,
+        deadline_ms: invocation.budget_ms(),
+        idempotency_key: invocation.key.as_deref(),
+    };
+    serde_json::to_vec(&line).map_err(invalid)
+}
+
+impl ProcessAgent {
+    pub(super) fn start(
+        name: &str,
+        command: &[String],
+        folder: &Path,
+        pass_env: &[String],
+        slots: usize,
+        report: watch::Sender<Health>,
+        stop: CancellationToken,
+    ) -> Self {
+        let recipe = Arc::new(Recipe {
+            name: name.to_owned(),
+            command: command.to_vec(),
+            folder: folder.to_path_buf(),
+            pass_env: pass_env.to_vec(),
+        });
+        // The agent lets in no more calls than it has slots, so one place each is enough.
+        let (jobs, queue) = mpsc::channel(slots.max(1));
+        let queue = Arc::new(Mutex::new(queue));
+        let living = Arc::new(Living { count: std::sync::Mutex::new(slots), report });
+        for _ in 0..slots {
+            tokio::spawn(keep_alive(Arc::clone(&recipe), Arc::clone(&queue), Arc::clone(&living), stop.clone()));
+        }
+        Self { name: name.to_owned(), jobs }
+    }
+
+    pub(super) async fn run(
+        &self,
+        invocation: &Invocation,
+        capability: &CapabilityName,
+        cancel: &CancellationToken,
+    ) -> Result<Answer, Failure> {
+        let mut line = request(invocation, capability)?;
+        // A value may hold line breaks between its parts; on the wire a line is a line.
+        line.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
+        line.push(b'\n');
+        let (reply, answer) = oneshot::channel();
+        let job = Job { id: invocation.id.to_string(), line, deadline: invocation.deadline, cancel: cancel.clone(), reply };
+        self.jobs.send(job).await.map_err(|_| stopped(&self.name))?;
+        tokio::select! {
+            answer = answer => answer.map_err(|_| stopped(&self.name))?,
+            // A child is given until the deadline; this only ends the wait for one that could not be started.
+            () = sleep_until(invocation.deadline + CANCEL_GRACE) => Err(timed_out(&self.name)),
+        }
+    }
+}
+
+/// How many children of an agent live; when none does, the agent is down.
+struct Living {
+    count: std::sync::Mutex<usize>,
+    report: watch::Sender<Health>,
+}
+
+impl Living {
+    fn gained(&self) {
+        let mut count = self.count.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *count += 1;
+        self.report.send_if_modified(|health| std::mem::replace(health, Health::Up) != Health::Up);
+    }
+
+    /// One child less. Returns whether it was the last.
+    fn lost(&self, reason: &str) -> bool {
+        let mut count = self.count.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            let _ = self.report.send(Health::Down(reason.to_owned()));
+        }
+        *count == 0
+    }
+}
+
+/// Runs one child after the other until the agent is detached.
+async fn keep_alive(recipe: Arc<Recipe>, queue: Arc<Mutex<mpsc::Receiver<Job>>>, living: Arc<Living>, stop: CancellationToken) {
+    let mut pause = RESTART_MIN;
+    let mut counted = true;
+    loop {
+        let started = Instant::now();
+        let end = match spawn(&recipe) {
+            Ok((child, pipes)) => {
+                let slot = Slot { name: &recipe.name, pipes, queue: &queue, living: &living, counted: &mut counted };
+                slot.serve(child, &stop).await
+            }
+            Err(error) => Some(format!("`{}` cannot be started: {error}", recipe.command.first().map_or("", String::as_str))),
+        };
+        let Some(reason) = end else { return };
+        tracing::warn!(agent = recipe.name, reason, retry_in_ms = pause.as_millis(), "an agent's process ended");
+        if std::mem::take(&mut counted) {
+            if living.lost(&reason) {
+                refuse_waiting(&recipe.name, &queue, &reason);
+            }
+        }
+        if started.elapsed() >= STEADY {
+            pause = RESTART_MIN;
+        }
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = stop.cancelled() => return,
+        }
+        pause = pause.saturating_mul(2).min(RESTART_MAX);
+    }
+}
+
+/// Calls that wait while no child lives are better off elsewhere.
+fn refuse_waiting(name: &str, queue: &Mutex<mpsc::Receiver<Job>>, reason: &str) {
+    let Ok(mut queue) = queue.try_lock() else { return };
+    while let Ok(job) = queue.try_recv() {
+        let failure = Failure::new(ErrorCode::Unavailable, format!("agent `{name}` is down: {reason}"));
+        let _ = job.reply.send(Err(failure));
+    }
+}
+
+struct Pipes {
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    partial: Vec<u8>,
+}
+
+fn spawn(recipe: &Recipe) -> std::io::Result<(Child, Pipes)> {
+    let missing = || std::io::Error::other("no command");
+    let (program, arguments) = recipe.command.split_first().ok_or_else(missing)?;
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(&recipe.folder).env_clear();
+    for name in ["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR"].into_iter().chain(recipe.pass_env.iter().map(String::as_str)) {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    // A group of its own keeps a terminal's Ctrl-C from killing agents before the node has drained.
+    command.process_group(0).kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take()) else {
+        return Err(std::io::Error::other("no pipes"));
+    };
+    let name = recipe.name.clone();
+    tokio::spawn(async move {
+        let mut lines = BufReader::new(stderr.take(u64::MAX));
+        let mut line = Vec::new();
+        while read_line(&mut lines, &mut line, LINE_BYTES_MAX).await.is_ok_and(|more| more) {
+            tracing::info!(agent = name, stderr = printable(&String::from_utf8_lossy(&line), LOG_CHARS_MAX), "agent says");
+            line.clear();
+        }
+    });
+    Ok((child, Pipes { stdin, stdout: BufReader::new(stdout), partial: Vec::new() }))
+}
+
+/// Reads up to the end of a line, keeping what is there when the future is dropped. False at the end of the stream.
+async fn read_line<R: tokio::io::AsyncBufRead + Unpin>(reader: &mut R, line: &mut Vec<u8>, bytes_max: usize) -> std::io::Result<bool> {
+    loop {
+        let available = reader.fill_buf().await?;
+        if available.is_empty() {
+            return Ok(false);
+        }
+        let end = available.iter().position(|byte| *byte == b'\n');
+        let taken = end.map_or(available.len(), |end| end + 1);
+        line.extend_from_slice(&available[..end.unwrap_or(taken)]);
+        reader.consume(taken);
+        if line.len() > bytes_max {
+            return Err(std::io::Error::other(format!("a line of more than {bytes_max} bytes")));
+        }
+        if end.is_some() {
+            return Ok(true);
+        }
+    }
+}
+
+struct Slot<'a> {
+    name: &'a str,
+    pipes: Pipes,
+    queue: &'a Mutex<mpsc::Receiver<Job>>,
+    living: &'a Living,
+    counted: &'a mut bool,
+}
+
+impl Slot<'_> {
+    /// Serves calls with one child until it dies. Returns why, or `None` if the agent was detached.
+    async fn serve(mut self, mut child: Child, stop: &CancellationToken) -> Option<String> {
+        let probation_ends = Instant::now() + PROBATION;
+        loop {
+            let job = tokio::select! {
+                biased;
+                () = stop.cancelled() => return None,
+                line = read_line(&mut self.pipes.stdout, &mut self.pipes.partial, LINE_BYTES_MAX) => match line {
+                    Ok(true) => {
+                        self.pass_over();
+                        continue;
+                    }
+                    Ok(false) => return Some(ended(&mut child).await),
+                    Err(error) => return Some(error.to_string()),
+                },
+                () = sleep_until(probation_ends), if !*self.counted => {
+                    *self.counted = true;
+                    self.living.gained();
+                    continue;
+                }
+                job = next_job(self.queue), if *self.counted => match job {
+                    Some(job) => job,
+                    None => return None,
+                },
+            };
+            if let Some(reason) = self.work(job, &mut child, stop).await {
+                return Some(reason);
+            }
+            if stop.is_cancelled() {
+                return None;
+            }
+        }
+    }
+
+    fn pass_over(&mut self) {
+        let shown = printable(&String::from_utf8_lossy(&self.pipes.partial), 120);
+        tracing::debug!(agent = self.name, line = shown, "a line that answers no running call");
+        self.pipes.partial.clear();
+    }
+
+    /// Has the child do one call. Returns why the child must go, if it must.
+    async fn work(&mut self, job: Job, child: &mut Child, stop: &CancellationToken) -> Option<String> {
+        let Job { id, line, deadline, cancel, reply } = job;
+        if cancel.is_cancelled() {
+            let _ = reply.send(Err(cancelled()));
+            return None;
+        }
+        let write = async {
+            self.pipes.stdin.write_all(&line).await?;
+            self.pipes.stdin.flush().await
+        };
+        let written = tokio::select! {
+            written = write => written,
+            () = sleep_until(deadline) => Err(std::io::Error::other("it does not read its input")),
+        };
+        if let Err(error) = written {
+            let _ = reply.send(Err(failed(self.name, &format!("its process broke off: {error}"))));
+            return Some(ended(child).await);
+        }
+        let mut until = deadline;
+        let mut told = false;
+        loop {
+            tokio::select! {
+                biased;
+                line = read_line(&mut self.pipes.stdout, &mut self.pipes.partial, LINE_BYTES_MAX) => match line {
+                    Ok(true) => {
+                        if let Some(end) = self.answer(&id) {
+                            let _ = reply.send(if told { Err(cancelled()) } else { end });
+                            return None;
+                        }
+                    }
+                    Ok(false) => {
+                        let reason = ended(child).await;
+                        let _ = reply.send(Err(failed(self.name, &format!("its process ended during the call: {reason}"))));
+                        return Some(reason);
+                    }
+                    Err(error) => {
+                        let _ = reply.send(Err(failed(self.name, &error.to_string()).retryable(false)));
+                        return Some(error.to_string());
+                    }
+                },
+                () = cancel.cancelled(), if !told => {
+                    told = true;
+                    until = until.min(Instant::now() + CANCEL_GRACE);
+                    let message = format!("{{\"cancel\":\"{id}\"}}\n");
+                    let _ = tokio::time::timeout(CANCEL_GRACE, self.pipes.stdin.write_all(message.as_bytes())).await;
+                }
+                () = sleep_until(until) => {
+                    let _ = reply.send(Err(if told { cancelled() } else { timed_out(self.name) }));
+                    return Some("it did not answer in time and was killed".to_owned());
+                }
+                () = stop.cancelled() => {
+                    let _ = reply.send(Err(stopped(self.name)));
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Reads the line that has just arrived as the end of call `id`.
+    fn answer(&mut self, id: &str) -> Option<Result<Answer, Failure>> {
+        let reply: Option<Reply> = serde_json::from_slice(&self.pipes.partial).ok();
+        let end = reply.filter(|reply| reply.id.as_deref() == Some(id)).and_then(|reply| reply.end(self.name));
+        match end {
+            Some(end) => {
+                self.pipes.partial.clear();
+                Some(end)
+            }
+            None => {
+                self.pass_over();
+                None
+            }
+        }
+    }
+}
+
+async fn next_job(queue: &Mutex<mpsc::Receiver<Job>>) -> Option<Job> {
+    queue.lock().await.recv().await
+}
+
+fn failed(name: &str, reason: &str) -> Failure {
+    Failure::new(ErrorCode::AgentFailed, format!("agent `{name}`: {reason}"))
+}
+
+/// What became of a child whose output ended.
+async fn ended(child: &mut Child) -> String {
+    match tokio::time::timeout(Duration::from_millis(500), child.wait()).await {
+        Ok(Ok(status)) => status.to_string(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "it closed its output".to_owned(),
+    }
+}

@@ -1,0 +1,69 @@
+//! `meshwork peers`: the nodes that this one is connected to.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    CliError, Global,
+    client::{Client, read},
+    figures,
+    table::Table,
+};
+
+/// Arguments of `peers`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  meshwork peers --json | jq -r '.peers[].node_id'")]
+pub(crate) struct Args {}
+
+#[derive(Debug, Deserialize)]
+struct Listing {
+    peers: Vec<Peer>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Peer {
+    node_id: String,
+    #[serde(default)]
+    addresses: Vec<String>,
+    #[serde(default)]
+    direction: String,
+    #[serde(default)]
+    transport: String,
+    #[serde(default)]
+    rtt_ms: Value,
+    #[serde(default)]
+    agents: u64,
+    #[serde(default)]
+    connected_ms: u64,
+    #[serde(default)]
+    agent_version: Option<String>,
+}
+
+/// Lists the connected peers.
+pub(crate) async fn run(Args {}: Args, global: &Global) -> Result<(), CliError> {
+    let answer = Client::new(global)?.get(&["v1", "peers"], &[]).await?;
+    global.answer(&answer, || {
+        let listing: Listing = read(&answer)?;
+        let alone = "no peers; join a mesh with `meshwork up --join MULTIADDR`, or see what `meshwork doctor` says\n";
+        Ok(if listing.peers.is_empty() { alone.to_owned() } else { text(&listing.peers, global.colour()) })
+    })
+}
+
+fn text(peers: &[Peer], colour: bool) -> String {
+    let mut table = Table::new(["node", "address", "direction", "transport", "rtt", "agents", "connected", "version"]);
+    for peer in peers {
+        let more = if peer.addresses.len() > 1 { format!(" +{}", peer.addresses.len() - 1) } else { String::new() };
+        table.row([
+            figures::node(&peer.node_id),
+            peer.addresses.first().map_or_else(|| figures::NOTHING.to_owned(), |address| figures::word(address)) + &more,
+            peer.direction.clone(),
+            peer.transport.clone(),
+            figures::figure(&peer.rtt_ms, figures::millis),
+            peer.agents.to_string(),
+            figures::span(peer.connected_ms),
+            peer.agent_version.clone().unwrap_or_else(|| figures::NOTHING.to_owned()),
+        ]);
+    }
+    table.text(colour)
+}

@@ -1,0 +1,277 @@
+//! The settings, section by section, each with its default and the reason for it.
+//!
+//! These are plain values. What a number may be stands in one table beside the known keys; what a text may be, and which
+//! settings exclude each other, is checked where the layers come together.
+
+use std::{
+    net::{AddrParseError, SocketAddr},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model;
+
+/// Everything that a node needs to know before it starts.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Who this node is and where it keeps its files.
+    pub node: Node,
+    /// How it meets other nodes.
+    pub mesh: Mesh,
+    /// The door for clients on this machine.
+    pub api: Api,
+    /// How agents are chosen.
+    pub routing: Routing,
+    /// What this node accepts at most.
+    pub limits: Limits,
+    /// What it writes about itself.
+    pub telemetry: Telemetry,
+    /// The agents that it hosts from the start: the `[[agent]]` tables.
+    #[serde(rename = "agent", skip_serializing_if = "Vec::is_empty")]
+    pub agents: Vec<model::Definition>,
+}
+
+impl Config {
+    /// The file that holds the token of the API.
+    pub fn token_file(&self) -> PathBuf {
+        self.api.token_file.clone().unwrap_or_else(|| self.node.data_dir.join("api-token"))
+    }
+}
+
+/// `[node]`: who this node is and where it keeps its files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Node {
+    /// What people call it, 1 to 64 printable characters; the host name once a configuration is loaded. It proves nothing: the key does.
+    pub name: Option<String>,
+    /// Where keys, definitions and indexes live; one node per directory. Default `$XDG_DATA_HOME/meshwork`, else `~/.local/share/meshwork`.
+    pub data_dir: PathBuf,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        let home = super::load::data_dir_default(|name| std::env::var(name).ok());
+        Self { name: None, data_dir: home.unwrap_or_else(|| PathBuf::from("meshwork-data")) }
+    }
+}
+
+/// `[mesh]`: how this node meets others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mesh {
+    /// Addresses to listen on, as multiaddrs over TCP or QUIC, at most 16; port 0 picks a free one. Both transports by default, because
+    /// QUIC keeps calls apart under bulk load and TCP passes where UDP is blocked.
+    pub listen: Vec<String>,
+    /// Nodes to join through, at most 64, best ending in `/p2p/PEER_ID` so that nobody else can answer in their place.
+    pub join: Vec<String>,
+    /// Addresses to tell others, at most 16, for a node whose own interfaces do not show how it is reached (port forwarding, a public name).
+    pub external: Vec<String>,
+    /// Whether peers in private ranges are dialled although this node listens on none. Off, because an address that a stranger tells
+    /// could otherwise point into the local network.
+    pub private: bool,
+    /// Whether this node only asks: it does not listen, answers nobody's lookups and hosts no agents, since a node that cannot be
+    /// dialled cannot be found.
+    pub client_only: bool,
+    /// Whether gossip and digests are exchanged. Off suits a metered link: only lookups in the DHT remain, so answers are less fresh.
+    pub gossip: bool,
+    /// How many connections there may be.
+    pub limits: MeshLimits,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self {
+            listen: vec!["/ip4/0.0.0.0/tcp/7481".to_owned(), "/ip4/0.0.0.0/udp/7481/quic-v1".to_owned()],
+            join: Vec::new(),
+            external: Vec::new(),
+            private: false,
+            client_only: false,
+            gossip: true,
+            limits: MeshLimits::default(),
+        }
+    }
+}
+
+/// `[mesh.limits]`: how many connections there may be. A handshake costs signatures and an idle connection memory, so strangers get few.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MeshLimits {
+    /// Handshakes that others began and have not finished: what a flood of half-open connections can hold.
+    pub pending_in_max: u32,
+    /// Dials under way: more would look like a scan to the networks between.
+    pub pending_out_max: u32,
+    /// Connections that others opened. Below the total, so that a crowd outside cannot keep this node from dialling out.
+    pub established_in_max: u32,
+    /// Connections that this node opened: its own choice of peers, which an attacker cannot fill.
+    pub established_out_max: u32,
+    /// Connections of both kinds together, which bounds memory (about 40 KB for an idle one).
+    pub established_max: u32,
+    /// Connections of one peer: TCP and QUIC, once from each side.
+    pub per_peer_max: u32,
+    /// Connections from one /24 or /64, so that one rented subnet cannot fill the table. Ranges that this node itself listens on or
+    /// joins through are exempt if they are private.
+    pub per_range_max: u32,
+    /// Memory in bytes above which no connection is accepted; without it the limit of the control group decides.
+    pub memory_bytes_max: Option<u64>,
+}
+
+impl Default for MeshLimits {
+    fn default() -> Self {
+        Self {
+            pending_in_max: 32,
+            pending_out_max: 16,
+            established_in_max: 96,
+            established_out_max: 64,
+            established_max: 128,
+            per_peer_max: 4,
+            per_range_max: 8,
+            memory_bytes_max: None,
+        }
+    }
+}
+
+/// `[api]`: the door for clients on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Api {
+    /// Loopback address and port; port 0 picks a free one. Loopback only, because the API speaks plain HTTP and its token would travel in clear.
+    pub listen: String,
+    /// Names beside the loopback ones that a request's Host header may carry, at most 32: needed behind a reverse proxy, refused
+    /// otherwise so that a page cannot rebind its own name to this machine.
+    pub allowed_hosts: Vec<String>,
+    /// Web origins (`https://host[:port]`) whose pages may call the API, at most 32; none by default.
+    pub allowed_origins: Vec<String>,
+    /// File that holds the bearer token; default `api-token` in the data directory.
+    pub token_file: Option<PathBuf>,
+}
+
+impl Api {
+    /// The address to listen on.
+    ///
+    /// # Errors
+    /// If `listen` is not `ADDRESS:PORT`, which a loaded configuration never has.
+    pub fn address(&self) -> Result<SocketAddr, AddrParseError> {
+        self.listen.parse()
+    }
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:7480".to_owned(), allowed_hosts: Vec::new(), allowed_origins: Vec::new(), token_file: None }
+    }
+}
+
+/// `[routing]`: how agents are chosen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Routing {
+    /// Share of the score that closeness of the capability has, 0 to 1. The four weights need not add up to 1, but one must be above 0.
+    pub weight_match: f64,
+    /// Share of the score that trust has, 0 to 1.
+    pub weight_trust: f64,
+    /// Share of the score that latency has, 0 to 1.
+    pub weight_latency: f64,
+    /// Share of the score that cost has, 0 to 1.
+    pub weight_cost: f64,
+    /// Trust that an agent must possibly have, 0 to 100. Tests the upper bound of what is believed, so that newcomers at 50 pass.
+    pub min_trust: f64,
+    /// Share of calls that go to agents of which little is known, 0 to 0.5. At 0 newcomers would never earn trust.
+    pub exploration: f64,
+    /// Failures in a row after which an agent is withdrawn, 1 to 100. Three, since a single one may be the call's own fault.
+    pub failures_to_withdraw: u32,
+    /// How long a withdrawn agent stays suspect before it is tried again, in milliseconds.
+    pub suspect_ms: u64,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Self {
+            weight_match: 0.3,
+            weight_trust: 0.3,
+            weight_latency: 0.2,
+            weight_cost: 0.2,
+            min_trust: 50.0,
+            exploration: 0.05,
+            failures_to_withdraw: 3,
+            suspect_ms: 10_000,
+        }
+    }
+}
+
+/// `[limits]`: what this node accepts at most.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Largest input or output of a call, in bytes. Bounded by one frame of a lane, so that no call holds up those behind it.
+    pub payload_bytes_max: u32,
+    /// Deadline of a call that names none, in milliseconds: long enough for a language model.
+    pub call_timeout_ms_default: u64,
+    /// Longest deadline that a call may ask for, in milliseconds: what it holds is held that long.
+    pub call_timeout_ms_max: u64,
+    /// Calls of this node's clients that may be under way; further ones are told BUSY at once.
+    pub calls_in_flight_max: u32,
+    /// Calls of one peer that may be under way here, so that one peer cannot take all slots.
+    pub calls_per_peer_max: u32,
+    /// Agents that one call is tried on: enough to pass a dead one, too few to multiply an overload.
+    pub attempts_max: u32,
+    /// Agents that this node hosts: each is a record to sign, announce and renew.
+    pub agents_max: u32,
+    /// Records that the directory holds; at 8 KiB each at most, those that expire first give way.
+    pub records_max: u32,
+    /// Final results kept for callers that ask again with the same idempotency key.
+    pub results_kept_max: u32,
+    /// How long such a result is kept, in milliseconds: longer than any caller retries.
+    pub results_kept_ms: u64,
+    /// Largest body of an API request, in bytes. Parsed JSON takes some twenty times its length in memory.
+    pub http_body_bytes_max: u64,
+    /// How long a stopping node lets calls finish, in milliseconds.
+    pub drain_ms_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            payload_bytes_max: 65_536,
+            call_timeout_ms_default: 60_000,
+            call_timeout_ms_max: 600_000,
+            calls_in_flight_max: 4_096,
+            calls_per_peer_max: 1_024,
+            attempts_max: 4,
+            agents_max: 64,
+            records_max: 100_000,
+            results_kept_max: 10_000,
+            results_kept_ms: 600_000,
+            http_body_bytes_max: 1_048_576,
+            drain_ms_max: 30_000,
+        }
+    }
+}
+
+/// `[telemetry]`: what the node writes about itself, on its standard error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// What is logged: a level, or directives such as `info,meshwork::mesh=debug`; at most 1,024 characters.
+    pub log: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { log: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line, for collectors.
+    Json,
+}

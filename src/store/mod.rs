@@ -1,0 +1,47 @@
+//! What a node keeps on its disk, all of it in one data directory.
+//!
+//! *Truth* is what nobody else could give back: the node's key (`node.key`), each agent's key, sequence and added definition
+//! (`agents/NAME/key`, `sequence`, `definition.json`), the token of the API (`api-token`). Each is a small file that is replaced as a whole and
+//! flushed, with its folder, before the call returns; a damaged one is a named error, never silently replaced and never deleted.
+//!
+//! *Index* is what can be learnt again: good peers and bans, in sled under `index/`. sled does not flush to the platter on Linux when asked
+//! to, so nothing that was acknowledged may depend on it; a damaged index is moved aside and begun anew.
+//!
+//! *One process.* [`DataDir`] holds an exclusive lock, and everything else is made from it. A second node on the same directory gets an
+//! error that names the process in its way.
+//!
+//! *Secrets.* Mode 0600 in folders of mode 0700, created exclusively, refused if other users could get at them (threat T14).
+//!
+//! Every call blocks on the disk, those into sled included, so none belongs in an event loop: a blocking worker makes them.
+
+mod agents;
+mod error;
+mod files;
+mod index;
+mod keys;
+mod lock;
+mod sequence;
+
+use std::path::{Path, PathBuf};
+
+pub use agents::{Definitions, Loaded};
+pub use error::Error;
+pub use files::{MODE_SECRET, create_durable, read_bounded, remove_durable, write_durable};
+pub use index::{Ban, GoodPeer, Index};
+pub use keys::{Keystore, read_token};
+pub use lock::DataDir;
+pub use sequence::Sequences;
+
+use crate::model;
+
+/// How long an agent's name may be, in bytes.
+const NAME_BYTES_MAX: usize = 64;
+
+/// Where the files of the agent called `name` are. Names come from files and requests, so one that is no plain folder name is refused.
+fn agent_folder(data_dir: &Path, name: &str) -> Result<PathBuf, Error> {
+    let chars_ok = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if !chars_ok || name.starts_with('.') || !(1..=NAME_BYTES_MAX).contains(&name.len()) {
+        return Err(Error::Name { name: model::printable(name, NAME_BYTES_MAX) });
+    }
+    Ok(data_dir.join("agents").join(name))
+}
