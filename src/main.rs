@@ -1,1 +1,7 @@
-fn main() {}
+//! The `meshwork` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    meshwork::cli::main()
+}

@@ -17,6 +17,7 @@ use super::http::HttpAgent;
 use super::process::ProcessAgent;
 use super::schema::Fault;
 use crate::model::{Adapter, AgentId, CapabilityName, ErrorCode, Failure, InvocationId, VersionRequirement};
+use crate::wire::AgentKey;
 
 /// Whether an agent can be called.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +78,7 @@ enum Backend {
 
 /// An agent that is attached to this node.
 pub struct Agent {
-    id: AgentId,
+    key: Arc<AgentKey>,
     checked: Checked,
     backend: Backend,
     slots: Semaphore,
@@ -89,7 +90,7 @@ pub struct Agent {
 
 impl std::fmt::Debug for Agent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Agent").field("name", &self.checked.definition.name).field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Agent").field("name", &self.checked.definition.name).field("id", &self.id()).finish_non_exhaustive()
     }
 }
 
@@ -111,7 +112,7 @@ impl Drop for Counted<'_> {
 
 impl Agent {
     /// Attaches an agent: starts its processes or its health checks. `data_dir` is where processes run unless told otherwise.
-    pub fn start(id: AgentId, checked: Checked, data_dir: &std::path::Path) -> Self {
+    pub fn start(key: Arc<AgentKey>, checked: Checked, data_dir: &std::path::Path) -> Self {
         let stopped = CancellationToken::new();
         let (report, health) = watch::channel(Health::Up);
         let definition = &checked.definition;
@@ -138,7 +139,7 @@ impl Agent {
             },
         };
         Self {
-            id,
+            key,
             checked,
             backend,
             slots: Semaphore::new(slots),
@@ -151,7 +152,12 @@ impl Agent {
 
     /// Its id.
     pub fn id(&self) -> AgentId {
-        self.id
+        self.key.id()
+    }
+
+    /// The key that signs its records.
+    pub fn key(&self) -> &AgentKey {
+        &self.key
     }
 
     /// What people call it.

@@ -13,5 +13,5 @@ mod process;
 mod registry;
 pub mod schema;
 
-pub use agent::{Agent, Health, Invocation, Output};
+pub use agent::{Agent, Health, Invocation, Output, schema_failure};
 pub use registry::{Change, Registry};

@@ -24,6 +24,7 @@ mod figures;
 mod find;
 mod global;
 mod key;
+mod local;
 mod output;
 mod peers;
 mod status;

@@ -131,14 +131,6 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         }
         Ok(())
     }
-
-    /// Writes everything and closes the stream, as far as the other side lets us.
-    pub(super) async fn finish(mut self) -> io::Result<()> {
-        while self.is_dirty() {
-            self.advance().await?;
-        }
-        self.half.close().await
-    }
 }
 
 /// When a lane is given up because one of its halves makes no progress.

@@ -44,15 +44,7 @@ impl State {
         outputs: &mut Vec<Output>,
     ) -> Self {
         outputs.extend(names.iter().cloned().map(Output::Lookup));
-        let mut state = Self {
-            here,
-            lookups: names,
-            asked: BTreeSet::new(),
-            unanswered: BTreeSet::new(),
-            dialling,
-            deadline,
-            done: false,
-        };
+        let mut state = Self { here, lookups: names, asked: BTreeSet::new(), unanswered: BTreeSet::new(), dialling, deadline, done: false };
         state.settle(outputs);
         state
     }

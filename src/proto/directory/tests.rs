@@ -304,6 +304,24 @@ fn a_node_whose_connection_broke_is_dialled_soon_and_again_with_the_first_pause(
 }
 
 #[test]
+fn a_connection_makes_the_pauses_short_again() {
+    let mut state = directory();
+    state.on_record(record(&node(1), 1, 1, ms(0), &["echo"]), at(0));
+    for second in 0..3 {
+        state.on_dial_failed(node(1).id(), at(second));
+    }
+    state.on_connected(node(1).id());
+    state.on_disconnected(node(1).id(), true, at(3));
+    state.drain();
+
+    state.on_dial_failed(node(1).id(), at(4));
+    state.drain();
+    state.handle_tick(at(5));
+
+    assert_eq!(state.drain(), [dial(1)]);
+}
+
+#[test]
 fn a_failed_dial_says_nothing_against_a_connection_that_stands() {
     let mut state = directory();
     reachable(&mut state, record(&node(1), 1, 1, ms(0), &["echo"]));
@@ -692,6 +710,16 @@ fn min_success_rate_rejects_with_the_measured_rate_and_lets_strangers_pass() {
 
     assert_eq!(answer.candidates.len(), 2);
     assert_eq!(reasons(answer), BTreeMap::from([(agent(1), Rejection::SuccessRate(0.0))]));
+}
+
+#[test]
+fn one_failure_does_not_outlaw_a_sole_provider_by_its_success_rate() {
+    let state = offering(vec![with(1, &["echo"], |_| ())]);
+    let mut ledger = Ledger::new(10);
+    fail(&mut ledger, 1, 1);
+    let mut query = asking(&["echo"]);
+    query.constraints.min_success_rate = Some(0.5);
+    assert_eq!(state.query(&query, &ledger, Duration::ZERO).candidates.len(), 1);
 }
 
 /// AITP-5: min_trust tests the upper bound, so that one failure does not outlaw a sole provider.

@@ -250,3 +250,459 @@ fn failed(text: &[u8], accepted: bool) -> Outcome {
     shown.details = failure.details;
     Outcome::Failed { failure: shown, accepted }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
+
+    use super::*;
+    use crate::model::{AgentId, InvocationId};
+    use crate::wire::invocation::Priority;
+
+    #[test]
+    fn a_call_is_settled_by_its_result() {
+        let (mut lane, mut outputs) = lane();
+        let id = call(&mut lane, 'a', 60_000, &mut outputs);
+        assert_eq!(outputs, [Output::Send(Frame::Request { id, request: Box::new(request()) })]);
+        outputs.clear();
+
+        lane.on_frame(Frame::Accepted { id }, ms(1), &mut outputs);
+        assert_eq!(outputs, []);
+        lane.on_frame(Frame::Result { id, success: success() }, ms(2), &mut outputs);
+
+        assert_eq!(outputs, [Output::Settle('a', Outcome::Success(success()))]);
+        assert_eq!((lane.pending_len(), lane.poll_timeout()), (0, None));
+    }
+
+    #[test]
+    fn an_error_says_whether_the_call_had_been_accepted() {
+        for accepted in [false, true] {
+            let (mut lane, mut outputs) = lane();
+            let id = call(&mut lane, 'a', 60_000, &mut outputs);
+            if accepted {
+                lane.on_frame(Frame::Accepted { id }, ms(1), &mut outputs);
+            }
+            outputs.clear();
+            let failure = Failure::new(ErrorCode::AgentFailed, "no").with("limit", 3);
+            lane.on_frame(Frame::error(id, &failure), ms(2), &mut outputs);
+            assert_eq!(outputs, [Output::Settle('a', Outcome::Failed { failure, accepted })]);
+        }
+    }
+
+    #[test]
+    fn an_error_that_cannot_be_read_is_still_one() {
+        let (mut lane, mut outputs) = lane();
+        let id = call(&mut lane, 'a', 60_000, &mut outputs);
+        outputs.clear();
+        lane.on_frame(Frame::Error { id, failure: "{".into() }, ms(1), &mut outputs);
+        assert!(matches!(&outputs[..], [Output::Settle('a', Outcome::Failed { failure, .. })] if failure.code == ErrorCode::Internal));
+    }
+
+    #[test]
+    fn what_a_peer_writes_into_an_error_is_made_printable() {
+        let (mut lane, mut outputs) = lane();
+        let id = call(&mut lane, 'a', 60_000, &mut outputs);
+        outputs.clear();
+        let text = r#"{"code":"BUSY","message":"\u001b[31mred","retryable":true}"#;
+        lane.on_frame(Frame::Error { id, failure: text.into() }, ms(1), &mut outputs);
+        let [Output::Settle('a', Outcome::Failed { failure, .. })] = &outputs[..] else { panic!("not settled: {outputs:?}") };
+        assert_eq!(failure.message, "\u{fffd}[31mred");
+    }
+
+    #[test]
+    fn a_full_lane_refuses_and_sends_nothing() {
+        let (mut lane, mut outputs) = lane();
+        for token in ['a', 'b', 'c'] {
+            call(&mut lane, token, 60_000, &mut outputs);
+        }
+        outputs.clear();
+        assert_eq!(lane.handle_call(request(), 'd', ms(60_000), ms(0), &mut outputs), None);
+        let [Output::Settle('d', Outcome::Failed { failure, accepted: false })] = &outputs[..] else { panic!("not refused: {outputs:?}") };
+        assert_eq!((failure.code, failure.retry_after_ms()), (ErrorCode::Busy, Some(50)));
+    }
+
+    #[test]
+    fn a_request_that_does_not_fit_into_a_frame_is_settled_without_a_word_to_the_peer() {
+        let (mut lane, mut outputs) = lane();
+        let id = call(&mut lane, 'a', 60_000, &mut outputs);
+        outputs.clear();
+        let why = crate::wire::Error::Oversize { kind: "frame", bytes: 2, bytes_max: 1 };
+        lane.handle_unsendable(id, &why, &mut outputs);
+        lane.handle_unsendable(id, &why, &mut outputs);
+        assert!(
+            matches!(&outputs[..], [Output::Settle('a', Outcome::Failed { failure, accepted: false })] if failure.code == ErrorCode::PayloadTooLarge)
+        );
+    }
+
+    #[test]
+    fn a_deadline_cancels_and_its_late_reply_is_harmless_once() {
+        let (mut lane, mut outputs) = lane();
+        let id = call(&mut lane, 'a', 100, &mut outputs);
+        outputs.clear();
+
+        lane.handle_timeout(ms(99), &mut outputs);
+        assert_eq!(outputs, []);
+        lane.handle_timeout(ms(100), &mut outputs);
+        let timed_out = Output::Settle('a', Outcome::TimedOut { accepted: false });
+        assert_eq!(outputs, [Output::Send(Frame::Cancel { id }), timed_out]);
+        outputs.clear();
+
+        lane.on_frame(Frame::Result { id, success: success() }, ms(101), &mut outputs);
+        assert_eq!(outputs, []);
+        lane.on_frame(Frame::Result { id, success: success() }, ms(102), &mut outputs);
+        assert_eq!(outputs, [Output::Close(Closed::Violation("a reply to no call"))]);
+    }
+
+    #[test]
+    fn a_cancelled_call_is_settled_at_once_and_its_late_reply_is_harmless() {
+        let (mut lane, mut outputs) = lane();
+        let id = call(&mut lane, 'a', 60_000, &mut outputs);
+        outputs.clear();
+
+        lane.handle_cancel(id, &mut outputs);
+        lane.handle_cancel(id, &mut outputs);
+
+        let [Output::Send(Frame::Cancel { id: cancelled }), Output::Settle('a', Outcome::Failed { failure, .. })] = &outputs[..] else {
+            panic!("not cancelled once: {outputs:?}")
+        };
+        assert_eq!((*cancelled, failure.code), (id, ErrorCode::Cancelled));
+        outputs.clear();
+        lane.on_frame(Frame::error(id, &Failure::new(ErrorCode::Cancelled, "stopped")), ms(1), &mut outputs);
+        assert_eq!(outputs, []);
+    }
+
+    #[test]
+    fn a_reply_to_no_call_closes_the_lane_and_loses_what_is_outstanding() {
+        let (mut lane, mut outputs) = lane();
+        let id = call(&mut lane, 'a', 60_000, &mut outputs);
+        call(&mut lane, 'b', 60_000, &mut outputs);
+        lane.on_frame(Frame::Accepted { id }, ms(1), &mut outputs);
+        outputs.clear();
+
+        lane.on_frame(Frame::Result { id: 99, success: success() }, ms(1), &mut outputs);
+
+        let lost = |token, accepted| Output::Settle(token, Outcome::Lost { accepted });
+        assert_eq!(outputs, [lost('a', true), lost('b', false), Output::Close(Closed::Violation("a reply to no call"))]);
+    }
+
+    #[test]
+    fn a_frame_that_only_callers_send_closes_the_lane() {
+        for frame in [Frame::Cancel { id: 0 }, Frame::Ping { nonce: 0 }, Frame::Request { id: 0, request: Box::new(request()) }] {
+            let (mut lane, mut outputs) = lane();
+            lane.on_frame(frame, ms(0), &mut outputs);
+            assert_eq!(outputs, [Output::Close(Closed::Violation("a request on a lane that only answers"))]);
+        }
+    }
+
+    #[test]
+    fn a_closed_lane_loses_calls_at_once_and_hears_nothing() {
+        let (mut lane, mut outputs) = lane();
+        lane.on_closed(&mut outputs);
+        assert_eq!(lane.handle_call(request(), 'a', ms(60_000), ms(0), &mut outputs), None);
+        lane.on_frame(Frame::Result { id: 0, success: success() }, ms(1), &mut outputs);
+        lane.handle_timeout(ms(100_000), &mut outputs);
+        assert_eq!(outputs, [Output::Settle('a', Outcome::Lost { accepted: false })]);
+    }
+
+    /// MEAP-1: heartbeats.
+    #[test]
+    fn silence_is_questioned_each_half_second_and_ends_the_lane_after_two() {
+        let (mut lane, mut outputs) = lane();
+        call(&mut lane, 'a', 60_000, &mut outputs);
+        outputs.clear();
+
+        let mut said = Vec::new();
+        while let Some(due) = lane.poll_timeout() {
+            lane.handle_timeout(due, &mut outputs);
+            said.extend(outputs.drain(..).map(|output| (due.as_millis(), output)));
+        }
+
+        let ping = Output::Send(Frame::Ping { nonce: 1 });
+        let end = [Output::Settle('a', Outcome::Lost { accepted: false }), Output::Close(Closed::Silent)];
+        let [lost, closed] = end.map(|output| (2_000, output));
+        assert_eq!(said, [(500, ping.clone()), (1_000, ping.clone()), (1_500, ping), lost, closed]);
+    }
+
+    #[test]
+    fn any_frame_is_a_sign_of_life() {
+        let (mut lane, mut outputs) = lane();
+        call(&mut lane, 'a', 60_000, &mut outputs);
+        outputs.clear();
+        for tenth in 1..=100_u64 {
+            if tenth % 19 == 0 {
+                lane.on_frame(Frame::Pong { nonce: 0 }, ms(tenth * 100), &mut outputs);
+            }
+            lane.handle_timeout(ms(tenth * 100), &mut outputs);
+        }
+        assert_eq!(lane.pending_len(), 1);
+        assert!(outputs.iter().all(|output| matches!(output, Output::Send(Frame::Ping { .. }))));
+    }
+
+    #[test]
+    fn an_idle_lane_may_be_silent_and_the_next_call_starts_afresh() {
+        let (mut lane, mut outputs) = lane();
+        lane.handle_timeout(ms(100_000), &mut outputs);
+        assert_eq!((lane.poll_timeout(), &outputs[..]), (None, &[][..]));
+
+        lane.handle_call(request(), 'a', ms(200_000), ms(100_000), &mut outputs);
+        outputs.clear();
+        lane.handle_timeout(ms(100_499), &mut outputs);
+        assert_eq!(outputs, []);
+        assert_eq!(lane.poll_timeout(), Some(ms(100_500)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, rng_seed: RngSeed::Fixed(7), ..ProptestConfig::with_cases(256) })]
+
+        /// MEAP-9: whatever arrives in whatever order, each call is settled exactly once.
+        #[test]
+        fn each_call_is_settled_exactly_once(ops in prop::collection::vec(op(), 1..80)) {
+            let mut lane = State::new(CALLS_MAX, ms(0));
+            let mut seen = Seen::default();
+            for op in ops {
+                let mut outputs = Vec::new();
+                let expected = seen.apply(&op, &mut lane, &mut outputs);
+                prop_assert_eq!(&outputs, &expected, "{:?}", op);
+                seen.take(&outputs);
+                prop_assert_eq!(lane.pending_len(), seen.outstanding.len());
+                prop_assert!(lane.pending_len() <= CALLS_MAX);
+                prop_assert!(!seen.closed || lane.pending_len() == 0);
+                prop_assert_eq!(lane.poll_timeout().is_some(), lane.pending_len() > 0);
+            }
+            let mut outputs = Vec::new();
+            lane.on_closed(&mut outputs);
+            seen.take(&outputs);
+            prop_assert_eq!(lane.pending_len(), 0);
+            prop_assert!(seen.settled_by_token.values().all(|times| *times == 1), "{:?}", seen.settled_by_token);
+            prop_assert_eq!(seen.settled_by_token.len(), seen.tokens);
+        }
+    }
+
+    const CALLS_MAX: usize = 3;
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Call { budget_ms: u64 },
+        Unsendable { id: u64 },
+        Cancel { id: u64 },
+        Accepted { id: u64 },
+        Result { id: u64 },
+        Error { id: u64 },
+        Pong,
+        Foreign,
+        Garbage,
+        Passed { ms: u64 },
+        Closed,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let id = || 0_u64..12;
+        prop_oneof![
+            12 => prop::sample::select(vec![0_u64, 100, 700, 5_000, 60_000]).prop_map(|budget_ms| Op::Call { budget_ms }),
+            1 => id().prop_map(|id| Op::Unsendable { id }),
+            3 => id().prop_map(|id| Op::Cancel { id }),
+            3 => id().prop_map(|id| Op::Accepted { id }),
+            4 => id().prop_map(|id| Op::Result { id }),
+            3 => id().prop_map(|id| Op::Error { id }),
+            3 => Just(Op::Pong),
+            6 => (1_u64..700).prop_map(|ms| Op::Passed { ms }),
+            1 => prop_oneof![4 => Just(Op::Passed { ms: 10_000 }), 1 => Just(Op::Foreign), 1 => Just(Op::Garbage), 1 => Just(Op::Closed)],
+        ]
+    }
+
+    /// What a patient observer of the lane knows: every call in a list, looked through for each question.
+    #[derive(Default)]
+    struct Seen {
+        now: Duration,
+        tokens: usize,
+        calls: u64,
+        /// Number, token, deadline, whether accepted.
+        outstanding: Vec<(u64, usize, Duration, bool)>,
+        settled_by_token: BTreeMap<usize, u32>,
+        excused: u32,
+        heard_at: Duration,
+        pinged_at: Option<Duration>,
+        closed: bool,
+    }
+
+    impl Seen {
+        fn take(&mut self, outputs: &[Output<usize>]) {
+            for output in outputs {
+                if let Output::Settle(token, _) = output {
+                    *self.settled_by_token.entry(*token).or_default() += 1;
+                }
+            }
+        }
+
+        /// Does `op` to `lane`, and returns what should have come of it.
+        fn apply(&mut self, op: &Op, lane: &mut State<usize>, outputs: &mut Vec<Output<usize>>) -> Vec<Output<usize>> {
+            let no = Failure::new(ErrorCode::AgentFailed, "no");
+            match *op {
+                Op::Call { budget_ms } => {
+                    let (token, deadline) = (self.tokens, self.now + ms(budget_ms));
+                    self.tokens += 1;
+                    let id = lane.handle_call(request(), token, deadline, self.now, outputs);
+                    if self.closed {
+                        return vec![Output::Settle(token, Outcome::Lost { accepted: false })];
+                    }
+                    if self.outstanding.len() >= CALLS_MAX {
+                        assert_eq!(id, None);
+                        return outputs.iter().filter(|output| is_refusal(output, token)).take(1).cloned().collect();
+                    }
+                    if self.outstanding.is_empty() {
+                        (self.heard_at, self.pinged_at) = (self.now, None);
+                    }
+                    assert_eq!(id, Some(self.calls));
+                    self.outstanding.push((self.calls, token, deadline, false));
+                    self.calls += 1;
+                    vec![Output::Send(Frame::Request { id: self.calls - 1, request: Box::new(request()) })]
+                }
+                Op::Unsendable { id } => {
+                    let why = crate::wire::Error::Oversize { kind: "frame", bytes: 2, bytes_max: 1 };
+                    lane.handle_unsendable(id, &why, outputs);
+                    let Some((_, token, ..)) = self.remove(id) else { return Vec::new() };
+                    let failure = Failure::new(ErrorCode::PayloadTooLarge, format!("the call cannot be sent: {why}"));
+                    vec![Output::Settle(token, Outcome::Failed { failure, accepted: false })]
+                }
+                Op::Cancel { id } => {
+                    lane.handle_cancel(id, outputs);
+                    let Some((_, token, _, accepted)) = self.remove(id) else { return Vec::new() };
+                    self.excused += 1;
+                    let failure = Failure::new(ErrorCode::Cancelled, "the call was cancelled");
+                    vec![Output::Send(Frame::Cancel { id }), Output::Settle(token, Outcome::Failed { failure, accepted })]
+                }
+                Op::Accepted { id } => {
+                    lane.on_frame(Frame::Accepted { id }, self.now, outputs);
+                    self.heard();
+                    self.outstanding.iter_mut().filter(|call| call.0 == id).for_each(|call| call.3 = true);
+                    Vec::new()
+                }
+                Op::Result { id } => {
+                    lane.on_frame(Frame::Result { id, success: success() }, self.now, outputs);
+                    self.final_frame(id, |_| Outcome::Success(success()))
+                }
+                Op::Error { id } => {
+                    lane.on_frame(Frame::error(id, &no), self.now, outputs);
+                    self.final_frame(id, |accepted| Outcome::Failed { failure: no.clone(), accepted })
+                }
+                Op::Pong => {
+                    lane.on_frame(Frame::Pong { nonce: 0 }, self.now, outputs);
+                    self.heard();
+                    Vec::new()
+                }
+                Op::Foreign => {
+                    lane.on_frame(Frame::Ping { nonce: 0 }, self.now, outputs);
+                    if self.closed { Vec::new() } else { self.end(Some(Closed::Violation("a request on a lane that only answers"))) }
+                }
+                Op::Garbage => {
+                    if self.closed {
+                        return Vec::new();
+                    }
+                    lane.on_garbage(outputs);
+                    self.end(Some(Closed::Violation("a malformed frame")))
+                }
+                Op::Passed { ms: passed } => {
+                    self.now += ms(passed);
+                    lane.handle_timeout(self.now, outputs);
+                    self.passed()
+                }
+                Op::Closed => {
+                    lane.on_closed(outputs);
+                    self.end(None)
+                }
+            }
+        }
+
+        fn heard(&mut self) {
+            (self.heard_at, self.pinged_at) = (self.now, None);
+        }
+
+        fn remove(&mut self, id: u64) -> Option<(u64, usize, Duration, bool)> {
+            let at = self.outstanding.iter().position(|call| call.0 == id)?;
+            Some(self.outstanding.remove(at))
+        }
+
+        fn final_frame(&mut self, id: u64, outcome: impl FnOnce(bool) -> Outcome) -> Vec<Output<usize>> {
+            if self.closed {
+                return Vec::new();
+            }
+            self.heard();
+            match self.remove(id) {
+                Some((_, token, _, accepted)) => vec![Output::Settle(token, outcome(accepted))],
+                None if self.excused > 0 => {
+                    self.excused -= 1;
+                    Vec::new()
+                }
+                None => self.end(Some(Closed::Violation("a reply to no call"))),
+            }
+        }
+
+        fn passed(&mut self) -> Vec<Output<usize>> {
+            let due: BTreeSet<(Duration, u64)> =
+                self.outstanding.iter().filter(|call| call.2 <= self.now).map(|call| (call.2, call.0)).collect();
+            let mut expected = Vec::new();
+            for (_, id) in due {
+                let (_, token, _, accepted) = self.remove(id).expect("outstanding");
+                self.excused += 1;
+                expected.extend([Output::Send(Frame::Cancel { id }), Output::Settle(token, Outcome::TimedOut { accepted })]);
+            }
+            if self.outstanding.is_empty() {
+                return expected;
+            }
+            let silence = self.now - self.heard_at;
+            if silence >= ms(2_000) {
+                expected.extend(self.end(Some(Closed::Silent)));
+            } else if self.now - self.pinged_at.unwrap_or(self.heard_at) >= ms(500) {
+                self.pinged_at = Some(self.now);
+                expected.push(Output::Send(Frame::Ping { nonce: self.calls }));
+            }
+            expected
+        }
+
+        fn end(&mut self, why: Option<Closed>) -> Vec<Output<usize>> {
+            self.closed = true;
+            let mut expected: Vec<Output<usize>> =
+                self.outstanding.drain(..).map(|(_, token, _, accepted)| Output::Settle(token, Outcome::Lost { accepted })).collect();
+            expected.extend(why.map(Output::Close));
+            expected
+        }
+    }
+
+    fn is_refusal(output: &Output<usize>, token: usize) -> bool {
+        matches!(output, Output::Settle(settled, Outcome::Failed { failure, accepted: false }) if *settled == token && failure.code == ErrorCode::Busy)
+    }
+
+    fn lane() -> (State<char>, Vec<Output<char>>) {
+        (State::new(CALLS_MAX, ms(0)), Vec::new())
+    }
+
+    fn call(lane: &mut State<char>, token: char, deadline_ms: u64, outputs: &mut Vec<Output<char>>) -> u64 {
+        lane.handle_call(request(), token, ms(deadline_ms), ms(0), outputs).expect("taken")
+    }
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn request() -> Request {
+        Request {
+            invocation: InvocationId::from_random(1),
+            capability: "echo".parse().expect("a valid name"),
+            version: None,
+            agent: AgentId::from_public_key([1; 32]),
+            budget_ms: 60_000,
+            priority: Priority::Normal,
+            key: None,
+            traceparent: None,
+            hops: Vec::new(),
+            payload: "{}".into(),
+        }
+    }
+
+    fn success() -> Success {
+        Success { units: None, execution_us: 1, payload: "1".into() }
+    }
+}

@@ -8,40 +8,39 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::model::{AgentId, ErrorCode, Failure, NodeId};
-use crate::wire::invocation::Success;
 
 /// Whose key, for which agent, and which.
 pub type Key = (NodeId, AgentId, String);
 
 /// What to do with a call that carries a key.
 #[derive(Debug, PartialEq)]
-pub enum Admission<W> {
+pub enum Admission<W, R> {
     /// Nobody runs it: run it, then report with [`State::handle_done`]. The waiter is given back.
     Run(W),
     /// It is being run; the waiter is kept and comes back with the result.
     Wait,
     /// It was done before.
-    Done(W, Success),
+    Done(W, R),
     /// The key stands for another input, or too many wait.
     Refuse(W, Failure),
 }
 
 #[derive(Debug)]
-struct Entry<W> {
+struct Entry<W, R> {
     input: [u8; 32],
-    state: Progress<W>,
+    state: Progress<W, R>,
 }
 
 #[derive(Debug)]
-enum Progress<W> {
+enum Progress<W, R> {
     Running(Vec<W>),
-    Done(Success),
+    Done(R),
 }
 
-/// Calls by key. `W` is what the shell needs to answer a caller.
+/// Calls by key. `W` is what the shell needs to answer a caller, `R` a good result.
 #[derive(Debug)]
-pub struct State<W> {
-    entries_by_key: BTreeMap<Key, Entry<W>>,
+pub struct State<W, R> {
+    entries_by_key: BTreeMap<Key, Entry<W, R>>,
     keys_by_age: std::collections::BTreeSet<(Duration, Key)>,
     results_max: usize,
     keep: Duration,
@@ -50,14 +49,14 @@ pub struct State<W> {
 /// Callers that may wait for one running call.
 const WAITERS_MAX: usize = 64;
 
-impl<W> State<W> {
+impl<W, R: Clone> State<W, R> {
     /// Keeps at most `results_max` results, each for `keep`.
     pub fn new(results_max: usize, keep: Duration) -> Self {
         Self { entries_by_key: BTreeMap::new(), keys_by_age: Default::default(), results_max, keep }
     }
 
     /// A call with `key` and an input of this hash has come.
-    pub fn on_call(&mut self, key: Key, input: [u8; 32], waiter: W, now: Duration) -> Admission<W> {
+    pub fn on_call(&mut self, key: Key, input: [u8; 32], waiter: W, now: Duration) -> Admission<W, R> {
         self.expire(now);
         let Some(entry) = self.entries_by_key.get_mut(&key) else {
             self.entries_by_key.insert(key, Entry { input, state: Progress::Running(Vec::new()) });
@@ -68,7 +67,7 @@ impl<W> State<W> {
             return Admission::Refuse(waiter, Failure::new(ErrorCode::Conflict, message));
         }
         match &mut entry.state {
-            Progress::Done(success) => Admission::Done(waiter, success.clone()),
+            Progress::Done(result) => Admission::Done(waiter, result.clone()),
             Progress::Running(waiters) if waiters.len() >= WAITERS_MAX => {
                 let failure = Failure::new(ErrorCode::Busy, "too many callers wait for this idempotency key");
                 Admission::Refuse(waiter, failure.with("retry_after_ms", 500))
@@ -80,15 +79,15 @@ impl<W> State<W> {
         }
     }
 
-    /// The call that was run is over. Returns those who waited for it.
-    pub fn handle_done(&mut self, key: &Key, result: Result<&Success, &Failure>, now: Duration) -> Vec<W> {
+    /// The call that was run is over, with a result to keep if it went well. Returns those who waited for it.
+    pub fn handle_done(&mut self, key: &Key, result: Option<&R>, now: Duration) -> Vec<W> {
         let Some(entry) = self.entries_by_key.get_mut(key) else { return Vec::new() };
         let waiters = match &mut entry.state {
             Progress::Running(waiters) => std::mem::take(waiters),
             Progress::Done(_) => return Vec::new(),
         };
         match result {
-            Ok(success) => {
+            Some(success) => {
                 entry.state = Progress::Done(success.clone());
                 self.keys_by_age.insert((now, key.clone()));
                 while self.keys_by_age.len() > self.results_max {
@@ -97,7 +96,7 @@ impl<W> State<W> {
                     }
                 }
             }
-            Err(_) => {
+            None => {
                 self.entries_by_key.remove(key);
             }
         }
@@ -134,22 +133,22 @@ mod tests {
         (node.into(), AgentId::from_public_key([1; 32]), word.to_owned())
     }
 
-    fn success() -> Success {
-        Success { units: None, execution_us: 1, payload: "1".into() }
+    fn success() -> &'static str {
+        "1"
     }
 
     #[test]
     fn callers_with_one_key_share_one_run() {
-        let mut state = State::new(10, Duration::from_secs(60));
+        let mut state: State<i32, &str> = State::new(10, Duration::from_secs(60));
         assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Admission::Run(1));
         assert_eq!(state.on_call(key("k"), [0; 32], 2, Duration::ZERO), Admission::Wait);
-        assert_eq!(state.handle_done(&key("k"), Ok(&success()), Duration::ZERO), [2]);
+        assert_eq!(state.handle_done(&key("k"), Some(&success()), Duration::ZERO), [2]);
         assert_eq!(state.on_call(key("k"), [0; 32], 3, Duration::ZERO), Admission::Done(3, success()));
     }
 
     #[test]
     fn a_key_with_another_input_is_a_conflict() {
-        let mut state = State::new(10, Duration::from_secs(60));
+        let mut state: State<i32, &str> = State::new(10, Duration::from_secs(60));
         assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Admission::Run(1));
         assert!(
             matches!(state.on_call(key("k"), [1; 32], 2, Duration::ZERO), Admission::Refuse(2, failure) if failure.code == ErrorCode::Conflict)
@@ -158,18 +157,18 @@ mod tests {
 
     #[test]
     fn a_failed_call_may_be_tried_again() {
-        let mut state = State::new(10, Duration::from_secs(60));
+        let mut state: State<i32, &str> = State::new(10, Duration::from_secs(60));
         assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Admission::Run(1));
-        state.handle_done(&key("k"), Err(&Failure::new(ErrorCode::AgentFailed, "no")), Duration::ZERO);
+        state.handle_done(&key("k"), None, Duration::ZERO);
         assert_eq!(state.on_call(key("k"), [0; 32], 2, Duration::ZERO), Admission::Run(2));
     }
 
     #[test]
     fn results_are_kept_for_a_while_and_within_a_bound() {
-        let mut state = State::new(2, Duration::from_secs(60));
+        let mut state: State<i32, &str> = State::new(2, Duration::from_secs(60));
         for word in ["a", "b", "c"] {
             assert_eq!(state.on_call(key(word), [0; 32], 0, Duration::ZERO), Admission::Run(0));
-            state.handle_done(&key(word), Ok(&success()), Duration::ZERO);
+            state.handle_done(&key(word), Some(&success()), Duration::ZERO);
         }
         assert_eq!(state.len(), 2);
         assert_eq!(state.on_call(key("c"), [0; 32], 0, Duration::from_secs(61)), Admission::Run(0));

@@ -2,4 +2,5 @@
 
 pub mod bootstrap;
 pub mod penalties;
+pub mod rate;
 pub mod trust;

@@ -1,0 +1,56 @@
+//! Calls.
+
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::super::ApiError;
+use super::body::Body;
+use super::types::{ErrorDocument, InvokeBody, as_agent_id, invoked};
+use crate::model::{ErrorCode, Failure, InvocationId};
+use crate::node::{Handle, InvokeRequest};
+
+/// Has an agent do something (AMP-4). Closing the connection cancels the call.
+#[utoipa::path(
+    post, path = "/v1/invoke", request_body = InvokeBody,
+    responses((status = 200, description = "Output, who did it, and what it cost", body = serde_json::Value), (status = "default", description = "Why not", body = ErrorDocument))
+)]
+pub(super) async fn invoke(State(handle): State<Handle>, headers: HeaderMap, Body(body): Body<InvokeBody>) -> Result<Response, ApiError> {
+    let agent = match &body.agent_id {
+        None => None,
+        Some(text) => match as_agent_id(text) {
+            Some(agent) => Some(agent),
+            None => Some(handle.agent(text).await?.entry.record.agent),
+        },
+    };
+    let input = body.input.map_or_else(|| "{}".to_owned(), |input| input.get().to_owned());
+    let request = InvokeRequest {
+        id: body.invocation_id,
+        version: body.version,
+        agent,
+        timeout: body.timeout_ms.map(Duration::from_millis),
+        priority: body.priority.unwrap_or_default(),
+        key: body.idempotency_key,
+        constraints: body.constraints.into(),
+        traceparent: headers.get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned),
+        explain: body.explain,
+        ..InvokeRequest::new(body.capability, input.into())
+    };
+    let reply = handle.invoke(request).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], invoked(&reply, handle.node_id())).into_response())
+}
+
+/// Cancels a call that a client of this node waits for.
+#[utoipa::path(
+    delete, path = "/v1/invocations/{id}", params(("id" = String, Path)),
+    responses((status = 204, description = "Cancelled"), (status = 404, description = "No such call runs"))
+)]
+pub(super) async fn cancel(State(handle): State<Handle>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    let id: InvocationId = id.parse().map_err(|error: crate::model::ParseError| Failure::new(ErrorCode::InvalidRequest, error.to_string()))?;
+    if handle.cancel(id) {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    Err(Failure::new(ErrorCode::TaskNotFound, format!("no call {id} of this node's clients is running")).into())
+}

@@ -1,0 +1,65 @@
+//! REST under `/v1` (interface.md, "REST").
+//!
+//! Handlers read a bounded body, translate it into one call of the node's handle, and write the answer; the shapes are in [`types`].
+//! `/openapi.json` is made from the same declarations as the routes, so the two cannot disagree.
+
+mod agents;
+mod body;
+mod events;
+mod find;
+mod invoke;
+mod node;
+mod types;
+
+use axum::Router;
+use axum::routing::get;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::node::Handle;
+
+/// Paths that people may mean when they mistype one.
+pub(super) const PATHS: &[&str] =
+    &["/v1/node", "/v1/peers", "/v1/agents", "/v1/find", "/v1/invoke", "/v1/trust", "/v1/doctor", "/v1/events", "/health", "/ready", "/metrics", "/openapi.json"];
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Meshwork", description = "A node of a peer-to-peer mesh of AI agents. Everything but /health needs the bearer token."),
+    components(schemas(types::ErrorDocument))
+)]
+struct Description;
+
+/// All routes.
+pub(super) fn router() -> Router<Handle> {
+    let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(node::node))
+        .routes(routes!(node::peers))
+        .routes(routes!(node::trust))
+        .routes(routes!(node::doctor))
+        .routes(routes!(node::health))
+        .routes(routes!(node::ready))
+        .routes(routes!(node::metrics))
+        .routes(routes!(agents::list, agents::attach))
+        .routes(routes!(agents::show, agents::replace, agents::detach))
+        .routes(routes!(find::find))
+        .routes(routes!(invoke::invoke))
+        .routes(routes!(invoke::cancel))
+        .routes(routes!(events::events))
+        .split_for_parts();
+    let text = description.to_json().unwrap_or_default();
+    router.route("/openapi.json", get(|| async move { ([(axum::http::header::CONTENT_TYPE, "application/json")], text) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_that_is_suggested_is_described() {
+        let _ = router();
+        let (_, description) =
+            OpenApiRouter::<Handle>::with_openapi(Description::openapi()).routes(routes!(node::node)).split_for_parts();
+        assert!(description.paths.paths.contains_key("/v1/node"));
+    }
+}

@@ -1,0 +1,333 @@
+//! Bodies and answers of the REST door.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rust_decimal::Decimal;
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use crate::model::{AgentId, CapabilityName, Figure, InvocationId, VersionRequirement};
+use crate::node::{AgentView, Explanation, InvokeReply, TrustView};
+use crate::proto::directory::rank::{Answer, Candidate};
+use crate::proto::directory::{Availability, Entry, Reach};
+use crate::wire::directory::{SchemaHash, Wanted};
+use crate::wire::invocation::Priority;
+
+/// What every error looks like.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ErrorDocument {
+    /// The error.
+    error: ErrorBody,
+}
+
+/// The inside of an error.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ErrorBody {
+    /// A stable word.
+    code: String,
+    /// The number in MAOP's classes.
+    number: u16,
+    /// One sentence for a person.
+    message: String,
+    /// Whether the same request may succeed later or elsewhere.
+    retryable: bool,
+    /// Facts for a program.
+    details: BTreeMap<String, Value>,
+    /// The trace, if there is one.
+    trace_id: Option<String>,
+}
+
+/// Constraints of a query or call.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Constraints {
+    /// Longest latency in milliseconds.
+    max_latency_ms: Option<f64>,
+    /// Smallest share of calls that succeed, 0 to 1.
+    min_success_rate: Option<f64>,
+    /// Least trust, 0 to 100.
+    min_trust: Option<f64>,
+    /// Highest price per unit, as a decimal in a string.
+    #[serde(deserialize_with = "decimal")]
+    #[schema(value_type = Option<String>)]
+    max_cost: Option<Decimal>,
+    /// Language that must be supported.
+    language: Option<String>,
+}
+
+impl From<Constraints> for Wanted {
+    fn from(given: Constraints) -> Self {
+        Self {
+            max_latency_ms: given.max_latency_ms,
+            min_success_rate: given.min_success_rate,
+            min_trust: given.min_trust,
+            max_cost: given.max_cost,
+            language: given.language,
+        }
+    }
+}
+
+/// A decimal as a string, or as a number as far as JSON keeps its digits.
+fn decimal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Decimal>, D::Error> {
+    let text = match Option::<Value>::deserialize(deserializer)? {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(text)) => text,
+        Some(Value::Number(number)) => number.to_string(),
+        Some(Value::Bool(_) | Value::Array(_) | Value::Object(_)) => return Err(de::Error::custom("max_cost is a decimal such as \"0.01\"")),
+    };
+    Decimal::from_str(&text).map(Some).map_err(|_| de::Error::custom("max_cost is a decimal such as \"0.01\""))
+}
+
+/// Body of `POST /v1/find`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FindBody {
+    /// Names of capabilities or headings; any of them will do.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub(super) capabilities: Vec<CapabilityName>,
+    /// Words to look for in names and descriptions.
+    #[serde(default)]
+    pub(super) text: Option<String>,
+    /// Which versions will do, such as `^1.2`.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub(super) version: Option<VersionRequirement>,
+    /// What else must hold.
+    #[serde(default)]
+    pub(super) constraints: Constraints,
+    /// How many answers are wanted, 1 to 64.
+    #[serde(default = "limit_default")]
+    pub(super) limit: u32,
+    /// Whether to list who was left out, and the terms of each score.
+    #[serde(default)]
+    pub(super) explain: bool,
+}
+
+fn limit_default() -> u32 {
+    10
+}
+
+/// Body of `POST /v1/invoke`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct InvokeBody {
+    /// What shall be done.
+    #[schema(value_type = String)]
+    pub(super) capability: CapabilityName,
+    /// Which versions will do.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub(super) version: Option<VersionRequirement>,
+    /// The only agent that may do it: id, name, or name@prefix.
+    #[serde(default)]
+    pub(super) agent_id: Option<String>,
+    /// The input; passed on as it is written.
+    #[serde(default)]
+    #[schema(value_type = Value)]
+    pub(super) input: Option<Box<RawValue>>,
+    /// How long it may take.
+    #[serde(default)]
+    pub(super) timeout_ms: Option<u64>,
+    /// HIGH, NORMAL or LOW.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub(super) priority: Option<Priority>,
+    /// Calls with one key are one call.
+    #[serde(default)]
+    pub(super) idempotency_key: Option<String>,
+    /// What else must hold of the agent.
+    #[serde(default)]
+    pub(super) constraints: Constraints,
+    /// Whether the answer says how it came about.
+    #[serde(default)]
+    pub(super) explain: bool,
+    /// Chosen by the client, so that it can cancel: 32 hexadecimal digits.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub(super) invocation_id: Option<InvocationId>,
+}
+
+fn figure<T: Serialize>(value: Option<Figure<T>>) -> Value {
+    value.map_or(Value::Null, |figure| json!({ "value": figure.value, "source": figure.source }))
+}
+
+fn round(value: f64, digits: i32) -> f64 {
+    let scale = 10_f64.powi(digits);
+    (value * scale).round() / scale
+}
+
+/// One row of a find answer.
+fn candidate(found: &Candidate, explain: bool, here: crate::model::NodeId) -> Value {
+    let record = &found.entry.record;
+    let offered = found.capability();
+    let price = offered.and_then(|offered| offered.price.as_ref());
+    let rate = found.estimate.success_rate().map(|rate| Figure::measured(round(rate, 4)));
+    let mut row = json!({
+        "agent_id": record.agent,
+        "name": record.name,
+        "node_id": record.node,
+        "capability": offered.map(|offered| offered.id.as_str()),
+        "capability_version": offered.map(|offered| offered.version.to_string()),
+        "match": round(found.terms.r#match, 4),
+        "score": round(found.score, 4),
+        "trust": round(found.estimate.trust, 2),
+        "latency_ms": figure(found.latency_ms.map(|figure| Figure { value: round(figure.value, 3), ..figure })),
+        "cost": price.map(|price| json!({ "value": price.amount.to_string(), "currency": price.currency, "unit": price.unit, "source": "claimed" })),
+        "success_rate": figure(rate),
+        "in_flight": found.entry.in_flight,
+        "local": record.node == here,
+    });
+    if let (true, Some(fields)) = (explain, row.as_object_mut()) {
+        let terms = &found.terms;
+        let shown = json!({
+            "match": round(terms.r#match, 4),
+            "trust": round(terms.trust, 4),
+            "latency": round(terms.latency, 4),
+            "cost": round(terms.cost, 4),
+        });
+        fields.insert("terms".to_owned(), shown);
+    }
+    row
+}
+
+fn rejected(answer: &Answer) -> Vec<Value> {
+    answer.rejected.iter().map(|rejected| json!({ "agent_id": rejected.agent, "name": rejected.name, "reason": rejected.reason.to_string() })).collect()
+}
+
+/// The answer of `POST /v1/find`.
+pub(super) fn found(answer: &Answer, explain: bool, here: crate::model::NodeId) -> Value {
+    let rows: Vec<Value> = answer.candidates.iter().map(|found| candidate(found, explain, here)).collect();
+    json!({ "agents": rows, "rejected": rejected(answer) })
+}
+
+/// The answer of `POST /v1/invoke`. The output is written as the agent wrote it.
+pub(super) fn invoked(reply: &InvokeReply, here: crate::model::NodeId) -> String {
+    let cost = reply.cost.as_ref().map(|(amount, currency)| json!({ "amount": amount.to_string(), "currency": currency }));
+    let mut rest = json!({
+        "invocation_id": reply.id,
+        "status": "success",
+        "agent_id": reply.agent,
+        "node_id": reply.node,
+        "attempts": reply.attempts,
+        "latency_ms": round(reply.latency.as_secs_f64() * 1_000.0, 3),
+        "cost": cost,
+        "units": reply.units.normalize().to_string(),
+    });
+    if let (Some(explanation), Some(fields)) = (&reply.explanation, rest.as_object_mut()) {
+        fields.insert("explain".to_owned(), explained(explanation, here));
+    }
+    let rest = rest.to_string();
+    let output = std::str::from_utf8(&reply.output).unwrap_or("null");
+    // Splicing keeps the agent's bytes: re-encoding would cost time and could change its numbers.
+    format!("{},\"output\":{output}}}", rest.strip_suffix('}').unwrap_or(&rest))
+}
+
+fn explained(explanation: &Explanation, here: crate::model::NodeId) -> Value {
+    let ms = |duration: std::time::Duration| round(duration.as_secs_f64() * 1_000.0, 3);
+    let attempts: Vec<Value> = explanation
+        .attempts
+        .iter()
+        .map(|attempt| {
+            let outcome = attempt.failure.as_ref().map_or_else(|| "success".to_owned(), |failed| failed.failure.to_string());
+            json!({
+                "agent_id": attempt.agent,
+                "node_id": attempt.node,
+                "started_ms": ms(attempt.started),
+                "ended_ms": attempt.ended.map(ms),
+                "outcome": outcome,
+            })
+        })
+        .collect();
+    let mut shown = found(&explanation.answer, true, here);
+    let candidates = shown.get_mut("agents").map(Value::take).unwrap_or_default();
+    json!({ "candidates": candidates, "rejected": rejected(&explanation.answer), "attempts": attempts })
+}
+
+/// An agent's record and state.
+pub(super) fn record(view: &AgentView, schemas: &[(SchemaHash, Arc<Value>)]) -> Value {
+    let record = &view.entry.record;
+    let schema = |hash: SchemaHash| schemas.iter().find(|(known, _)| *known == hash).map(|(_, text)| (**text).clone());
+    let capabilities: Vec<Value> = record
+        .capabilities
+        .iter()
+        .map(|offered| {
+            let mut shown = json!({
+                "id": offered.id,
+                "version": offered.version,
+                "description": offered.description,
+                "input_schema_hash": offered.input_schema.to_string(),
+                "output_schema_hash": offered.output_schema.to_string(),
+                "price": offered.price,
+                "constraints": offered.constraints,
+                "idempotent": offered.idempotent,
+            });
+            if let (false, Some(fields)) = (schemas.is_empty(), shown.as_object_mut()) {
+                let any = || json!({});
+                fields.insert("input_schema".to_owned(), schema(offered.input_schema).unwrap_or_else(any));
+                fields.insert("output_schema".to_owned(), schema(offered.output_schema).unwrap_or_else(any));
+            }
+            shown
+        })
+        .collect();
+    json!({
+        "agent_id": record.agent,
+        "name": record.name,
+        "version": record.version,
+        "framework": record.framework,
+        "protocol_version": "1.0",
+        "description": record.description,
+        "node_id": record.node,
+        "local": view.local,
+        "sequence": record.sequence,
+        "issued_at": record.issued_at.to_string(),
+        "expires_at": record.expires_at.to_string(),
+        "addresses": record.addresses,
+        "concurrency": record.concurrency,
+        "capabilities": capabilities,
+        "status": status(&view.entry, view.reason.as_deref()),
+    })
+}
+
+fn status(entry: &Entry, reason: Option<&str>) -> Value {
+    let reachable = matches!(entry.reach, Reach::Here | Reach::Connected | Reach::Proven);
+    let state = match entry.availability {
+        Availability::Available if reachable => "available",
+        Availability::Suspect => "suspect",
+        Availability::Available | Availability::Unavailable => "unavailable",
+    };
+    let why = match (reason, entry.availability) {
+        (Some(reason), _) => Some(reason),
+        (None, Availability::Unavailable) => Some("its node reports it unavailable"),
+        (None, Availability::Suspect) => Some("it or its node failed moments ago"),
+        (None, Availability::Available) if !reachable => Some("its node cannot be reached from here"),
+        (None, Availability::Available) => None,
+    };
+    json!({ "state": state, "reason": why, "in_flight": entry.in_flight, "queue": entry.queued, "reachable": reachable })
+}
+
+/// A row of `GET /v1/trust`.
+pub(super) fn trust(view: &TrustView) -> Value {
+    let estimate = &view.estimate;
+    json!({
+        "agent_id": view.agent,
+        "name": view.entry.as_ref().map(|entry| entry.record.name.clone()),
+        "node_id": view.entry.as_ref().map(|entry| entry.record.node),
+        "capability": view.capability,
+        "trust": round(estimate.trust, 2),
+        "low": round(estimate.low, 2),
+        "high": round(estimate.high, 2),
+        "successes": round(estimate.successes, 2),
+        "failures": round(estimate.failures, 2),
+        "latency_ms": estimate.latency_ms.map(|ms| round(ms, 3)),
+    })
+}
+
+/// The agent that text names, for bodies that take an id.
+pub(super) fn as_agent_id(text: &str) -> Option<AgentId> {
+    text.parse().ok()
+}

@@ -1,0 +1,158 @@
+//! A call from the side of the agent's node: whose agent, under which key, with what result.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::shared::{Counted, Shared, lock};
+use crate::agents::{Agent, Invocation};
+use crate::mesh::lanes::Executor;
+use crate::model::{ErrorCode, Failure, NodeId};
+use crate::proto::invocation::call::AttemptFailure;
+use crate::proto::invocation::dedup::{Admission, Key};
+use crate::wire::invocation::{HOPS_MAX, PAYLOAD_BYTES_MAX, Request, Success};
+
+pub(super) use crate::agents::schema_failure;
+
+/// The node's agents, for calls that come over lanes.
+pub(super) struct AgentsHere(pub(super) Arc<Shared>);
+
+#[async_trait]
+impl Executor for AgentsHere {
+    async fn execute(
+        &self,
+        caller: NodeId,
+        request: Request,
+        deadline: Duration,
+        accepted: oneshot::Sender<()>,
+        cancel: CancellationToken,
+    ) -> Result<Success, Failure> {
+        // A peer's deadline is clamped to what this node allows anybody.
+        let longest = Duration::from_millis(self.0.config.limits.call_timeout_ms_max);
+        let deadline = deadline.min(self.0.mono().saturating_add(longest));
+        execute(&self.0, caller, request, deadline, Some(accepted), &cancel).await
+    }
+}
+
+/// Has an agent of this node do a call of this node's own client.
+pub(super) async fn here(shared: &Arc<Shared>, request: Request, deadline: Duration) -> Result<Success, AttemptFailure> {
+    let (accept, mut accepted) = oneshot::channel();
+    let cancel = CancellationToken::new();
+    // Dropping this future drops the guard, which tells the agent to stop.
+    let _guard = cancel.clone().drop_guard();
+    let task = {
+        let (shared, caller) = (Arc::clone(shared), shared.node());
+        // The agent is told to stop by the token, and must be able to hear it after this future is gone.
+        tokio::spawn(async move { execute(&shared, caller, request, deadline, Some(accept), &cancel).await })
+    };
+    let broke_off = |_| Err(Failure::new(ErrorCode::Internal, "the call broke off"));
+    let result = task.await.unwrap_or_else(broke_off);
+    result.map_err(|failure| AttemptFailure { failure, accepted: accepted.try_recv().is_ok() })
+}
+
+async fn execute(
+    shared: &Shared,
+    caller: NodeId,
+    request: Request,
+    deadline: Duration,
+    accepted: Option<oneshot::Sender<()>>,
+    cancel: &CancellationToken,
+) -> Result<Success, Failure> {
+    let _serving = Counted::new(&shared.serving);
+    let result = under_key(shared, caller, request, deadline, accepted, cancel).await;
+    shared.metrics.call("agent", result.as_ref().map_or_else(|failure| failure.code.as_str(), |_| "success"));
+    result
+}
+
+async fn under_key(
+    shared: &Shared,
+    caller: NodeId,
+    request: Request,
+    deadline: Duration,
+    accepted: Option<oneshot::Sender<()>>,
+    cancel: &CancellationToken,
+) -> Result<Success, Failure> {
+    if request.hops.len() >= HOPS_MAX {
+        return Err(Failure::new(ErrorCode::InvalidRequest, format!("the call has passed {HOPS_MAX} nodes")).with("limit", HOPS_MAX));
+    }
+    let agent = shared.registry.get(request.agent).ok_or_else(|| {
+        let message = format!("agent {} is not on node {}", request.agent, shared.node().short());
+        Failure::new(ErrorCode::AgentNotFound, message)
+    })?;
+    let Some(word) = request.key.clone() else { return run(shared, &agent, request, deadline, accepted, cancel).await };
+    let key: Key = (caller, request.agent, format!("{}\n{word}", request.capability));
+    let input = *blake3::hash(&request.payload).as_bytes();
+    let (reply, answer) = oneshot::channel();
+    let admission = lock(&shared.results_by_key).on_call(key.clone(), input, reply, shared.mono());
+    match admission {
+        Admission::Done(_, success) => Ok(success),
+        Admission::Refuse(_, failure) => Err(failure),
+        Admission::Wait => {
+            if let Some(accepted) = accepted {
+                let _ = accepted.send(());
+            }
+            let broke_off = Failure::new(ErrorCode::AgentFailed, "the call that ran under this key broke off");
+            answer.await.unwrap_or(Err(broke_off))
+        }
+        Admission::Run(_) => {
+            let guard = Running { shared, key: Some(key) };
+            let result = run(shared, &agent, request, deadline, accepted, cancel).await;
+            guard.finish(&result);
+            result
+        }
+    }
+}
+
+struct Running<'a> {
+    shared: &'a Shared,
+    key: Option<Key>,
+}
+
+impl Running<'_> {
+    fn finish(mut self, result: &Result<Success, Failure>) {
+        let Some(key) = self.key.take() else { return };
+        let waiters = lock(&self.shared.results_by_key).handle_done(&key, result.as_ref().ok(), self.shared.mono());
+        for waiter in waiters {
+            let _ = waiter.send(result.clone());
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            let _ = lock(&self.shared.results_by_key).handle_done(&key, None, self.shared.mono());
+        }
+    }
+}
+
+async fn run(
+    shared: &Shared,
+    agent: &Agent,
+    request: Request,
+    deadline: Duration,
+    accepted: Option<oneshot::Sender<()>>,
+    cancel: &CancellationToken,
+) -> Result<Success, Failure> {
+    let invocation = Invocation {
+        id: request.invocation,
+        capability: request.capability,
+        version: request.version,
+        input: request.payload,
+        deadline: shared.clock.zero() + deadline,
+        key: request.key,
+    };
+    let output = agent.invoke(invocation, accepted, cancel).await?;
+    if output.payload.len() > PAYLOAD_BYTES_MAX {
+        let message = format!("the output has {} bytes, at most {PAYLOAD_BYTES_MAX} are allowed", output.payload.len());
+        return Err(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", PAYLOAD_BYTES_MAX));
+    }
+    Ok(Success {
+        units: output.units.map(|units| units.to_string()),
+        execution_us: u64::try_from(output.took.as_micros()).unwrap_or(u64::MAX),
+        payload: output.payload,
+    })
+}

@@ -1,0 +1,421 @@
+//! A call from the side of its caller: admission, routing, attempts, reply, evidence.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::Rng;
+use rust_decimal::Decimal;
+use serde_json::Value;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::execute;
+use super::find;
+use super::lanes::lane_to;
+use super::schemas::schemas_of;
+use super::shared::{Counted, Shared, lock};
+use crate::agents::definition::ANYTHING;
+use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, InvocationId, NodeId, VersionRequirement};
+use crate::proto::directory::Reach;
+use crate::proto::directory::rank::{Answer, Candidate};
+use crate::proto::invocation::call::{self, AttemptFailure, Step};
+use crate::proto::invocation::client::Outcome as LaneOutcome;
+use crate::proto::invocation::dedup::Admission;
+use crate::proto::peers::trust::Outcome;
+use crate::wire::directory::{Query, Wanted};
+use crate::wire::invocation::{HOPS_MAX, KEY_BYTES_MAX, PAYLOAD_BYTES_MAX, Priority, Request, Success};
+
+/// One call, as a client asks for it.
+#[derive(Debug, Clone)]
+pub struct InvokeRequest {
+    /// Chosen by the client, so that it can cancel; else drawn here.
+    pub id: Option<InvocationId>,
+    /// What shall be done.
+    pub capability: CapabilityName,
+    /// Which versions will do.
+    pub version: Option<VersionRequirement>,
+    /// The only agent that may do it.
+    pub agent: Option<AgentId>,
+    /// The input, as JSON text.
+    pub input: Bytes,
+    /// How long it may take; the configured default without it.
+    pub timeout: Option<Duration>,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// Calls with one key are one call.
+    pub key: Option<String>,
+    /// What else must hold of the agent.
+    pub constraints: Wanted,
+    /// W3C trace context.
+    pub traceparent: Option<String>,
+    /// Whether the reply says how it came about.
+    pub explain: bool,
+}
+
+impl InvokeRequest {
+    /// A call with every choice left to the node.
+    pub fn new(capability: CapabilityName, input: Bytes) -> Self {
+        Self {
+            id: None,
+            capability,
+            version: None,
+            agent: None,
+            input,
+            timeout: None,
+            priority: Priority::Normal,
+            key: None,
+            constraints: Wanted::default(),
+            traceparent: None,
+            explain: false,
+        }
+    }
+}
+
+/// The good end of a call.
+#[derive(Debug, Clone)]
+pub struct InvokeReply {
+    /// The call.
+    pub id: InvocationId,
+    /// The output, as JSON text.
+    pub output: Bytes,
+    /// Who did it.
+    pub agent: AgentId,
+    /// Where.
+    pub node: NodeId,
+    /// How many agents were asked.
+    pub attempts: usize,
+    /// From request to reply.
+    pub latency: Duration,
+    /// Units to be paid for.
+    pub units: Decimal,
+    /// What it costs, if the capability has a price.
+    pub cost: Option<(Decimal, Currency)>,
+    /// How it came about, if that was asked for.
+    pub explanation: Option<Explanation>,
+}
+
+/// How a call came about.
+#[derive(Debug, Clone)]
+pub struct Explanation {
+    /// The candidates when the first agent was chosen.
+    pub answer: Answer,
+    /// Everybody who was asked.
+    pub attempts: Vec<call::Attempt>,
+}
+
+/// Makes one call. Dropping the future cancels it.
+pub(super) async fn invoke(shared: &Arc<Shared>, mut request: InvokeRequest) -> Result<Arc<InvokeReply>, Failure> {
+    let id = request.id.unwrap_or_else(|| InvocationId::from_random(rand::rng().random()));
+    request.id = Some(id);
+    let admitted = admit(shared, &mut request);
+    let result = match admitted {
+        Ok(()) => {
+            let _counted = Counted::new(&shared.in_flight);
+            let cancel = CancellationToken::new();
+            let registered = Registered::new(shared, id, &cancel)?;
+            let result = tokio::select! {
+                result = once(shared, request, id) => result,
+                () = cancel.cancelled() => Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled")),
+            };
+            drop(registered);
+            result
+        }
+        Err(failure) => Err(failure),
+    };
+    match &result {
+        Ok(reply) => {
+            shared.metrics.call("client", "success");
+            shared.metrics.latency(reply.latency.as_secs_f64());
+        }
+        Err(failure) => shared.metrics.call("client", failure.code.as_str()),
+    }
+    result
+}
+
+/// Lets a client cancel a call by its id while it runs.
+struct Registered<'a> {
+    shared: &'a Shared,
+    id: InvocationId,
+}
+
+impl<'a> Registered<'a> {
+    fn new(shared: &'a Shared, id: InvocationId, cancel: &CancellationToken) -> Result<Self, Failure> {
+        let mut cancels = lock(&shared.cancels_by_invocation);
+        if cancels.contains_key(&id) {
+            return Err(Failure::new(ErrorCode::Conflict, format!("invocation {id} is running already")));
+        }
+        cancels.insert(id, cancel.clone());
+        Ok(Self { shared, id })
+    }
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        lock(&self.shared.cancels_by_invocation).remove(&self.id);
+    }
+}
+
+fn admit(shared: &Shared, request: &mut InvokeRequest) -> Result<(), Failure> {
+    let limits = &shared.config.limits;
+    if shared.drain.is_cancelled() {
+        return Err(Failure::new(ErrorCode::Unavailable, "this node is stopping").retryable(false));
+    }
+    let in_flight_max = usize::try_from(limits.calls_in_flight_max).unwrap_or(usize::MAX);
+    if shared.in_flight.load(Ordering::Relaxed) >= in_flight_max {
+        let failure = Failure::new(ErrorCode::Busy, format!("{in_flight_max} calls of this node's clients are running"));
+        return Err(failure.with("limit", in_flight_max).with("retry_after_ms", 50));
+    }
+    let bytes_max = usize::try_from(limits.payload_bytes_max).unwrap_or(usize::MAX).min(PAYLOAD_BYTES_MAX);
+    if request.input.len() > bytes_max {
+        let message = format!("the input has {} bytes, at most {bytes_max} are allowed", request.input.len());
+        return Err(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", bytes_max).with("path", "/input"));
+    }
+    let invalid = |field: &str, message: String| Err(Failure::new(ErrorCode::InvalidRequest, message).with("path", format!("/{field}")));
+    if request.key.as_ref().is_some_and(|key| key.is_empty() || key.len() > KEY_BYTES_MAX || key.chars().any(char::is_control)) {
+        return invalid("idempotency_key", format!("an idempotency key has 1 to {KEY_BYTES_MAX} printable characters"));
+    }
+    let timeout_max = Duration::from_millis(limits.call_timeout_ms_max);
+    if let Some(timeout) = request.timeout {
+        if timeout.is_zero() {
+            return invalid("timeout_ms", "a timeout is at least 1 ms".to_owned());
+        }
+        if timeout > timeout_max {
+            return invalid("timeout_ms", format!("a timeout is at most {} ms (limits.call_timeout_ms_max)", timeout_max.as_millis()));
+        }
+    }
+    request.traceparent = request.traceparent.take().filter(|text| text.len() <= 128 && text.is_ascii());
+    Ok(())
+}
+
+/// Runs the call, or waits for the one that already runs under its key.
+async fn once(shared: &Arc<Shared>, request: InvokeRequest, id: InvocationId) -> Result<Arc<InvokeReply>, Failure> {
+    let Some(key) = request.key.clone() else { return run(shared, request, id).await.map(Arc::new) };
+    let nobody = AgentId::from_public_key([0; 32]);
+    let key = (shared.node(), nobody, format!("{}\n{key}", request.capability));
+    let input = *blake3::hash(&request.input).as_bytes();
+    let (reply, answer) = oneshot::channel();
+    let admission = lock(&shared.calls_by_key).on_call(key.clone(), input, reply, shared.mono());
+    match admission {
+        Admission::Done(_, result) => Ok(result),
+        Admission::Refuse(_, failure) => Err(failure),
+        Admission::Wait => {
+            answer.await.unwrap_or_else(|_| Err(Failure::new(ErrorCode::Cancelled, "the call that ran under this key broke off")))
+        }
+        Admission::Run(_) => {
+            let guard = Running { shared, key: Some(key) };
+            let result = run(shared, request, id).await.map(Arc::new);
+            guard.finish(&result);
+            result
+        }
+    }
+}
+
+/// Settles those who wait under a key, also when the call that runs is dropped.
+struct Running<'a> {
+    shared: &'a Shared,
+    key: Option<crate::proto::invocation::dedup::Key>,
+}
+
+impl Running<'_> {
+    fn finish(mut self, result: &Result<Arc<InvokeReply>, Failure>) {
+        let Some(key) = self.key.take() else { return };
+        let waiters = lock(&self.shared.calls_by_key).handle_done(&key, result.as_ref().ok(), self.shared.mono());
+        for waiter in waiters {
+            let _ = waiter.send(result.clone());
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            let _ = lock(&self.shared.calls_by_key).handle_done(&key, None, self.shared.mono());
+        }
+    }
+}
+
+async fn run(shared: &Arc<Shared>, request: InvokeRequest, id: InvocationId) -> Result<InvokeReply, Failure> {
+    let started = shared.mono();
+    let default = Duration::from_millis(shared.config.limits.call_timeout_ms_default);
+    let deadline = started.saturating_add(request.timeout.unwrap_or(default));
+    let config = call::Config { attempts_max: shared.config.limits.attempts_max, exploration: shared.config.routing.exploration };
+    let mut machine = call::State::new(config, request.capability.clone(), request.agent, request.key.is_some(), started, deadline);
+    let query = query_of(shared, &request);
+    let mut explained = None;
+    loop {
+        let now = shared.mono();
+        let answer = rank(shared, &query);
+        let kept = request.explain.then(|| answer.clone());
+        let routes = shared.routes.load();
+        let step = machine.next(answer, &mut routes.names(), now, &mut rand::rng());
+        drop(routes);
+        match step {
+            Step::Fail(failure) => return Err(failure),
+            Step::Search => {
+                let wait = deadline.saturating_sub(now).min(find::SEARCH_MAX);
+                let _ = tokio::time::timeout(wait, find::find(shared, query.clone(), 1)).await;
+            }
+            Step::Ask(candidate) => {
+                explained = explained.or(kept);
+                shared.metrics.attempt();
+                let outcome = attempt(shared, &request, id, &candidate, deadline).await;
+                let now = shared.mono();
+                match outcome {
+                    Ok(success) => {
+                        machine.on_success(now);
+                        return Ok(reply(id, &candidate, success, &machine, now.saturating_sub(started), explained));
+                    }
+                    Err(failed) => {
+                        tracing::debug!(invocation = %id, agent = %candidate.agent(), accepted = failed.accepted, failure = %failed.failure, "an attempt failed");
+                        machine.on_failure(failed, now);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn query_of(shared: &Shared, request: &InvokeRequest) -> Query {
+    let mut constraints = request.constraints.clone();
+    // A caller who names the agent has decided whom to trust.
+    if request.agent.is_none() {
+        constraints.min_trust = constraints.min_trust.or(Some(shared.config.routing.min_trust));
+    }
+    Query { capabilities: vec![request.capability.clone()], text: None, version: request.version.clone(), constraints, limit: 16 }
+}
+
+fn rank(shared: &Shared, query: &Query) -> Answer {
+    let ledger = shared.ledger.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut answer = shared.routes.load().rank(query, &shared.weights, &ledger, shared.mono());
+    for candidate in &mut answer.candidates {
+        // What this node has sent there is fresher than the last pulse.
+        let sent = u32::try_from(shared.lanes.outstanding(candidate.entry.record.node)).unwrap_or(u32::MAX);
+        candidate.entry.in_flight = match candidate.entry.reach {
+            Reach::Here => shared.registry.get(candidate.agent()).map_or(0, |agent| agent.load().0),
+            Reach::Connected | Reach::Proven | Reach::Unproven | Reach::Lost => candidate.entry.in_flight.max(sent),
+        };
+    }
+    answer
+}
+
+fn reply(
+    id: InvocationId,
+    candidate: &Candidate,
+    success: Success,
+    machine: &call::State,
+    latency: Duration,
+    answer: Option<Answer>,
+) -> InvokeReply {
+    let units =
+        success.units.and_then(|units| units.parse::<Decimal>().ok()).filter(|units| !units.is_sign_negative()).unwrap_or(Decimal::ONE);
+    let price = candidate.capability().and_then(|capability| capability.price.as_ref());
+    InvokeReply {
+        id,
+        output: success.payload,
+        agent: candidate.agent(),
+        node: candidate.entry.record.node,
+        attempts: machine.attempts().len(),
+        latency,
+        units,
+        cost: price.map(|price| (price.times(units), price.currency)),
+        explanation: answer.map(|answer| Explanation { answer, attempts: machine.attempts().to_vec() }),
+    }
+}
+
+/// Asks one agent, and takes in what its answer says about it.
+async fn attempt(
+    shared: &Arc<Shared>,
+    request: &InvokeRequest,
+    id: InvocationId,
+    candidate: &Candidate,
+    deadline: Duration,
+) -> Result<Success, AttemptFailure> {
+    let record = &candidate.entry.record;
+    let Some(offered) = candidate.capability() else {
+        return Err(AttemptFailure { failure: Failure::new(ErrorCode::Internal, "the candidate lost its capability"), accepted: false });
+    };
+    let is_here = record.node == shared.node();
+    let mut output_schema = None;
+    if !is_here && (offered.input_schema != ANYTHING || offered.output_schema != ANYTHING) {
+        let wait = deadline.saturating_sub(shared.mono());
+        let hashes = [offered.input_schema, offered.output_schema];
+        let fetch = schemas_of(shared, record.node, &hashes);
+        let known = tokio::time::timeout(wait, fetch).await.unwrap_or_default();
+        let schema = |hash| known.iter().find(|(known, _)| *known == hash).and_then(|(_, known)| known.schema.clone());
+        if let Some(schema) = schema(offered.input_schema) {
+            let refused = check(&schema, &request.input, "input");
+            refused.map_err(|failure| AttemptFailure { failure, accepted: false })?;
+        }
+        output_schema = schema(offered.output_schema);
+    }
+    let wire = Request {
+        invocation: id,
+        capability: offered.id.clone(),
+        version: request.version.clone(),
+        agent: record.agent,
+        budget_ms: u64::try_from(deadline.saturating_sub(shared.mono()).as_millis()).unwrap_or(u64::MAX),
+        priority: request.priority,
+        key: request.key.clone(),
+        traceparent: request.traceparent.clone(),
+        hops: vec![shared.node()].into_iter().take(HOPS_MAX).collect(),
+        payload: request.input.clone(),
+    };
+    let started = shared.mono();
+    let mut outcome =
+        if is_here { execute::here(shared, wire, deadline).await } else { over_lane(shared, record.node, wire, deadline).await };
+    if let (Ok(success), Some(schema)) = (&outcome, &output_schema)
+        && let Err(failure) = check(schema, &success.payload, "output")
+    {
+        outcome = Err(AttemptFailure { failure: failure.retryable(true), accepted: true });
+    }
+    observe(shared, candidate, offered.id.clone(), &outcome, shared.mono().saturating_sub(started));
+    outcome
+}
+
+fn check(schema: &crate::agents::schema::Schema, text: &[u8], what: &str) -> Result<(), Failure> {
+    let value: Value =
+        serde_json::from_slice(text).map_err(|error| Failure::new(ErrorCode::InvalidSchema, format!("the {what} is not JSON: {error}")))?;
+    schema.check(&value).map_err(|faults| execute::schema_failure(what, &faults))
+}
+
+async fn over_lane(shared: &Shared, node: NodeId, request: Request, deadline: Duration) -> Result<Success, AttemptFailure> {
+    let refuse = |failure: Failure| AttemptFailure { failure, accepted: false };
+    let lane = lane_to(shared, node).await.map_err(refuse)?;
+    match lane.call(request, deadline).await {
+        LaneOutcome::Success(success) => Ok(success),
+        LaneOutcome::Failed { failure, accepted } => Err(AttemptFailure { failure, accepted }),
+        LaneOutcome::Lost { accepted } => {
+            let message = if accepted {
+                format!("node {} was lost while its agent worked; what it did is unknown", node.short())
+            } else {
+                format!("node {} was lost before its agent took the call", node.short())
+            };
+            let code = if accepted { ErrorCode::AgentFailed } else { ErrorCode::Unavailable };
+            let failure = Failure::new(code, message).with("outcome", if accepted { "unknown" } else { "not_started" });
+            Err(AttemptFailure { failure, accepted })
+        }
+        LaneOutcome::TimedOut { accepted } => {
+            let failure = Failure::new(ErrorCode::Timeout, "the agent did not answer before the deadline");
+            Err(AttemptFailure { failure, accepted })
+        }
+    }
+}
+
+/// Refusals say nothing about an agent's work; that it is down or unknown is believed at once.
+fn observe(shared: &Shared, candidate: &Candidate, capability: CapabilityName, outcome: &Result<Success, AttemptFailure>, took: Duration) {
+    let (outcome, down) = match outcome {
+        Ok(_) => (Outcome::Success { latency_ms: took.as_secs_f64() * 1_000.0 }, false),
+        Err(failed) => {
+            let down = matches!(failed.failure.code, ErrorCode::Unavailable | ErrorCode::AgentNotFound) && !failed.accepted;
+            let callers_fault =
+                failed.failure.is_refusal() || (failed.failure.code == ErrorCode::InvalidSchema && !failed.failure.retryable);
+            if callers_fault {
+                return;
+            }
+            (Outcome::Failure, down)
+        }
+    };
+    shared.observe(candidate.agent(), &capability, outcome, down);
+}

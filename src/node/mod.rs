@@ -1,0 +1,26 @@
+//! Drives the machines of `proto`: one event loop for everything that can wait its turn, and the invocation plane beside it.
+//!
+//! The loop owns the swarm, the directory and the tables of joining, searching and penalising; others reach it through a bounded channel
+//! behind the [`Handle`], which every door and verb uses. Nothing slow runs in it: signatures, disk and agents go to workers and come
+//! back as inputs. Calls do not pass through it: they read the directory through a snapshot that the loop replaces, travel on lanes that
+//! have tasks of their own, and report how they ended in batches.
+
+mod clock;
+mod event_loop;
+mod execute;
+mod find;
+mod gossip;
+mod handle;
+mod hosting;
+mod invoke;
+mod lanes;
+mod schemas;
+mod shared;
+mod start;
+mod view;
+
+pub(crate) use handle::label;
+pub use handle::{AgentView, Handle, TrustView};
+pub use invoke::{Explanation, InvokeReply, InvokeRequest};
+pub use start::{Node, StartError};
+pub use view::{Check, Event, Level, NodeView, State};

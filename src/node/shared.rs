@@ -1,0 +1,144 @@
+//! What the loop and the invocation plane share.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::clock::Clock;
+use super::invoke::InvokeReply;
+use super::lanes::Lanes;
+use super::schemas::Schemas;
+use super::view::{Event, State};
+use crate::agents::Registry;
+use crate::config::Config;
+use crate::mesh::Peer;
+use crate::mesh::lanes::Lane;
+use crate::model::{AgentId, CapabilityName, Failure, InvocationId, NodeId};
+use crate::proto::directory::rank::{Answer, Weights};
+use crate::proto::directory::{Entry, Routes};
+use crate::proto::invocation::dedup;
+use crate::proto::peers::trust::{Ledger, Outcome};
+use crate::telemetry::Metrics;
+use crate::wire::NodeKey;
+use crate::wire::directory::{Query, SchemaHash};
+use crate::wire::invocation::Success;
+
+/// Events that a slow listener may lag behind before it misses some.
+pub(super) const EVENTS_MAX: usize = 1_024;
+/// Commands that may wait for the loop.
+pub(super) const COMMANDS_MAX: usize = 4_096;
+/// Outcomes that may wait for the loop; beyond it they are dropped, since they are evidence and not accounts.
+pub(super) const OUTCOMES_MAX: usize = 65_536;
+
+/// A question or order to the loop.
+pub(super) enum Command {
+    /// Answer a query, looking further than the directory if it does not hold `enough` candidates.
+    Find { query: Query, enough: usize, reply: oneshot::Sender<Answer> },
+    /// A lane to this node.
+    OpenLane { node: NodeId, reply: oneshot::Sender<Result<Lane, Failure>> },
+    /// Schemas that this node's records name.
+    Schemas { node: NodeId, hashes: Vec<SchemaHash>, reply: oneshot::Sender<Result<Vec<String>, Failure>> },
+    /// Everything in the directory.
+    Entries { reply: oneshot::Sender<Vec<Entry>> },
+    /// Who is connected.
+    Peers { reply: oneshot::Sender<Vec<(Peer, usize)>> },
+    /// Where the node listens and what the swarm counts.
+    Network { reply: oneshot::Sender<Network> },
+    /// An agent was attached or replaced, or is gone.
+    AgentChanged { agent: AgentId, reply: oneshot::Sender<()> },
+    /// Stop: leave the mesh.
+    Leave { reply: oneshot::Sender<()> },
+}
+
+/// What the swarm knows of itself.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Network {
+    pub(super) listen: Vec<String>,
+    pub(super) advertised: Vec<String>,
+    pub(super) peers: usize,
+    pub(super) records: usize,
+    pub(super) dht_peers: usize,
+    pub(super) denied: [u64; 3],
+}
+
+/// How one attempt ended.
+pub(super) struct Observed {
+    pub(super) agent: AgentId,
+    pub(super) capability: CapabilityName,
+    pub(super) outcome: Outcome,
+    /// Its node said that it is down, or does not know it.
+    pub(super) down: bool,
+}
+
+pub(super) type ReplyWaiter = oneshot::Sender<Result<Arc<InvokeReply>, Failure>>;
+pub(super) type SuccessWaiter = oneshot::Sender<Result<Success, Failure>>;
+
+/// State that more than one task reads. Locks are held for moments and never across a wait.
+pub(super) struct Shared {
+    pub(super) config: Config,
+    pub(super) key: NodeKey,
+    pub(super) clock: Clock,
+    pub(super) registry: Registry,
+    pub(super) routes: ArcSwap<Routes>,
+    pub(super) weights: Weights,
+    pub(super) ledger: RwLock<Ledger>,
+    pub(super) lanes: Lanes,
+    pub(super) schemas: Schemas,
+    pub(super) calls_by_key: Mutex<dedup::State<ReplyWaiter, Arc<InvokeReply>>>,
+    pub(super) results_by_key: Mutex<dedup::State<SuccessWaiter, Success>>,
+    pub(super) cancels_by_invocation: Mutex<BTreeMap<InvocationId, CancellationToken>>,
+    pub(super) in_flight: AtomicUsize,
+    pub(super) serving: AtomicUsize,
+    pub(super) metrics: Metrics,
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) outcomes: mpsc::Sender<Observed>,
+    pub(super) events: broadcast::Sender<Event>,
+    pub(super) state: watch::Sender<State>,
+    pub(super) drain: CancellationToken,
+    pub(super) notes: Mutex<Vec<String>>,
+}
+
+impl Shared {
+    pub(super) fn node(&self) -> NodeId {
+        self.key.id()
+    }
+
+    pub(super) fn mono(&self) -> Duration {
+        self.clock.now().mono
+    }
+
+    pub(super) fn publish(&self, event: Event) {
+        // Without listeners there is nobody to tell.
+        let _ = self.events.send(event);
+    }
+
+    pub(super) fn observe(&self, agent: AgentId, capability: &CapabilityName, outcome: Outcome, down: bool) {
+        let observed = Observed { agent, capability: capability.clone(), outcome, down };
+        let _ = self.outcomes.try_send(observed);
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts something while it lives.
+pub(super) struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    pub(super) fn new(counter: &'a AtomicUsize) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

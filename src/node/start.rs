@@ -1,0 +1,324 @@
+//! From a configuration to a running node.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use libp2p::Multiaddr;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+use super::clock::Clock;
+use super::event_loop::{EventLoop, Inputs, REPORTS_MAX};
+use super::handle::Handle;
+use super::lanes::Lanes;
+use super::schemas::Schemas;
+use super::shared::{COMMANDS_MAX, EVENTS_MAX, OUTCOMES_MAX, Shared};
+use super::view::State;
+use crate::agents::Registry;
+use crate::agents::definition;
+use crate::config::Config;
+use crate::mesh::{self, Event, Mesh, limits};
+use crate::model::{Definition, Failure, NodeId, Timestamp};
+use crate::proto::directory::rank::Weights;
+use crate::proto::directory::{self, Routes};
+use crate::proto::invocation::dedup;
+use crate::proto::peers::bootstrap::{self, LAST_GOOD_MAX};
+use crate::proto::peers::penalties::{self, Penalties};
+use crate::proto::peers::trust::Ledger;
+use crate::store::{self, Ban, DataDir, GoodPeer, Index};
+use crate::telemetry::Metrics;
+use crate::wire::{AgentKey, NodeKey};
+
+/// How long the system may take to let the node listen.
+const LISTEN_MAX: Duration = Duration::from_secs(5);
+/// Pairs of agent and capability on which evidence is kept.
+const EVIDENCE_MAX: usize = 20_000;
+
+/// The node could not start. Nothing runs; what was already on disk is as it was, new keys excepted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The data directory: in use, not writable, exposed keys. The message says what to do.
+    #[error("{0}")]
+    Store(#[from] store::Error),
+    /// The mesh: an address in use, name resolution.
+    #[error("{0}")]
+    Mesh(#[from] mesh::Error),
+    /// An agent of the configuration.
+    #[error("agent `{name}`: {failure}")]
+    Agent {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        failure: Failure,
+    },
+    /// The configuration holds an address that is none; `Config::load` checks this.
+    #[error("`{0}` is not an address")]
+    Address(String),
+    /// A worker broke off.
+    #[error("a worker broke off")]
+    Worker,
+}
+
+/// The disk of a node.
+pub(super) struct Disk {
+    pub(super) dir: DataDir,
+    pub(super) token: Zeroizing<String>,
+    /// `None` if the disk has no room for an index: the node then remembers no peers.
+    pub(super) index: Option<Index>,
+}
+
+impl Disk {
+    /// The key of the agent called `name`, made at first use.
+    pub(super) fn agent_key(&self, name: &str) -> Result<AgentKey, store::Error> {
+        let key = self.dir.keys().agent_key(name)?;
+        Ok(AgentKey::from_seed(&key.to_bytes()))
+    }
+
+    /// Remembers a peer that was dialled with success.
+    pub(super) fn remember(&self, node: &NodeId, addresses: Vec<String>, wall: Timestamp) {
+        let Some(index) = &self.index else { return };
+        let before = index.peers().unwrap_or_default().into_iter().find(|(known, _)| known == node);
+        let successes = before.map_or(0, |(_, peer)| peer.successes).saturating_add(1);
+        let peer = GoodPeer { addresses, last_seen_ms: wall.as_ms(), successes };
+        if let Err(error) = index.put_peer(node, &peer).and_then(|()| index.flush()) {
+            tracing::warn!(%error, "a peer could not be remembered");
+        }
+    }
+
+    /// Remembers a ban.
+    pub(super) fn ban(&self, node: &NodeId, until: Timestamp, points: u32) {
+        let Some(index) = &self.index else { return };
+        let ban = Ban { until_ms: until.as_ms(), points: f64::from(points) };
+        if let Err(error) = index.put_ban(node, &ban).and_then(|()| index.flush()) {
+            tracing::warn!(%error, "a ban could not be remembered");
+        }
+    }
+}
+
+/// A node and its loop.
+#[derive(Debug)]
+pub struct Node {
+    /// What everything else talks to.
+    pub handle: Handle,
+    task: JoinHandle<()>,
+}
+
+struct Opened {
+    disk: Disk,
+    key: NodeKey,
+    peers: Vec<(NodeId, GoodPeer)>,
+    bans: BTreeMap<NodeId, Ban>,
+    definitions: Vec<Definition>,
+    notes: Vec<String>,
+}
+
+/// Everything that start-up reads from the disk. Blocks.
+fn open(config: &Config, wall: Timestamp) -> Result<Opened, StartError> {
+    let dir = DataDir::open(&config.node.data_dir)?;
+    let key = NodeKey::new(dir.keys().node_key()?);
+    let token = dir.keys().api_token(config.api.token_file.as_deref())?;
+    let loaded = dir.definitions().load_all()?;
+    let mut notes: Vec<String> = loaded.skipped.iter().map(ToString::to_string).collect();
+    let index = match dir.index() {
+        Ok(index) => Some(index),
+        Err(error) => {
+            notes.push(format!("peers and bans are not remembered: {error}"));
+            None
+        }
+    };
+    let peers = index.as_ref().and_then(|index| index.peers().ok()).unwrap_or_default();
+    let bans = index.as_ref().and_then(|index| index.bans(wall.as_ms()).ok()).unwrap_or_default();
+    for note in &notes {
+        tracing::warn!(note, "start-up goes on without this");
+    }
+    Ok(Opened { disk: Disk { dir, token, index }, key, peers, bans, definitions: loaded.definitions, notes })
+}
+
+fn addresses(texts: &[String]) -> Result<Vec<Multiaddr>, StartError> {
+    texts.iter().map(|text| text.parse().map_err(|_| StartError::Address(text.clone()))).collect()
+}
+
+impl Node {
+    /// Starts a node: opens its data directory, listens, attaches its agents, begins to join. Returns as soon as it listens.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let clock = Clock::start();
+        let wall = clock.now().wall;
+        let opened = {
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || open(&config, wall)).await.map_err(|_| StartError::Worker)??
+        };
+        let Opened { disk, key, peers, bans, definitions, notes } = opened;
+        let node = key.id();
+        let join = addresses(&config.mesh.join)?;
+        let remembered =
+            peers.iter().take(LAST_GOOD_MAX).flat_map(|(_, peer)| peer.addresses.iter().take(2)).filter_map(|text| text.parse().ok());
+        let bootstrap = bootstrap::State::new(join.clone(), remembered.filter(|address| !join.contains(address)).collect::<Vec<_>>());
+        let (mut mesh, mut penalties) = (Self::mesh(&config, &key, join, clock)?, Penalties::new(penalties::Config::default()));
+        restore_bans(&bans, wall, &mut mesh, &mut penalties);
+        listen(&mut mesh, &config).await?;
+
+        let (commands, command_inbox) = mpsc::channel(COMMANDS_MAX);
+        let (outcomes, outcome_inbox) = mpsc::channel(OUTCOMES_MAX);
+        let (changes, change_inbox) = mpsc::channel(1_024);
+        let routing = &config.routing;
+        let weights = Weights {
+            r#match: routing.weight_match,
+            trust: routing.weight_trust,
+            latency: routing.weight_latency,
+            cost: routing.weight_cost,
+        };
+        let mut directory_config = directory::Config::new(node);
+        directory_config.records_max = usize::try_from(config.limits.records_max).unwrap_or(usize::MAX);
+        directory_config.failures_to_suspect = routing.failures_to_withdraw;
+        directory_config.suspect = Duration::from_millis(routing.suspect_ms);
+        directory_config.weights = weights;
+        let results_max = usize::try_from(config.limits.results_kept_max).unwrap_or(usize::MAX);
+        let keep = Duration::from_millis(config.limits.results_kept_ms);
+        let shared = Arc::new(Shared {
+            registry: Registry::new(changes),
+            key,
+            clock,
+            routes: ArcSwap::from_pointee(Routes::default()),
+            weights,
+            ledger: RwLock::new(Ledger::new(EVIDENCE_MAX)),
+            lanes: Lanes::default(),
+            schemas: Schemas::default(),
+            calls_by_key: Mutex::new(dedup::State::new(results_max, keep)),
+            results_by_key: Mutex::new(dedup::State::new(results_max, keep)),
+            cancels_by_invocation: Mutex::default(),
+            in_flight: AtomicUsize::new(0),
+            serving: AtomicUsize::new(0),
+            metrics: Metrics::default(),
+            commands,
+            outcomes,
+            events: broadcast::channel(EVENTS_MAX).0,
+            state: watch::channel(State::Joining).0,
+            drain: CancellationToken::new(),
+            notes: Mutex::new(notes),
+            config,
+        });
+        let inputs = Inputs {
+            commands: command_inbox,
+            outcomes: outcome_inbox,
+            changes: change_inbox,
+            reports: mpsc::channel(REPORTS_MAX),
+            issued: mpsc::channel(REPORTS_MAX),
+            ended: mpsc::channel(REPORTS_MAX),
+        };
+        let disk = Arc::new(disk);
+        let directory = directory::State::new(directory_config);
+        let event_loop = EventLoop::new(Arc::clone(&shared), Arc::clone(&disk), mesh, inputs, directory, bootstrap, penalties);
+        let task = tokio::spawn(event_loop.run());
+        let node = Self { handle: Handle { shared, disk, started_at: wall }, task };
+        node.attach_all(definitions).await?;
+        Ok(node)
+    }
+
+    fn mesh(config: &Config, key: &NodeKey, join: Vec<Multiaddr>, clock: Clock) -> Result<Mesh, StartError> {
+        let given = &config.mesh.limits;
+        let limits = limits::Limits {
+            pending_in_max: given.pending_in_max,
+            pending_out_max: given.pending_out_max,
+            established_in_max: given.established_in_max,
+            established_out_max: given.established_out_max,
+            established_max: given.established_max,
+            per_peer_max: given.per_peer_max,
+            per_range_max: given.per_range_max,
+            ..limits::Limits::default()
+        };
+        let memory = given.memory_bytes_max.and_then(|bytes| usize::try_from(bytes).ok());
+        let settings = mesh::Settings {
+            key: key.clone(),
+            listen: addresses(&config.mesh.listen)?,
+            external: addresses(&config.mesh.external)?,
+            join,
+            private: config.mesh.private,
+            client_only: config.mesh.client_only,
+            gossip: config.mesh.gossip,
+            limits,
+            memory_bytes_max: memory.unwrap_or_else(limits::memory_limit_bytes),
+            clock: clock.zero(),
+        };
+        Ok(Mesh::new(&settings)?)
+    }
+
+    /// Attaches the agents of the configuration, and those added while the node ran before. The configuration wins over a stored one.
+    async fn attach_all(&self, stored: Vec<Definition>) -> Result<(), StartError> {
+        let configured = self.handle.shared.config.agents.clone();
+        let is_configured = |name: &str| configured.iter().any(|definition| definition.name == name);
+        for definition in &configured {
+            let failed = |failure| StartError::Agent { name: definition.name.clone(), failure };
+            self.attach(definition.clone()).await.map_err(failed)?;
+        }
+        for definition in stored.into_iter().filter(|definition| !is_configured(&definition.name)) {
+            let name = definition.name.clone();
+            if let Err(failure) = self.attach(definition).await {
+                tracing::warn!(agent = name, %failure, "a stored agent was not attached");
+                super::shared::lock(&self.handle.shared.notes).push(format!("stored agent `{name}` was not attached: {failure}"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn attach(&self, definition: Definition) -> Result<(), Failure> {
+        let checked = definition::check(definition).map_err(|faults| definition::failure(&faults))?;
+        super::hosting::fits_record(&checked, &self.handle.shared)?;
+        let (disk, name) = (Arc::clone(&self.handle.disk), checked.definition.name.clone());
+        let key = tokio::task::spawn_blocking(move || disk.agent_key(&name)).await;
+        let internal = |message: String| Failure::new(crate::model::ErrorCode::Internal, message);
+        let key = key.map_err(|error| internal(error.to_string()))?.map_err(|error| internal(error.to_string()))?;
+        self.handle.attach_checked(key, checked).await.map(drop)
+    }
+
+    /// Stops the node in good order.
+    pub async fn stop(self) {
+        self.handle.stop().await;
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the event loop broke off");
+        }
+    }
+}
+
+fn restore_bans(bans: &BTreeMap<NodeId, Ban>, wall: Timestamp, mesh: &mut Mesh, penalties: &mut Penalties) {
+    for (node, ban) in bans {
+        let left = Timestamp::from_ms(ban.until_ms).saturating_since(wall);
+        if !left.is_zero() {
+            mesh.ban(*node, left);
+            // Enough points for a ban, so that the machine knows of it too.
+            penalties.penalise(node.peer_id(), penalties::Config::default().ban_points_min, Duration::ZERO);
+        }
+    }
+}
+
+/// Waits until every configured address is listened on.
+async fn listen(mesh: &mut Mesh, config: &Config) -> Result<(), StartError> {
+    let wanted = config.mesh.listen.len();
+    let refused = |reason: String| {
+        let address = config.mesh.listen.first().and_then(|text| text.parse().ok()).unwrap_or_else(Multiaddr::empty);
+        StartError::Mesh(mesh::Error::Listen { address, reason })
+    };
+    let all = async {
+        let mut listening = 0;
+        while listening < wanted {
+            match mesh.next().await {
+                Event::Listening(address) => {
+                    tracing::info!(%address, "listening");
+                    listening += 1;
+                }
+                Event::ListenFailed(reason) => return Err(refused(reason)),
+                other => tracing::debug!(event = ?other, "before listening"),
+            }
+        }
+        Ok(())
+    };
+    tokio::time::timeout(LISTEN_MAX, all).await.unwrap_or_else(|_| Err(refused("no answer from the system".to_owned())))
+}

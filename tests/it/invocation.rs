@@ -1,0 +1,315 @@
+//! Calling agents: from anywhere, in time, once, and past those that fail.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use futures::future::join_all;
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Node, SETTLE, builtin, eventually, script, with};
+
+/// The document that the program's own demonstration works on.
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/agents/builtin/assets/sample.pdf");
+/// The largest payload, in bytes.
+const PAYLOAD_MAX: usize = 65_536;
+
+/// An agent that takes the time it is told to take; it may keep a journal of its calls.
+pub(crate) fn slow(name: &str, journal: Option<&Path>) -> Value {
+    let journal: Vec<&str> = journal.iter().map(|path| path.to_str().expect("temporary folders have plain names")).collect();
+    script(name, "slow.py", &journal, json!({ "id": "test.slow", "idempotent": true }))
+}
+
+#[tokio::test]
+async fn any_node_calls_an_agent_on_any_other() {
+    let first = Node::first().await;
+    let host = Node::builder().join(&first).agent(builtin("echo", "echo")).spawn().await;
+    let third = Node::builder().join(&first).spawn().await;
+    let input = json!({ "text": "grüße", "list": [1, 2.5, null, true], "${x}": {} });
+
+    for node in [&first, &host, &third] {
+        node.knows("echo", &["echo"]).await;
+        let answer = node.call("echo", input.clone()).await;
+        assert_eq!(answer["output"], input);
+        assert_eq!((&answer["node_id"], &answer["attempts"]), (&json!(host.id()), &json!(1)), "{answer}");
+        assert_eq!(answer["agent_id"], host.agent_id("echo").await.as_str());
+        assert!(answer["latency_ms"].is_number() && answer["invocation_id"].as_str().is_some_and(|id| id.len() == 32), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_text_of_a_pdf_on_another_node_is_extracted_and_worked_on() {
+    let host = Node::builder()
+        .agent(builtin("reader", "pdf_text_extraction"))
+        .agent(builtin("analyst", "text-analysis"))
+        .agent(builtin("writer", "summarization"))
+        .spawn()
+        .await;
+    let caller = Node::builder().join(&host).spawn().await;
+    caller.knows("pdf_text_extraction", &["reader"]).await;
+    caller.knows("text-processing", &["analyst", "writer"]).await;
+    let pdf = fs::read(SAMPLE).expect("the sample document");
+    let document = format!("data:application/pdf;base64,{}", STANDARD.encode(pdf));
+
+    let extracted = caller.call("pdf_text_extraction", json!({ "document": document })).await["output"].take();
+    let text = extracted["text"].as_str().expect("a text");
+    let analysis = caller.call("text-analysis", json!({ "text": text })).await["output"].take();
+    let summary = caller.call("summarization", json!({ "text": text, "max_sentences": 3 })).await["output"].take();
+
+    assert!(text.contains("mesh") && text.len() > 500, "{text}");
+    assert_eq!(analysis["language"]["code"], "en", "{analysis}");
+    assert!(analysis["keywords"].as_array().is_some_and(|keywords| !keywords.is_empty()), "{analysis}");
+    let short = summary["summary"].as_str().expect("a summary");
+    assert!(!short.is_empty() && short.len() < text.len() / 2, "{short}");
+}
+
+/// AOP-4, MAOP-3: a node that dies with calls in hand costs no caller its answer.
+#[tokio::test]
+async fn calls_to_a_dying_node_are_served_by_another() {
+    let caller = Node::first().await;
+    let builder = Node::builder();
+    let journal = builder.home().join("journal");
+    let many = |definition| with(definition, json!({ "concurrency": 4, "queue": 32 }));
+    let mut dying = builder.join(&caller).agent(many(slow("dying", Some(&journal)))).spawn().await;
+    let living = Node::builder().join(&caller).agent(many(slow("living", None))).spawn().await;
+    caller.knows("test.slow", &["dying", "living"]).await;
+
+    let body = json!({ "capability": "test.slow", "input": { "ms": 300 }, "timeout_ms": 30_000 });
+    let calls = join_all((0..20).map(|_| caller.invoke(body.clone())));
+    let killing = async {
+        eventually("the dying node has calls in hand", SETTLE, async || contains(&journal, "started").then_some(())).await;
+        dying.kill().await;
+    };
+    let (answers, ()) = tokio::join!(calls, killing);
+
+    let answers: Vec<Value> = answers.into_iter().map(Answer::ok).collect();
+    assert!(answers.iter().any(|answer| answer["node_id"] == living.id() && answer["attempts"].as_u64() > Some(1)), "{answers:?}");
+}
+
+/// MEAP-9: a node that hangs is noticed although its connections stay open.
+#[tokio::test]
+async fn calls_to_a_frozen_node_are_served_by_another() {
+    let caller = Node::builder().config("[routing]\nexploration = 0.0\nsuspect_ms = 1000\n").spawn().await;
+    let frozen = Node::builder().join(&caller).agent(claims("frozen", "echo.py", 1, true)).spawn().await;
+    let _other = Node::builder().join(&caller).agent(claims("other", "echo.py", 900, true)).spawn().await;
+    caller.knows("test.claims", &["frozen", "other"]).await;
+
+    frozen.stop();
+    let asked = Instant::now();
+    let answer = caller.call("test.claims", json!("hello?")).await;
+
+    assert_eq!((&answer["output"], &answer["attempts"]), (&json!("hello?"), &json!(2)), "{answer}");
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    frozen.cont();
+    caller.knows("test.claims", &["frozen", "other"]).await;
+}
+
+#[tokio::test]
+async fn a_call_with_a_key_survives_the_crash_of_its_agent() {
+    let caller = Node::builder().config("[routing]\nexploration = 0.0\n").spawn().await;
+    let _crashing = Node::builder().join(&caller).agent(claims("crashing", "crash.py", 1, false)).spawn().await;
+    let steady = Node::builder().join(&caller).agent(claims("steady", "echo.py", 900, false)).spawn().await;
+    caller.knows("test.claims", &["crashing", "steady"]).await;
+
+    let body = json!({ "capability": "test.claims", "input": { "crash": true }, "idempotency_key": "survivor" });
+    let answer = caller.invoke(body).await.ok();
+
+    assert_eq!((&answer["output"], &answer["attempts"]), (&json!({ "crash": true }), &json!(2)), "{answer}");
+    assert_eq!(answer["node_id"], steady.id());
+}
+
+#[tokio::test]
+async fn a_call_that_may_have_had_effects_is_not_repeated_without_leave() {
+    let caller = Node::builder().config("[routing]\nexploration = 0.0\n").spawn().await;
+    let _crashing = Node::builder().join(&caller).agent(claims("crashing", "crash.py", 1, false)).spawn().await;
+    let _steady = Node::builder().join(&caller).agent(claims("steady", "echo.py", 900, false)).spawn().await;
+    caller.knows("test.claims", &["crashing", "steady"]).await;
+
+    let answer = caller.invoke(json!({ "capability": "test.claims", "input": { "crash": true } })).await;
+
+    let error = answer.refused(502, "AGENT_FAILED");
+    assert_eq!(error["retryable"], true, "{error}");
+}
+
+#[tokio::test]
+async fn a_deadline_is_kept_by_near_and_far_agents() {
+    let mute = |name: &str| script(name, "never.py", &[], json!({ "id": format!("test.{name}") }));
+    let host = Node::builder().agent(mute("one")).agent(mute("two")).spawn().await;
+    let far = Node::builder().join(&host).spawn().await;
+
+    // A program that did not answer is killed, so each call has an agent of its own.
+    for (node, name) in [(&host, "one"), (&far, "two")] {
+        let capability = format!("test.{name}");
+        node.knows(&capability, &[name]).await;
+        let asked = Instant::now();
+        let answer = node.invoke(json!({ "capability": capability, "input": null, "timeout_ms": 700 })).await;
+        assert!(asked.elapsed() < Duration::from_millis(1_700), "{:?}", asked.elapsed());
+        answer.refused(504, "TIMEOUT");
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_call_is_cancelled_at_its_agent() {
+    let builder = Node::builder();
+    let journal = builder.home().join("journal");
+    let host = builder.agent(slow("slow", Some(&journal))).spawn().await;
+    let caller = Node::builder().join(&host).spawn().await;
+    caller.knows("test.slow", &["slow"]).await;
+    let id = "00112233445566778899aabbccddeeff";
+
+    let call = caller.invoke(json!({ "invocation_id": id, "capability": "test.slow", "input": { "ms": 20_000 } }));
+    let cancelling = async {
+        eventually("the agent works", SETTLE, async || contains(&journal, &format!("started {id}")).then_some(())).await;
+        caller.delete(&format!("/v1/invocations/{id}")).await
+    };
+    let (answer, cancelled) = tokio::join!(call, cancelling);
+
+    assert!((200..300).contains(&cancelled.status), "{cancelled:?}");
+    answer.refused(499, "CANCELLED");
+    eventually("the agent is told", SETTLE, async || contains(&journal, &format!("cancelled {id}")).then_some(())).await;
+    assert_eq!(caller.call("test.slow", json!({ "ms": 1 })).await["output"]["ms"], 1, "the agent goes on");
+}
+
+#[tokio::test]
+async fn an_invocation_that_nobody_knows_cannot_be_cancelled() {
+    let node = Node::first().await;
+
+    let answer = node.delete("/v1/invocations/ffffffffffffffffffffffffffffffff").await;
+
+    assert_eq!((answer.status, answer.body["error"]["retryable"].clone()), (404, json!(false)), "{answer:?}");
+}
+
+#[tokio::test]
+async fn calls_with_one_key_are_done_once() {
+    let builder = Node::builder();
+    let file = builder.home().join("executions");
+    let path = file.to_str().expect("temporary folders have plain names");
+    let agent = with(script("counter", "count.py", &[path], json!({ "id": "test.count" })), json!({ "concurrency": 2 }));
+    let host = builder.agent(agent).spawn().await;
+    let caller = Node::builder().join(&host).spawn().await;
+    caller.knows("test.count", &["counter"]).await;
+    let body = json!({ "capability": "test.count", "input": { "ms": 200 }, "idempotency_key": "order-7" });
+
+    let together = join_all((0..8).map(|_| caller.invoke(body.clone()))).await;
+    let again = caller.invoke(body.clone()).await;
+
+    for answer in together.into_iter().chain([again]) {
+        assert_eq!(answer.ok()["output"]["executions"], 1);
+    }
+    let other = with(body.clone(), json!({ "input": { "ms": 1 } }));
+    caller.invoke(other).await.refused(409, "CONFLICT");
+    let unrelated = with(body, json!({ "idempotency_key": "order-8" }));
+    assert_eq!(caller.invoke(unrelated).await.ok()["output"]["executions"], 2);
+    assert_eq!(fs::read_to_string(&file).expect("the journal").lines().count(), 2);
+}
+
+#[tokio::test]
+async fn a_payload_of_64_kib_passes_and_one_byte_more_does_not() {
+    let host =
+        Node::builder().agent(builtin("echo", "echo")).agent(script("sized", "sized.py", &[], json!({ "id": "test.sized" }))).spawn().await;
+    let caller = Node::builder().join(&host).spawn().await;
+    caller.knows("echo", &["echo"]).await;
+    caller.knows("test.sized", &["sized"]).await;
+    // Two bytes are the quotes.
+    let text = |bytes: usize| json!("x".repeat(bytes - 2));
+
+    for node in [&host, &caller] {
+        assert_eq!(node.call("echo", text(PAYLOAD_MAX)).await["output"], text(PAYLOAD_MAX));
+        let error = node.invoke(json!({ "capability": "echo", "input": text(PAYLOAD_MAX + 1) })).await.refused(413, "PAYLOAD_TOO_LARGE");
+        assert_eq!(error["details"]["limit"], PAYLOAD_MAX, "{error}");
+
+        assert_eq!(node.call("test.sized", json!({ "bytes": PAYLOAD_MAX })).await["output"], text(PAYLOAD_MAX));
+        let answer = node.invoke(json!({ "capability": "test.sized", "input": { "bytes": PAYLOAD_MAX + 1 } })).await;
+        answer.error("PAYLOAD_TOO_LARGE");
+    }
+}
+
+/// MAOP-3: what an agent can take is known, and more is turned away at once.
+#[tokio::test]
+async fn an_agent_takes_what_it_has_room_for_and_says_when_to_come_back() {
+    let builder = Node::builder();
+    let journal = builder.home().join("journal");
+    let host = builder.agent(with(slow("slow", Some(&journal)), json!({ "concurrency": 1, "queue": 1 }))).spawn().await;
+    let caller = Node::builder().join(&host).spawn().await;
+    caller.knows("test.slow", &["slow"]).await;
+    let call = || caller.invoke(json!({ "capability": "test.slow", "input": { "ms": 2_500 } }));
+
+    let working = call();
+    let rest = async {
+        eventually("the agent works", SETTLE, async || contains(&journal, "started").then_some(())).await;
+        let full = async {
+            let status = async || Some(host.agent("slow").await["status"].take()).filter(|status| status["queue"] == 1);
+            let status = eventually("a call waits", SETTLE, status).await;
+            assert_eq!(status["in_flight"], 1, "{status}");
+            call().await
+        };
+        tokio::join!(call(), full)
+    };
+    let (working, (waiting, refused)) = tokio::join!(working, rest);
+
+    working.ok();
+    waiting.ok();
+    let error = refused.refused(429, "BUSY");
+    assert!(error["details"]["retry_after_ms"].is_u64() && error["retryable"] == true, "{error}");
+}
+
+/// AMP-2: constraints are enforced, not only advertised.
+#[tokio::test]
+async fn an_agents_own_bounds_hold_for_every_caller() {
+    let constraints = json!({ "max_input_length": 10, "supported_languages": ["en", "de"] });
+    let agent = script("strict", "echo.py", &[], json!({ "id": "test.strict", "constraints": constraints }));
+    let host = Node::builder().agent(agent).spawn().await;
+    let caller = Node::builder().join(&host).spawn().await;
+    caller.knows("test.strict", &["strict"]).await;
+    let ask = async |node: &Node, input: Value| node.invoke(json!({ "capability": "test.strict", "input": input })).await;
+
+    for node in [&host, &caller] {
+        ask(node, json!({ "text": "äöüäöüäö", "language": "de" })).await.ok();
+        let error = ask(node, json!({ "text": "12345", "more": ["678901"] })).await.refused(413, "PAYLOAD_TOO_LARGE");
+        assert_eq!(error["details"]["limit"], 10, "{error}");
+        let error = ask(node, json!({ "text": "oui", "language": "fr" })).await.refused(400, "INVALID_REQUEST");
+        assert_eq!(error["details"]["path"], "/language", "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_costs_what_its_capability_says() {
+    let capability = json!({ "id": "test.priced", "price": { "amount": "0.001", "currency": "USD", "unit": "document" } });
+    let host = Node::builder().agent(script("priced", "echo.py", &[], capability)).spawn().await;
+    let caller = Node::builder().join(&host).spawn().await;
+    caller.knows("test.priced", &["priced"]).await;
+
+    let answer = caller.call("test.priced", json!({})).await;
+
+    assert_eq!((&answer["cost"]["amount"], &answer["cost"]["currency"]), (&json!("0.001"), &json!("USD")), "{answer}");
+    // A decimal travels as a text, so that nothing is lost.
+    assert_eq!(answer["units"], "1", "{answer}");
+}
+
+#[tokio::test]
+async fn a_caller_may_choose_the_agent() {
+    let host = Node::builder().agent(builtin("one", "echo")).agent(builtin("two", "echo")).spawn().await;
+    let caller = Node::builder().join(&host).spawn().await;
+    caller.knows("echo", &["one", "two"]).await;
+    let id = host.agent_id("two").await;
+
+    for chosen in [id.as_str(), "two"] {
+        let answer = caller.invoke(json!({ "capability": "echo", "agent_id": chosen, "input": 1 })).await.ok();
+        assert_eq!(answer["agent_id"], id.as_str());
+    }
+    let nobody = json!({ "capability": "echo", "agent_id": "three", "input": 1 });
+    caller.invoke(nobody).await.refused(404, "AGENT_NOT_FOUND");
+}
+
+/// An agent for `test.claims` that claims to answer within `ms`, which decides who is asked first.
+fn claims(name: &str, file: &str, ms: u64, idempotent: bool) -> Value {
+    let constraints = json!({ "response_time_ms": ms });
+    script(name, file, &[], json!({ "id": "test.claims", "idempotent": idempotent, "constraints": constraints }))
+}
+
+fn contains(file: &Path, words: &str) -> bool {
+    fs::read_to_string(file).is_ok_and(|text| text.contains(words))
+}

@@ -1,0 +1,15 @@
+//! Whole nodes, as processes on this machine, seen through what a person or a script sees: the program and its API.
+//!
+//! One file per journey. Each test starts the nodes that it needs on ports that the system picks, so all may run at once.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod agents;
+mod api_safety;
+mod bad_input;
+mod cli;
+mod directory;
+mod invocation;
+mod join;
+mod node_config;

@@ -1,0 +1,96 @@
+//! Agents for the tests: definitions, as JSON for the API and as tables for a file, and the HTTP agent as a process.
+
+use std::{fs, path::PathBuf, process::Stdio, time::Duration};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+use super::wait::within;
+
+/// An agent inside the binary.
+pub(crate) fn builtin(name: &str, kind: &str) -> Value {
+    json!({ "name": name, "adapter": { "type": "builtin", "kind": kind } })
+}
+
+/// An agent that is one of the programs in `tests/support/agents`, with one capability.
+pub(crate) fn script(name: &str, file: &str, arguments: &[&str], capability: Value) -> Value {
+    let command: Vec<String> =
+        ["python3".to_owned(), program(file)].into_iter().chain(arguments.iter().map(|argument| (*argument).to_owned())).collect();
+    json!({ "name": name, "adapter": { "type": "process", "command": command }, "capability": [capability] })
+}
+
+/// The same definition or capability with further fields.
+pub(crate) fn with(mut definition: Value, more: Value) -> Value {
+    let fields = definition.as_object_mut().expect("a definition is an object");
+    fields.extend(more.as_object().expect("fields are an object").clone());
+    definition
+}
+
+/// A configuration's `[[agent]]` tables.
+pub(super) fn tables(definitions: &[Value]) -> String {
+    if definitions.is_empty() {
+        return String::new();
+    }
+    toml::to_string(&json!({ "agent": definitions })).expect("definitions are TOML too")
+}
+
+fn program(file: &str) -> String {
+    format!("{}/tests/support/agents/{file}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The agent behind HTTP, running and well.
+#[derive(Debug)]
+pub(crate) struct HttpAgent {
+    folder: TempDir,
+    port: u16,
+    _child: Child,
+}
+
+impl HttpAgent {
+    /// Starts it.
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the HTTP agent");
+        let mut command = Command::new("python3");
+        command.arg(program("http_agent.py")).arg(folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().expect("python3 starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("its output is piped")).lines();
+        let line = within("the HTTP agent names its port", Duration::from_secs(20), lines.next_line()).await;
+        let port = line.expect("its output is readable").expect("it runs").parse().expect("its first line is a port");
+        let agent = Self { folder, port, _child: child };
+        agent.set_healthy(true);
+        agent
+    }
+
+    /// Decides what its health endpoint says.
+    pub(crate) fn set_healthy(&self, healthy: bool) {
+        let file = self.file("healthy");
+        if healthy { fs::write(file, "") } else { fs::remove_file(file) }.expect("the health switch is turned");
+    }
+
+    /// Has it ask for a bearer token; the path of the file that holds it.
+    pub(crate) fn require_token(&self, token: &str) -> PathBuf {
+        fs::write(self.file("token"), token).expect("the token is written");
+        self.file("token")
+    }
+
+    /// The calls that reached it, a line each.
+    pub(crate) fn requests(&self) -> String {
+        fs::read_to_string(self.file("requests")).unwrap_or_default()
+    }
+
+    /// A definition for it, with one capability.
+    pub(crate) fn definition(&self, name: &str, capability: Value) -> Value {
+        let base = format!("http://127.0.0.1:{}", self.port);
+        let health = json!({ "url": format!("{base}/health"), "interval_ms": 200, "timeout_ms": 1000 });
+        let adapter = json!({ "type": "http", "endpoint": format!("{base}/invoke"), "health": health, "allow_private": true });
+        json!({ "name": name, "adapter": adapter, "capability": [capability] })
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}

@@ -1,0 +1,58 @@
+"""An agent behind HTTP: `POST /invoke` gives back the input, `GET /health` tells whether it is well.
+
+Its only argument is a folder. The agent is well while `healthy` exists there; it asks for the bearer token in `token` if that exists;
+it appends each request to `requests`. The first line on standard output is its port. It ends with its standard input.
+"""
+
+import json
+import os
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+folder = sys.argv[1]
+
+
+def path(name):
+    return os.path.join(folder, name)
+
+
+class Agent(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, status, document):
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        well = self.path == "/health" and os.path.exists(path("healthy"))
+        self.answer(200 if well else 503, {"well": well})
+
+    def do_POST(self):
+        call = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with open(path("requests"), "a", encoding="utf-8") as file:
+            file.write(f"POST {self.path} {call.get('capability')}\n")
+        if os.path.exists(path("token")):
+            with open(path("token"), encoding="utf-8") as file:
+                expected = "Bearer " + file.read().strip()
+            if self.headers.get("Authorization") != expected:
+                return self.answer(401, {"id": call["id"], "error": {"message": "wrong token", "retryable": False}})
+        return self.answer(200, {"id": call["id"], "output": call["input"]})
+
+
+def end_with_input():
+    sys.stdin.read()
+    os._exit(0)
+
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Agent)
+print(server.server_address[1], flush=True)
+threading.Thread(target=end_with_input, daemon=True).start()
+server.serve_forever()

@@ -1,0 +1,55 @@
+//! The program as people run it.
+
+use std::{ffi::OsStr, process::Stdio, time::Duration};
+
+use serde_json::Value;
+use tokio::process::Command;
+
+use super::wait::within;
+
+/// How long a verb may take.
+const VERB: Duration = Duration::from_secs(45);
+
+/// What a finished run left.
+#[derive(Debug)]
+pub(crate) struct Output {
+    /// The exit code; -1 after a signal.
+    pub(crate) code: i32,
+    /// Standard output.
+    pub(crate) stdout: String,
+    /// Standard error.
+    pub(crate) stderr: String,
+}
+
+impl Output {
+    /// Standard output of a run that must have ended well.
+    #[track_caller]
+    pub(crate) fn text(&self) -> &str {
+        assert_eq!(self.code, 0, "{self:?}");
+        &self.stdout
+    }
+
+    /// The one JSON document on standard output.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("standard output is not one JSON document: {error}: {self:?}"))
+    }
+}
+
+/// The program with an environment that says nothing about nodes.
+pub(super) fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_meshwork"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MESHWORK_")) {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Runs the program to its end.
+pub(crate) async fn meshwork<S: AsRef<OsStr>>(arguments: &[S]) -> Output {
+    let run = program().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).output();
+    let output = within("the program ends", VERB, run).await.expect("the program starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("the program writes UTF-8");
+    Output { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+}

@@ -1,0 +1,17 @@
+//! What the journeys share: whole nodes as child processes, a client for their API, agents written in Python, and waiting.
+//!
+//! Every node has a temporary directory of its own, listens on ports that the system picks and dies with its value, so tests run beside
+//! each other. Nothing here sleeps: a test waits for a named condition under a deadline ([`eventually`]) or for an event ([`Node::events`]).
+
+mod agents;
+mod answer;
+mod command;
+mod events;
+mod node;
+mod wait;
+
+pub(crate) use agents::{HttpAgent, builtin, script, with};
+pub(crate) use answer::Answer;
+pub(crate) use command::meshwork;
+pub(crate) use node::{Builder, Node};
+pub(crate) use wait::{SETTLE, eventually};
