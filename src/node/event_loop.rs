@@ -382,8 +382,7 @@ impl EventLoop {
     }
 
     fn send_pulse(&mut self, pulse: Verified<Pulse>) {
-        let shards: BTreeSet<Shard> = self.hosting.provided().iter().map(CapabilityName::shard).collect();
-        for shard in shards {
+        for shard in self.hosting.take_shards() {
             self.publish(shard, GossipContent::Pulse(ByteBuf::from(pulse.bytes())));
         }
         self.directory.handle_own_pulse(pulse);

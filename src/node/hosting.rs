@@ -12,7 +12,7 @@ use super::shared::Shared;
 use super::start::Disk;
 use crate::agents::definition::Checked;
 use crate::agents::{Agent, Health};
-use crate::model::{AgentId, CapabilityName, ErrorCode, Failure, Now};
+use crate::model::{AgentId, CapabilityName, ErrorCode, Failure, Now, Shard};
 use crate::wire::directory::{AgentPulse, LIFETIME_MS_MAX, Pulse, Record};
 use crate::wire::{self, Signed, Verified};
 
@@ -34,6 +34,8 @@ pub(super) struct Hosting {
     pulse_sequence: u64,
     pulsed_at: Option<Duration>,
     pulsed: Vec<AgentPulse>,
+    /// Shards whose last agent here is gone: they are owed the pulse that says so.
+    owed: BTreeSet<Shard>,
     urgent: bool,
 }
 
@@ -131,6 +133,7 @@ impl Hosting {
     pub(super) fn remove(&mut self, agent: AgentId) -> BTreeSet<CapabilityName> {
         self.urgent = true;
         let Some(removed) = self.advertised.remove(&agent) else { return BTreeSet::new() };
+        self.owed.extend(removed.names.iter().map(CapabilityName::shard));
         let still = self.provided();
         removed.names.into_iter().filter(|name| !still.contains(name)).collect()
     }
@@ -138,6 +141,14 @@ impl Hosting {
     /// All names that are provided.
     pub(super) fn provided(&self) -> BTreeSet<CapabilityName> {
         self.advertised.values().flat_map(|advertised| advertised.names.iter().cloned()).collect()
+    }
+
+    /// The shards on which a pulse goes out.
+    pub(super) fn take_shards(&mut self) -> BTreeSet<Shard> {
+        let hosted = self.advertised.values().flat_map(|advertised| advertised.names.iter().map(CapabilityName::shard));
+        let shards: BTreeSet<Shard> = hosted.chain(self.owed.iter().copied()).collect();
+        self.owed.clear();
+        shards
     }
 
     /// Something changed that others should hear of at once.

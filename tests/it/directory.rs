@@ -203,6 +203,28 @@ async fn figures_are_claimed_until_they_are_measured() {
     assert_eq!(measured["success_rate"]["source"], "measured", "{measured}");
 }
 
+/// AOP-2: a query among a thousand agents.
+#[tokio::test]
+async fn a_query_among_a_thousand_agents_takes_less_than_100_ms() {
+    let crowd = (0..1_000).fold(Node::builder().config("[limits]\nagents_max = 1024\n"), |builder, number| {
+        builder.agent(builtin(&format!("agent-{number}"), "echo"))
+    });
+    let node = crowd.spawn().await;
+    let counted = async || (node.get("/v1/node").await.ok()["counts"]["agents_mesh"] == 1_000).then_some(());
+    eventually("all are in the directory", SETTLE, counted).await;
+
+    let mut times = Vec::new();
+    for _ in 0..11 {
+        let asked = Instant::now();
+        let answer = node.query(json!({ "capabilities": ["echo"], "limit": 10 })).await;
+        assert_eq!(names(&answer).len(), 10);
+        times.push(asked.elapsed());
+    }
+
+    times.sort();
+    assert!(times[5] < Duration::from_millis(100), "{times:?}");
+}
+
 /// AMP-1, AMP-6, AOP-1, MAOP-3: registration over HTTP, seen from another node.
 #[tokio::test]
 async fn an_agent_added_on_one_node_is_found_on_another_until_it_is_removed() {

@@ -355,8 +355,10 @@ impl Node {
 
     /// The id of one of its own agents.
     pub(crate) async fn agent_id(&self, name: &str) -> String {
-        let record = self.agent(name).await;
-        record["agent_id"].as_str().unwrap_or_else(|| panic!("an agent's id: {record}")).to_owned()
+        let answer = self.get("/v1/agents?scope=local").await.ok();
+        let agents = answer["agents"].as_array().unwrap_or_else(|| panic!("agents: {answer}"));
+        let agent = agents.iter().find(|agent| agent["name"] == name).unwrap_or_else(|| panic!("no agent `{name}` here: {answer}"));
+        agent["agent_id"].as_str().unwrap_or_else(|| panic!("an agent's id: {agent}")).to_owned()
     }
 
     /// Runs a verb against this node.

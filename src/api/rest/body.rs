@@ -6,19 +6,23 @@ use serde::de::DeserializeOwned;
 
 use super::super::ApiError;
 use crate::model::{ErrorCode, Failure};
+use crate::node::Handle;
 
 /// A JSON body. Unknown fields are refused by its type; faults are named by line, column and field.
 pub(super) struct Body<T>(pub(super) T);
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+impl<T: DeserializeOwned> FromRequest<Handle> for Body<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+    async fn from_request(request: Request, handle: &Handle) -> Result<Self, ApiError> {
+        let bytes = Bytes::from_request(request, handle).await.map_err(|rejection| {
             let too_large = rejection.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE;
-            let code = if too_large { ErrorCode::PayloadTooLarge } else { ErrorCode::InvalidRequest };
-            let message = if too_large { "the body is larger than limits.http_body_bytes_max".to_owned() } else { rejection.body_text() };
-            ApiError(Failure::new(code, message))
+            if !too_large {
+                return ApiError(Failure::new(ErrorCode::InvalidRequest, rejection.body_text()));
+            }
+            let limit = handle.config().limits.http_body_bytes_max;
+            let message = format!("the body has more than {limit} bytes (limits.http_body_bytes_max)");
+            ApiError(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", limit))
         })?;
         let parsed = serde_json::from_slice(&bytes);
         parsed.map(Self).map_err(|error| ApiError(Failure::new(ErrorCode::InvalidRequest, format!("the body cannot be read: {error}"))))
