@@ -253,7 +253,7 @@ fn check_url(path: &str, text: &str, allow_private: bool, fault: &mut dyn FnMut(
         fault(path, "holds no credentials; use token_file or token_env".to_owned());
     }
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let inward = host.parse().map_or(host.eq_ignore_ascii_case("localhost"), |ip| !is_public(ip));
+    let inward = host.parse().map_or_else(|_| host.eq_ignore_ascii_case("localhost"), |ip| !is_public(ip));
     if inward && !allow_private {
         fault(path, "points to this machine or a private network; set adapter.allow_private = true if that is meant".to_owned());
     }

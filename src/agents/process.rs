@@ -104,10 +104,8 @@ impl Reply {
         if let Some(error) = self.error {
             let known = error.code.as_deref().and_then(|code| code.parse().ok()).unwrap_or(ErrorCode::AgentFailed);
             // Only the node can say that it is busy, that nobody is there, or who may call.
-            let code = match known {
-                ErrorCode::InvalidRequest | ErrorCode::InvalidSchema | ErrorCode::InsufficientResources | ErrorCode::Timeout => known,
-                _ => ErrorCode::AgentFailed,
-            };
+            let own = [ErrorCode::InvalidRequest, ErrorCode::InvalidSchema, ErrorCode::InsufficientResources, ErrorCode::Timeout];
+            let code = if own.contains(&known) { known } else { ErrorCode::AgentFailed };
             let message = if error.message.is_empty() { "no message".to_owned() } else { error.message };
             let failure = Failure::new(code, format!("agent `{name}`: {message}"));
             let failure = match error.code.filter(|written| written != code.as_str()) {
@@ -222,10 +220,8 @@ async fn keep_alive(recipe: Arc<Recipe>, queue: Arc<Mutex<mpsc::Receiver<Job>>>,
         };
         let Some(reason) = end else { return };
         tracing::warn!(agent = recipe.name, reason, retry_in_ms = pause.as_millis(), "an agent's process ended");
-        if std::mem::take(&mut counted) {
-            if living.lost(&reason) {
-                refuse_waiting(&recipe.name, &queue, &reason);
-            }
+        if std::mem::take(&mut counted) && living.lost(&reason) {
+            refuse_waiting(&recipe.name, &queue, &reason);
         }
         if started.elapsed() >= STEADY {
             pause = RESTART_MIN;

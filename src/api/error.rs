@@ -14,7 +14,9 @@ pub fn http_status(code: ErrorCode) -> StatusCode {
         ErrorCode::InvalidSchema => StatusCode::UNPROCESSABLE_ENTITY,
         ErrorCode::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorCode::VersionUnsupported => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-        ErrorCode::AgentNotFound | ErrorCode::CapabilityNotFound | ErrorCode::ContextNotFound | ErrorCode::TaskNotFound => StatusCode::NOT_FOUND,
+        ErrorCode::AgentNotFound | ErrorCode::CapabilityNotFound | ErrorCode::ContextNotFound | ErrorCode::TaskNotFound => {
+            StatusCode::NOT_FOUND
+        }
         ErrorCode::AgentFailed => StatusCode::BAD_GATEWAY,
         ErrorCode::Timeout => StatusCode::GATEWAY_TIMEOUT,
         // Nobody standardised it, and everybody knows it: the client went away.

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{Method, Uri};
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +26,8 @@ pub struct Server {
 /// # Errors
 /// What the system says, with the setting to change.
 pub async fn bind(address: SocketAddr) -> Result<Server, String> {
-    let failed = |error: std::io::Error| format!("cannot listen on {address} for the API: {error} (api.listen or --api; port 0 picks a free one)");
+    let failed =
+        |error: std::io::Error| format!("cannot listen on {address} for the API: {error} (api.listen or --api; port 0 picks a free one)");
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok(Server { listener, address })
@@ -54,16 +56,20 @@ impl Server {
     }
 }
 
-async fn unknown_path(uri: Uri) -> ApiError {
+async fn unknown_path(uri: Uri) -> Response {
     let path = uri.path();
     let failure = Failure::new(ErrorCode::InvalidRequest, format!("there is nothing at {}", crate::model::printable(path, 120)));
-    ApiError(match nearest(path, rest::PATHS.iter().copied()) {
+    let error = ApiError(match nearest(path, rest::PATHS.iter().copied()) {
         Some(near) => failure.with("suggestion", near),
         None => failure.with("suggestion", "see /openapi.json"),
-    })
+    });
+    // The request is at fault, but HTTP has words of its own for a wrong path and a wrong method.
+    (StatusCode::NOT_FOUND, Json(error.document())).into_response()
 }
 
-async fn unknown_method(method: Method, uri: Uri) -> ApiError {
+async fn unknown_method(method: Method, uri: Uri) -> Response {
     let path = crate::model::printable(uri.path(), 120);
-    ApiError(Failure::new(ErrorCode::InvalidRequest, format!("{path} does not take {method}")).with("suggestion", "see /openapi.json"))
+    let failure = Failure::new(ErrorCode::InvalidRequest, format!("{path} does not take {method}"));
+    let error = ApiError(failure.with("suggestion", "see /openapi.json"));
+    (StatusCode::METHOD_NOT_ALLOWED, Json(error.document())).into_response()
 }

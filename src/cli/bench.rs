@@ -163,7 +163,13 @@ async fn invoke(pair: &Pair, transport: &str, in_flight: usize, time: Duration) 
 }
 
 /// Keeps `in_flight` calls running for a while, and records how long each took, in microseconds.
-async fn load(handle: &Handle, name: &CapabilityName, payload: &bytes::Bytes, in_flight: usize, time: Duration) -> Result<Histogram<u64>, CliError> {
+async fn load(
+    handle: &Handle,
+    name: &CapabilityName,
+    payload: &bytes::Bytes,
+    in_flight: usize,
+    time: Duration,
+) -> Result<Histogram<u64>, CliError> {
     let until = Instant::now() + time;
     let callers: Vec<_> = (0..in_flight)
         .map(|_| {
@@ -247,7 +253,8 @@ fn resident(pid: &str) -> Option<u64> {
 
 fn text(document: &Value) -> String {
     let number = |row: &Value, key: &str| row.get(key).and_then(Value::as_f64).unwrap_or_default();
-    let mut text = format!("meshwork {} ({} build)\n\n", env!("CARGO_PKG_VERSION"), document.get("build").and_then(Value::as_str).unwrap_or("?"));
+    let mut text =
+        format!("meshwork {} ({} build)\n\n", env!("CARGO_PKG_VERSION"), document.get("build").and_then(Value::as_str).unwrap_or("?"));
     text.push_str(&format!("{:<12}{:<42}{:>10}{:>12}{:>12}{:>12}\n", "what", "setting", "per s", "p50 us", "p99 us", "p99.9 us"));
     for row in document.get("rows").and_then(Value::as_array).into_iter().flatten() {
         let what = row.get("what").and_then(Value::as_str).unwrap_or_default();
@@ -265,7 +272,11 @@ fn text(document: &Value) -> String {
     for row in document.get("resident").and_then(Value::as_array).into_iter().flatten() {
         let mb = |key: &str| number(row, key) / 1_048_576.0;
         let transport = row.get("transport").and_then(Value::as_str).unwrap_or_default();
-        text.push_str(&format!("\nresident after {transport}: caller {:.1} MiB, agent's node {:.1} MiB", mb("caller_bytes"), mb("host_bytes")));
+        text.push_str(&format!(
+            "\nresident after {transport}: caller {:.1} MiB, agent's node {:.1} MiB",
+            mb("caller_bytes"),
+            mb("host_bytes")
+        ));
     }
     text.push('\n');
     text

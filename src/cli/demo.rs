@@ -151,7 +151,8 @@ async fn step(
     }
     let reply = handle.invoke(InvokeRequest::new(name, input.to_string().into())).await?;
     let output = serde_json::from_slice(&reply.output).map_err(|error| CliError::internal(error.to_string()))?;
-    let agent = found.candidates.iter().find(|candidate| candidate.agent() == reply.agent).map(|candidate| crate::node::label(&candidate.entry));
+    let agent =
+        found.candidates.iter().find(|candidate| candidate.agent() == reply.agent).map(|candidate| crate::node::label(&candidate.entry));
     let places = ["desk", "library", "study", "press"];
     let node = nodes.iter().zip(places).find(|(node, _)| node.handle.node_id() == reply.node).map_or("elsewhere", |(_, name)| name);
     Ok(Done { step, capability, agent: agent.unwrap_or_else(|| reply.agent.to_string()), node, reply, output })
@@ -183,7 +184,8 @@ fn answer(title: &str, meshed: Duration, done: &[Done]) -> Value {
 }
 
 fn text(title: &str, meshed: Duration, done: &[Done]) -> String {
-    let mut text = format!("Four nodes found each other in {:.0} ms. Document: {}\n\n", meshed.as_secs_f64() * 1_000.0, printable(title, 120));
+    let mut text =
+        format!("Four nodes found each other in {:.0} ms. Document: {}\n\n", meshed.as_secs_f64() * 1_000.0, printable(title, 120));
     for done in done {
         let ms = done.reply.latency.as_secs_f64() * 1_000.0;
         let cost = done.reply.cost.as_ref().map_or_else(|| "free".to_owned(), |(amount, currency)| format!("{amount} {currency}"));
@@ -193,7 +195,8 @@ fn text(title: &str, meshed: Duration, done: &[Done]) -> String {
     let output = |capability: &str| done.iter().find(|done| done.capability == capability).map(|done| &done.output);
     if let Some(analysis) = output("text-analysis") {
         let words = analysis.get("keywords").and_then(Value::as_array).into_iter().flatten();
-        let words: Vec<&str> = words.filter_map(|keyword| keyword.get("word").or_else(|| keyword.get("term")).and_then(Value::as_str)).take(8).collect();
+        let words: Vec<&str> =
+            words.filter_map(|keyword| keyword.get("word").or_else(|| keyword.get("term")).and_then(Value::as_str)).take(8).collect();
         text.push_str(&format!("keywords  {}\n", printable(&words.join(", "), 200)));
     }
     if let Some(summary) = output("summarization").and_then(|output| output.get("summary")).and_then(Value::as_str) {

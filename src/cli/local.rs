@@ -61,7 +61,8 @@ pub(super) async fn address(node: &Node) -> Result<String, CliError> {
 
 /// The definition of a builtin agent, with a price if it has one.
 pub(super) fn builtin(name: &str, kind: &str, price: Option<(&str, &str)>) -> Result<Definition, CliError> {
-    let mut definition = serde_json::json!({ "name": name, "concurrency": 64, "queue": 4096, "adapter": { "type": "builtin", "kind": kind } });
+    let mut definition =
+        serde_json::json!({ "name": name, "concurrency": 64, "queue": 4096, "adapter": { "type": "builtin", "kind": kind } });
     if let (Some((amount, unit)), Some(fields)) = (price, definition.as_object_mut()) {
         let capability = serde_json::json!([{ "id": kind, "price": { "amount": amount, "currency": "USD", "unit": unit } }]);
         fields.insert("capability".to_owned(), capability);

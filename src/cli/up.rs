@@ -73,7 +73,12 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
 fn load(args: Args, global: &Global) -> Result<Config, CliError> {
     let api = global.api.as_ref().map(|api| api.strip_prefix("http://").unwrap_or(api).trim_end_matches('/').to_owned());
     let flags = Flags { data_dir: global.data_dir.clone(), listen: args.listen, join: args.join, api, name: args.name };
-    Config::load(Sources { file: args.config, env: global.env.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(), flags }).map_err(|error| broken(&error))
+    Config::load(Sources {
+        file: args.config,
+        env: global.env.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        flags,
+    })
+    .map_err(|error| broken(&error))
 }
 
 fn broken(error: &ConfigError) -> CliError {

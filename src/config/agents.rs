@@ -62,7 +62,7 @@ pub(super) fn read(
             }
             Err(error) => {
                 let problem = model::printable(error.message().trim_end(), 300);
-                let at = error.span().map_or(row.span().start, |span| span.start);
+                let at = error.span().map_or_else(|| row.span().start, |span| span.start);
                 faults.add(&path_at(row, at, &path).unwrap_or(path), problem, None, Some(place(at)));
             }
         }

@@ -8,23 +8,23 @@ use crate::model::{Now, Timestamp};
 
 /// The clocks of a node: a monotonic one that began with it, and the wall clock.
 #[derive(Debug, Clone, Copy)]
-pub struct Clock {
+pub(super) struct Clock {
     zero: Instant,
 }
 
 impl Clock {
     /// A clock that begins now.
-    pub fn start() -> Self {
+    pub(super) fn start() -> Self {
         Self { zero: Instant::now() }
     }
 
     /// The zero of every duration that machines speak of.
-    pub fn zero(&self) -> Instant {
+    pub(super) fn zero(&self) -> Instant {
         self.zero
     }
 
     /// What time it is.
-    pub fn now(&self) -> Now {
+    pub(super) fn now(&self) -> Now {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let wall_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
         Now { mono: self.zero.elapsed(), wall: Timestamp::from_ms(wall_ms) }

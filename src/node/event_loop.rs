@@ -763,8 +763,8 @@ impl EventLoop {
             Report::Gossip { stamp, from, document } => {
                 self.verifying = self.verifying.saturating_sub(1);
                 let verdict = match document {
-                    Ok(Document::Record(record)) => self.directory.on_record(record, now),
-                    Ok(Document::Pulse(pulse)) => self.directory.on_pulse(pulse, now),
+                    Ok(Document::Record(record)) => self.directory.on_record(*record, now),
+                    Ok(Document::Pulse(pulse)) => self.directory.on_pulse(*pulse, now),
                     Err(error) => {
                         self.shared.metrics.dropped(Kind::Document, error.label());
                         self.mesh.judge(&stamp, MessageAcceptance::Reject);
@@ -958,7 +958,7 @@ fn claim(shard: u8, data: &[u8]) -> Result<gossip::Claimed, wire::Error> {
         return Err(wire::Error::Rule { kind: "gossip message", field: "shard", rule: "is the one it is published on" });
     }
     match message.content {
-        GossipContent::Record(bytes) => Signed::from_bytes(&bytes).map(Document::Record),
-        GossipContent::Pulse(bytes) => Signed::from_bytes(&bytes).map(Document::Pulse),
+        GossipContent::Record(bytes) => Signed::from_bytes(&bytes).map(|record| Document::Record(Box::new(record))),
+        GossipContent::Pulse(bytes) => Signed::from_bytes(&bytes).map(|pulse| Document::Pulse(Box::new(pulse))),
     }
 }

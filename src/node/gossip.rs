@@ -14,8 +14,8 @@ pub(super) const VERIFYING_MAX: usize = 64;
 /// A record or a pulse.
 #[derive(Debug)]
 pub(super) enum Document<R, P> {
-    Record(R),
-    Pulse(P),
+    Record(Box<R>),
+    Pulse(Box<P>),
 }
 
 /// A document whose form is right and whose signatures are not yet checked.
@@ -45,8 +45,8 @@ pub(super) enum Report {
 pub(super) fn verify(stamp: Stamp, from: NodeId, claimed: Claimed, reports: mpsc::Sender<Report>) {
     tokio::task::spawn_blocking(move || {
         let document = match claimed {
-            Document::Record(record) => record.verify().map(Document::Record),
-            Document::Pulse(pulse) => pulse.verify().map(Document::Pulse),
+            Document::Record(record) => record.verify().map(|record| Document::Record(Box::new(record))),
+            Document::Pulse(pulse) => pulse.verify().map(|pulse| Document::Pulse(Box::new(pulse))),
         };
         let _ = reports.blocking_send(Report::Gossip { stamp, from, document });
     });

@@ -226,6 +226,9 @@ impl Handle {
             name == which || prefixed || begins
         };
         let found: Vec<&AgentView> = agents.iter().filter(means).collect();
+        // A node's own agents come first: their owner gave them their names.
+        let here: Vec<&AgentView> = found.iter().copied().filter(|view| view.local).collect();
+        let found = if here.len() == 1 { here } else { found };
         match found.as_slice() {
             [view] => Ok((*view).clone()),
             [] => {

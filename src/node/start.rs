@@ -309,13 +309,14 @@ async fn listen(mesh: &mut Mesh, config: &Config) -> Result<(), StartError> {
     let all = async {
         let mut listening = 0;
         while listening < wanted {
-            match mesh.next().await {
-                Event::Listening(address) => {
-                    tracing::info!(%address, "listening");
-                    listening += 1;
-                }
-                Event::ListenFailed(reason) => return Err(refused(reason)),
-                other => tracing::debug!(event = ?other, "before listening"),
+            let event = mesh.next().await;
+            if let Event::ListenFailed(reason) = event {
+                return Err(refused(reason));
+            }
+            // Nobody can know this node yet, so nothing else happens before it listens.
+            if let Event::Listening(address) = event {
+                tracing::info!(%address, "listening");
+                listening += 1;
             }
         }
         Ok(())

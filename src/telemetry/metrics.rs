@@ -11,7 +11,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 /// Where a call was carried out, and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CallEnd {
+pub(super) struct CallEnd {
     /// `client` for calls that began here, `agent` for calls that agents here did.
     pub side: &'static str,
     /// `success`, or the error code.
@@ -20,7 +20,7 @@ pub struct CallEnd {
 
 /// Why something that a peer sent was dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Dropped {
+pub(super) struct Dropped {
     /// What it was.
     pub kind: Kind,
     /// Why.

@@ -34,11 +34,11 @@ pub(super) async fn list(State(handle): State<Handle>, Query(filter): Query<Filt
         Ok(name) => name,
         Err(error) => return Err(Failure::new(ErrorCode::InvalidRequest, error).with("path", "capability").into()),
     };
-    let offers = |view: &AgentView| {
-        name.as_ref().is_none_or(|name| view.entry.record.capabilities.iter().any(|offered| offered.id.is_under(name)))
-    };
+    let offers =
+        |view: &AgentView| name.as_ref().is_none_or(|name| view.entry.record.capabilities.iter().any(|offered| offered.id.is_under(name)));
     let views = handle.agents().await?;
-    let records: Vec<Value> = views.iter().filter(|view| (mesh || view.local) && offers(view)).map(|view| types::record(view, &[])).collect();
+    let records: Vec<Value> =
+        views.iter().filter(|view| (mesh || view.local) && offers(view)).map(|view| types::record(view, &[])).collect();
     Ok(Json(json!({ "agents": records })))
 }
 
@@ -47,7 +47,10 @@ pub(super) async fn list(State(handle): State<Handle>, Query(filter): Query<Filt
     post, path = "/v1/agents", request_body = Value,
     responses((status = 201, description = "Attached", body = Value), (status = 400, description = "Faulty definition", body = types::ErrorDocument), (status = 409, description = "Name taken"))
 )]
-pub(super) async fn attach(State(handle): State<Handle>, Body(definition): Body<Definition>) -> Result<(StatusCode, Json<Value>), ApiError> {
+pub(super) async fn attach(
+    State(handle): State<Handle>,
+    Body(definition): Body<Definition>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
     let view = handle.attach(definition, false).await?;
     Ok((StatusCode::CREATED, Json(attached(&view))))
 }

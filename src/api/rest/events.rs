@@ -16,7 +16,9 @@ pub(super) async fn events(State(handle): State<Handle>) -> Sse<impl Stream<Item
     let stream = BroadcastStream::new(handle.events()).map(|event| {
         let (name, data) = match event {
             Ok(event) => event.parts(),
-            Err(tokio_stream::wrappers::errors::BroadcastStreamRecvError::Lagged(missed)) => ("missed", serde_json::json!({ "events": missed })),
+            Err(tokio_stream::wrappers::errors::BroadcastStreamRecvError::Lagged(missed)) => {
+                ("missed", serde_json::json!({ "events": missed }))
+            }
         };
         Ok(Event::default().event(name).data(data.to_string()))
     });

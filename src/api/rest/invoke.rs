@@ -48,7 +48,8 @@ pub(super) async fn invoke(State(handle): State<Handle>, headers: HeaderMap, Bod
     responses((status = 204, description = "Cancelled"), (status = 404, description = "No such call runs"))
 )]
 pub(super) async fn cancel(State(handle): State<Handle>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    let id: InvocationId = id.parse().map_err(|error: crate::model::ParseError| Failure::new(ErrorCode::InvalidRequest, error.to_string()))?;
+    let id: InvocationId =
+        id.parse().map_err(|error: crate::model::ParseError| Failure::new(ErrorCode::InvalidRequest, error.to_string()))?;
     if handle.cancel(id) {
         return Ok(StatusCode::NO_CONTENT);
     }

@@ -20,8 +20,20 @@ use utoipa_axum::routes;
 use crate::node::Handle;
 
 /// Paths that people may mean when they mistype one.
-pub(super) const PATHS: &[&str] =
-    &["/v1/node", "/v1/peers", "/v1/agents", "/v1/find", "/v1/invoke", "/v1/trust", "/v1/doctor", "/v1/events", "/health", "/ready", "/metrics", "/openapi.json"];
+pub(super) const PATHS: &[&str] = &[
+    "/v1/node",
+    "/v1/peers",
+    "/v1/agents",
+    "/v1/find",
+    "/v1/invoke",
+    "/v1/trust",
+    "/v1/doctor",
+    "/v1/events",
+    "/health",
+    "/ready",
+    "/metrics",
+    "/openapi.json",
+];
 
 #[derive(OpenApi)]
 #[openapi(
@@ -58,8 +70,7 @@ mod tests {
     #[test]
     fn every_path_that_is_suggested_is_described() {
         let _ = router();
-        let (_, description) =
-            OpenApiRouter::<Handle>::with_openapi(Description::openapi()).routes(routes!(node::node)).split_for_parts();
+        let (_, description) = OpenApiRouter::<Handle>::with_openapi(Description::openapi()).routes(routes!(node::node)).split_for_parts();
         assert!(description.paths.paths.contains_key("/v1/node"));
     }
 }

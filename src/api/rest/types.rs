@@ -77,7 +77,9 @@ fn decimal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Decimal>
         None | Some(Value::Null) => return Ok(None),
         Some(Value::String(text)) => text,
         Some(Value::Number(number)) => number.to_string(),
-        Some(Value::Bool(_) | Value::Array(_) | Value::Object(_)) => return Err(de::Error::custom("max_cost is a decimal such as \"0.01\"")),
+        Some(Value::Bool(_) | Value::Array(_) | Value::Object(_)) => {
+            return Err(de::Error::custom("max_cost is a decimal such as \"0.01\""));
+        }
     };
     Decimal::from_str(&text).map(Some).map_err(|_| de::Error::custom("max_cost is a decimal such as \"0.01\""))
 }
@@ -196,7 +198,11 @@ fn candidate(found: &Candidate, explain: bool, here: crate::model::NodeId) -> Va
 }
 
 fn rejected(answer: &Answer) -> Vec<Value> {
-    answer.rejected.iter().map(|rejected| json!({ "agent_id": rejected.agent, "name": rejected.name, "reason": rejected.reason.to_string() })).collect()
+    answer
+        .rejected
+        .iter()
+        .map(|rejected| json!({ "agent_id": rejected.agent, "name": rejected.name, "reason": rejected.reason.to_string() }))
+        .collect()
 }
 
 /// The answer of `POST /v1/find`.

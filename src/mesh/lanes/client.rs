@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use super::io::{self, OUTPUT_HIGH_BYTES};
 use crate::model::{ErrorCode, Failure, NodeId};
 use crate::proto::invocation::client::{Closed, Outcome, Output, State};
-use crate::wire::invocation::Request;
+use crate::wire::invocation::{Frame, Request};
 
 /// Calls that may wait to be taken by the task.
 const COMMANDS_MAX: usize = 1_024;
@@ -24,7 +24,7 @@ const PENDING_MAX: usize = 4_096;
 const COMMANDS_PER_TURN: usize = 256;
 
 enum Command {
-    Call { token: u64, request: Request, deadline: Duration, reply: oneshot::Sender<Outcome> },
+    Call { token: u64, request: Box<Request>, deadline: Duration, reply: oneshot::Sender<Outcome> },
     Cancel { token: u64 },
 }
 
@@ -97,7 +97,7 @@ impl Lane {
         let (reply, answer) = oneshot::channel();
         self.outstanding.fetch_add(1, Ordering::Relaxed);
         let mut guard = CancelOnDrop { lane: self, token, armed: false };
-        match self.commands.try_send(Command::Call { token, request, deadline, reply }) {
+        match self.commands.try_send(Command::Call { token, request: Box::new(request), deadline, reply }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Closed(_)) => return Outcome::Lost { accepted: false },
             Err(mpsc::error::TrySendError::Full(_)) => {
@@ -196,7 +196,7 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
     fn handle(&mut self, command: Command) {
         match command {
             Command::Call { token, request, deadline, reply } => {
-                let id = self.machine.handle_call(request, (token, reply), deadline, self.clock.elapsed(), &mut self.outputs);
+                let id = self.machine.handle_call(*request, (token, reply), deadline, self.clock.elapsed(), &mut self.outputs);
                 if let Some(id) = id {
                     self.ids_by_token.insert(token, id);
                 }
@@ -214,10 +214,8 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
         for output in std::mem::take(&mut self.outputs) {
             match output {
                 Output::Send(frame) => {
-                    if let Err(error) = self.writer.push(&frame) {
-                        if let crate::wire::invocation::Frame::Request { id, .. } = frame {
-                            self.machine.handle_unsendable(id, &error, &mut self.outputs);
-                        }
+                    if let (Err(error), Frame::Request { id, .. }) = (self.writer.push(&frame), &frame) {
+                        self.machine.handle_unsendable(*id, &error, &mut self.outputs);
                     }
                 }
                 Output::Settle((token, reply), outcome) => {

@@ -74,12 +74,12 @@ impl ConnectionHandler for Handler {
             reason = "libp2p's enum is non-exhaustive; address and protocol changes do not matter here"
         )]
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. }) => {
-                // Dropping the stream resets it, which tells the other side. A peer needs few lanes in the life of a connection.
-                if self.inbound_opened < INBOUND_PER_CONNECTION_MAX.saturating_mul(16) {
-                    self.inbound_opened = self.inbound_opened.saturating_add(1);
-                    self.report(HandlerEvent::Opened(Direction::Inbound, stream));
-                }
+            // Dropping a stream beyond the bound resets it, which tells the other side.
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. })
+                if self.inbound_opened < INBOUND_PER_CONNECTION_MAX =>
+            {
+                self.inbound_opened = self.inbound_opened.saturating_add(1);
+                self.report(HandlerEvent::Opened(Direction::Inbound, stream));
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, .. }) => {
                 self.report(HandlerEvent::Opened(Direction::Outbound, stream));

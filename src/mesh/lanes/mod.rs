@@ -20,5 +20,5 @@ use libp2p::StreamProtocol;
 /// The name under which peers negotiate a lane.
 pub const PROTOCOL: StreamProtocol = StreamProtocol::new("/meshwork/lane/1");
 
-/// Lanes that one connection may open towards this node; one per priority and one to spare.
-const INBOUND_PER_CONNECTION_MAX: usize = 4;
+/// Lanes that one connection may open towards this node in its life. An honest peer needs one, and another after a fault.
+const INBOUND_PER_CONNECTION_MAX: usize = 64;

@@ -4,7 +4,7 @@
 //! each agent until it expires, with what pulses and connections say about its node. [`State::query`] ranks what it knows ([`rank`]) and
 //! gives the reason for each agent that it leaves out. [`Digest`] compares two directories and repairs what gossip lost.
 //!
-//! Invariants: an expired record is never answered with or routed to; a lower sequence never replaces a higher one; an agent whose node
+//! Invariants: an expired record is gone with the next tick; a lower sequence never replaces a higher one; an agent whose node
 //! has not been reached is no candidate; every table is bounded. The DHT itself and verification of signatures are the shell's.
 //! Implements design.md section 4, AMP-5, AOP-2, MAOP-2.
 
@@ -15,4 +15,4 @@ mod state;
 
 pub use digest::Digest;
 pub(crate) use state::without;
-pub use state::{Availability, Config, Entry, Event, Output, Reach, Routes, State, Verdict};
+pub use state::{Availability, Config, Documents, Entry, Event, Output, Reach, Routes, State, Verdict};

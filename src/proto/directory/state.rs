@@ -121,6 +121,9 @@ struct Host {
     dial_failures: u32,
 }
 
+/// Signed records, and the latest pulses of their nodes.
+pub type Documents = (Vec<Arc<Verified<Record>>>, Vec<Arc<Verified<Pulse>>>);
+
 /// What the shell must do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
@@ -255,7 +258,8 @@ impl State {
         }
         let hosted = self.agents_by_node.get(&record.node);
         if hosted.is_some_and(|agents| agents.len() >= AGENTS_PER_NODE_MAX && !agents.contains(&record.agent)) {
-            return Verdict::Reject("too many agents on one node");
+            // Whoever passed it on may know fewer of that node's agents, and is not to blame.
+            return Verdict::Ignore("too many agents on one node");
         }
         Verdict::Accept
     }
@@ -546,7 +550,7 @@ impl State {
     }
 
     /// The records of `agents` and the latest pulses of their nodes, as they were signed.
-    pub fn documents(&self, agents: &[AgentId]) -> (Vec<Arc<Verified<Record>>>, Vec<Arc<Verified<Pulse>>>) {
+    pub fn documents(&self, agents: &[AgentId]) -> Documents {
         let records: Vec<_> = agents.iter().filter_map(|agent| Some(Arc::clone(&self.known_by_agent.get(agent)?.record))).collect();
         let nodes: BTreeSet<NodeId> = records.iter().map(|record| record.node).collect();
         let pulses = nodes.iter().filter_map(|node| self.hosts_by_node.get(node)?.pulse.clone()).collect();
@@ -577,11 +581,19 @@ impl State {
         if let Some(before) = before.filter(|before| before.record.node != node) {
             self.forget_idle(before.record.node);
         }
-        if !self.hosts_by_node.contains_key(&node) {
-            let host = Host { reach: Reach::Unproven, suspect_until: None, pulse: None, dial_at: None, dial_failures: 0 };
-            self.hosts_by_node.insert(node, host);
-            self.dial(node);
-        } else if self.hosts_by_node.get(&node).is_some_and(|host| matches!(host.reach, Reach::Lost) && host.dial_at.is_none()) {
+        // A lost host that speaks again may be at a new address, so it is dialled before its pause is over.
+        let wanted = match self.hosts_by_node.get(&node) {
+            Some(host) => host.reach == Reach::Lost && host.dial_at.is_some(),
+            None => true,
+        };
+        self.hosts_by_node.entry(node).or_insert(Host {
+            reach: Reach::Unproven,
+            suspect_until: None,
+            pulse: None,
+            dial_at: None,
+            dial_failures: 0,
+        });
+        if wanted {
             self.dial(node);
         }
         self.changed(agent, was_up);

@@ -178,6 +178,9 @@ impl<T> State<T> {
 
     /// Something that is no frame arrived.
     pub fn on_garbage(&mut self, outputs: &mut Vec<Output<T>>) {
+        if self.closed {
+            return;
+        }
         self.close(Closed::Violation("a malformed frame"), outputs);
     }
 
@@ -218,7 +221,8 @@ impl<T> State<T> {
     pub fn poll_timeout(&self) -> Option<Duration> {
         let (deadline, _) = *self.ids_by_deadline.first()?;
         let sign_of_life = self.pinged_at.unwrap_or(self.heard_at).saturating_add(PING_AFTER);
-        Some(deadline.min(sign_of_life))
+        let end = self.heard_at.saturating_add(DEAD_AFTER);
+        Some(deadline.min(sign_of_life).min(end))
     }
 
     fn remove(&mut self, id: u64) -> Option<Pending<T>> {

@@ -182,7 +182,7 @@ mod tests {
         let mut now = Duration::ZERO;
         let mut pauses = Vec::new();
         for _ in 0..10 {
-            assert_eq!(state.handle_tick(now, &mut rng), [target.clone()]);
+            assert_eq!(state.handle_tick(now, &mut rng), std::slice::from_ref(&target));
             assert!(state.handle_tick(now, &mut rng).is_empty());
             state.on_dial_failed(&target, now, &mut rng);
             let next = state.poll_timeout().expect("another attempt is due");
