@@ -1,4 +1,36 @@
-//! Meshwork.
+//! Meshwork: one program that makes any machine a node of a peer-to-peer mesh of AI agents.
+//!
+//! Agents attached to a node are found and called from every other node; there is no registry, broker or orchestrator to run. This crate
+//! is that program, and a library for those who build on its parts.
+//!
+//! # The map
+//! Rows are layers, and each knows only those above it in this list. Columns are the journeys, named by the same word in every row:
+//! `directory` (who is there), `invocation` (calling them).
+//!
+//! | layer | what it does |
+//! |---|---|
+//! | [`model`] | nouns, valid by construction |
+//! | [`wire`] | bytes between nodes: strict CBOR, signatures, versions |
+//! | [`proto`] | decides, without input or output |
+#![cfg_attr(
+    feature = "node",
+    doc = "| [`telemetry`], [`config`], [`store`], [`agents`], [`mesh`] | do: logs, settings, disk, local work, libp2p |
+| [`node`] | drives: the event loop, the invocation plane, the handle that everyone else calls |
+| [`api`], [`cli`] | face clients: HTTP, the command line |"
+)]
+//!
+//! Without the feature `node` the crate is `model`, `wire` and `proto` alone and needs no runtime, which keeps the decisions honest.
+//!
+//! # Why so
+//! - *Why do calls not use libp2p's request-response?* It opens a substream per call. A lane, one long-lived substream with many calls in
+//!   flight, carries more than ten times as many calls at a third of the latency, and still gives every request one reply.
+//! - *Why is gossip only a hint?* A network that only gossips leaves late joiners blind, and gossip drops messages by design. What a node
+//!   believes are signed records; it gets them from gossip, from digests that repair what gossip lost, and from the providers themselves,
+//!   whom the DHT names.
+//! - *Why two CBOR crates?* Documents are few and must grow: maps by name, through serde. Frames are many and must not be copied: arrays,
+//!   read in place.
+//! - *Why is trust not shared?* Praise is free for whoever can make keys. A node believes what it saw.
+
 #[cfg(feature = "node")]
 pub mod agents;
 #[cfg(feature = "node")]

@@ -14,8 +14,7 @@ use tokio::process::{Child, Command};
 use super::local::{self, Scratch};
 use super::{CliError, Global};
 use crate::model::CapabilityName;
-use crate::node::{Event, Handle, InvokeRequest, Node};
-use crate::wire::directory::{Query, Wanted};
+use crate::node::{Event, Handle, InvokeRequest, Node, Query, Wanted};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

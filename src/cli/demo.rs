@@ -12,9 +12,7 @@ use serde_json::{Value, json};
 use super::local::{self, Scratch};
 use super::{CliError, Global};
 use crate::model::{CapabilityName, ErrorCode, Failure, printable};
-use crate::node::{Handle, InvokeReply, InvokeRequest, Node};
-use crate::wire::directory::{Query, Wanted};
-use crate::wire::invocation::PAYLOAD_BYTES_MAX;
+use crate::node::{Handle, InvokeReply, InvokeRequest, Node, PAYLOAD_BYTES_MAX, Query, Wanted};
 
 /// The document that is used when none is named.
 const SAMPLE: &[u8] = include_bytes!("../agents/builtin/assets/sample.pdf");

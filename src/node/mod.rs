@@ -24,3 +24,10 @@ pub use handle::{AgentView, Handle, TrustView};
 pub use invoke::{Explanation, InvokeReply, InvokeRequest};
 pub use start::{Node, StartError};
 pub use view::{Check, Event, Level, NodeView, State};
+
+// What questions and answers are made of, so that doors and verbs need to know no other layer.
+pub use crate::mesh::Peer;
+pub use crate::proto::directory::rank::{Answer, Candidate};
+pub use crate::proto::directory::{Availability, Entry, Reach};
+pub use crate::wire::directory::{Query, SchemaHash, Wanted};
+pub use crate::wire::invocation::{PAYLOAD_BYTES_MAX, Priority};

@@ -7,8 +7,7 @@ use serde_json::Value;
 use super::super::ApiError;
 use super::body::Body;
 use super::types::{ErrorDocument, FindBody, found};
-use crate::node::Handle;
-use crate::wire::directory::Query;
+use crate::node::{Handle, Query};
 
 /// Who can do something, best first (AMP-5).
 #[utoipa::path(

@@ -21,7 +21,7 @@ pub(super) async fn node(State(handle): State<Handle>) -> Result<Json<Value>, Ap
 #[utoipa::path(get, path = "/v1/peers", responses((status = 200, description = "Connected peers", body = Value)))]
 pub(super) async fn peers(State(handle): State<Handle>) -> Result<Json<Value>, ApiError> {
     let peers = handle.peers().await?;
-    let row = |(peer, agents): &(crate::mesh::Peer, usize)| {
+    let row = |(peer, agents): &(crate::node::Peer, usize)| {
         let addresses: Vec<String> = peer.addresses.iter().map(ToString::to_string).collect();
         let transport = if addresses.first().is_some_and(|address| address.contains("/quic")) { "quic" } else { "tcp" };
         json!({

@@ -11,11 +11,9 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::model::{AgentId, CapabilityName, Figure, InvocationId, VersionRequirement};
-use crate::node::{AgentView, Explanation, InvokeReply, TrustView};
-use crate::proto::directory::rank::{Answer, Candidate};
-use crate::proto::directory::{Availability, Entry, Reach};
-use crate::wire::directory::{SchemaHash, Wanted};
-use crate::wire::invocation::Priority;
+use crate::node::{
+    AgentView, Answer, Availability, Candidate, Entry, Explanation, InvokeReply, Priority, Reach, SchemaHash, TrustView, Wanted,
+};
 
 /// What every error looks like.
 #[derive(Debug, Serialize, ToSchema)]

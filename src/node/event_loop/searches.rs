@@ -1,0 +1,83 @@
+//! The loop's part in queries: searches that look further than the directory.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::turn::{Asked, EventLoop, LOOKUP_FRESH, LOOKUPS_KEPT, SEARCHES_MAX, Search};
+use crate::model::{CapabilityName, NodeId};
+use crate::node::find::SEARCH_MAX;
+use crate::proto::directory::rank::Answer;
+use crate::proto::directory::search;
+use crate::wire::directory::{Control, Query};
+
+impl EventLoop {
+    pub(super) fn find(&mut self, query: Query, enough: usize, reply: oneshot::Sender<Answer>) {
+        let now = self.now().mono;
+        let answer = self.answer(&query, now);
+        let fresh = |name: &&CapabilityName| self.looked_up_at.get(*name).is_none_or(|at| now.saturating_sub(*at) >= LOOKUP_FRESH);
+        let alone = self.mesh.connected_len() == 0;
+        let names: BTreeSet<CapabilityName> =
+            if alone { BTreeSet::new() } else { query.capabilities.iter().filter(fresh).cloned().collect() };
+        let dialling = self.directory.unproven_hosts(&query);
+        let idle = names.is_empty() && dialling.is_empty();
+        if answer.candidates.len() >= enough || idle || self.searches_by_number.len() >= SEARCHES_MAX {
+            let _ = reply.send(answer);
+            return;
+        }
+        if self.looked_up_at.len() >= LOOKUPS_KEPT {
+            self.looked_up_at.retain(|_, at| now.saturating_sub(*at) < LOOKUP_FRESH);
+        }
+        self.looked_up_at.extend(names.iter().cloned().map(|name| (name, now)));
+        let number = self.searches_begun;
+        self.searches_begun = number.wrapping_add(1);
+        let mut outputs = Vec::new();
+        let deadline = now.saturating_add(SEARCH_MAX);
+        let machine = search::State::new(self.shared.node(), names, dialling, deadline, &mut outputs);
+        self.searches_by_number.insert(number, Search { machine, query, reply });
+        self.carry_out(number, outputs);
+    }
+
+    pub(super) fn answer(&self, query: &Query, now: Duration) -> Answer {
+        let ledger = self.shared.ledger.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.directory.query(query, &ledger, now)
+    }
+
+    pub(super) fn with_search(&mut self, number: u64, act: impl FnOnce(&mut search::State, &mut Vec<search::Output>)) {
+        let mut outputs = Vec::new();
+        if let Some(search) = self.searches_by_number.get_mut(&number) {
+            act(&mut search.machine, &mut outputs);
+        }
+        self.carry_out(number, outputs);
+    }
+
+    pub(super) fn carry_out(&mut self, number: u64, outputs: Vec<search::Output>) {
+        for output in outputs {
+            match output {
+                search::Output::Lookup(name) => {
+                    let lookup = self.mesh.search(&name);
+                    self.names_by_lookup.insert(lookup, (number, name));
+                }
+                search::Output::Ask(node) => {
+                    let Some(search) = self.searches_by_number.get(&number) else { continue };
+                    let id = self.mesh.ask(node, Control::Find(search.query.clone()));
+                    self.asked_by_control.insert(id, Asked::Search(number));
+                }
+                search::Output::Done => {
+                    if let Some(search) = self.searches_by_number.remove(&number) {
+                        let answer = self.answer(&search.query, self.now().mono);
+                        let _ = search.reply.send(answer);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn dialled(&mut self, node: NodeId) {
+        let numbers: Vec<u64> = self.searches_by_number.keys().copied().collect();
+        for number in numbers {
+            self.with_search(number, |machine, outputs| machine.on_dialled(node, outputs));
+        }
+    }
+}
