@@ -34,33 +34,38 @@ pub fn http_status(code: ErrorCode) -> StatusCode {
 
 /// A failure on its way to an HTTP client.
 #[derive(Debug, Clone)]
-pub struct ApiError(pub Failure);
+pub struct ApiError {
+    /// What went wrong.
+    pub failure: Failure,
+    /// The trace it belongs to: 32 hexadecimal digits.
+    pub trace_id: Option<String>,
+}
 
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
-        Self(failure)
+        Self { failure, trace_id: None }
     }
 }
 
 impl ApiError {
     /// The document that describes it.
     pub fn document(&self) -> serde_json::Value {
-        let failure = &self.0;
+        let failure = &self.failure;
         json!({ "error": {
             "code": failure.code,
             "number": failure.code.number(),
             "message": failure.message,
             "retryable": failure.retryable,
             "details": failure.details,
-            "trace_id": failure.details.get("trace_id"),
+            "trace_id": self.trace_id,
         }})
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (http_status(self.0.code), Json(self.document())).into_response();
-        if let Some(ms) = self.0.retry_after_ms() {
+        let mut response = (http_status(self.failure.code), Json(self.document())).into_response();
+        if let Some(ms) = self.failure.retry_after_ms() {
             let seconds = ms.div_ceil(1_000).max(1);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

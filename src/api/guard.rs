@@ -82,6 +82,6 @@ impl Guard {
 pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     match guard.check(request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(failure) => ApiError(failure).into_response(),
+        Err(failure) => ApiError::from(failure).into_response(),
     }
 }

@@ -59,7 +59,7 @@ impl Server {
 async fn unknown_path(uri: Uri) -> Response {
     let path = uri.path();
     let failure = Failure::new(ErrorCode::InvalidRequest, format!("there is nothing at {}", crate::model::printable(path, 120)));
-    let error = ApiError(match nearest(path, rest::PATHS.iter().copied()) {
+    let error = ApiError::from(match nearest(path, rest::PATHS.iter().copied()) {
         Some(near) => failure.with("suggestion", near),
         None => failure.with("suggestion", "see /openapi.json"),
     });
@@ -70,6 +70,6 @@ async fn unknown_path(uri: Uri) -> Response {
 async fn unknown_method(method: Method, uri: Uri) -> Response {
     let path = crate::model::printable(uri.path(), 120);
     let failure = Failure::new(ErrorCode::InvalidRequest, format!("{path} does not take {method}"));
-    let error = ApiError(failure.with("suggestion", "see /openapi.json"));
+    let error = ApiError::from(failure.with("suggestion", "see /openapi.json"));
     (StatusCode::METHOD_NOT_ALLOWED, Json(error.document())).into_response()
 }

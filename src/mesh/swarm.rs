@@ -143,6 +143,7 @@ pub struct Mesh {
     pub(super) external: Vec<Multiaddr>,
     pub(super) joined: AddressClasses,
     pub(super) gossip: bool,
+    pub(super) followed: BTreeSet<Shard>,
     pub(super) client_only: bool,
     pub(super) events: VecDeque<Event>,
 }
@@ -202,6 +203,7 @@ impl Mesh {
             external: settings.external.clone(),
             joined: AddressClasses::of(&settings.join),
             gossip: settings.gossip,
+            followed: BTreeSet::new(),
             client_only: settings.client_only,
             events: VecDeque::new(),
         };
@@ -212,12 +214,7 @@ impl Mesh {
         for address in &settings.external {
             mesh.swarm.add_external_address(address.clone());
         }
-        if settings.gossip {
-            for topic in gossip::topics() {
-                // The filter knows exactly these topics, so subscribing cannot fail.
-                let _ = mesh.swarm.behaviour_mut().gossip.subscribe(&topic);
-            }
-        }
+        mesh.follow(&Shard::all().collect());
         Ok(mesh)
     }
 
@@ -299,6 +296,22 @@ impl Mesh {
     /// Keeps a peer out until a time since the start of the node.
     pub fn ban(&mut self, node: NodeId, until: Duration) {
         self.swarm.behaviour_mut().limits.ban(node.peer_id(), until);
+    }
+
+    /// Listens to gossip on exactly these shards, unless the node takes no part in gossip.
+    pub fn follow(&mut self, shards: &BTreeSet<Shard>) {
+        if !self.gossip || *shards == self.followed {
+            return;
+        }
+        let gossip = &mut self.swarm.behaviour_mut().gossip;
+        for shard in shards.difference(&self.followed) {
+            // The filter knows exactly these topics, so subscribing cannot fail.
+            let _ = gossip.subscribe(&gossip::topic(shard.number()));
+        }
+        for shard in self.followed.difference(shards) {
+            gossip.unsubscribe(&gossip::topic(shard.number()));
+        }
+        self.followed.clone_from(shards);
     }
 
     /// Publishes a message on a shard. Without peers there it goes nowhere, which is no error: digests repair it.

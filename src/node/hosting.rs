@@ -31,6 +31,7 @@ pub(super) struct Hosting {
     advertised: BTreeMap<AgentId, Advertised>,
     issuing: BTreeSet<AgentId>,
     again: BTreeSet<AgentId>,
+    down: BTreeSet<AgentId>,
     pulse_sequence: u64,
     pulsed_at: Option<Duration>,
     pulsed: Vec<AgentPulse>,
@@ -84,7 +85,7 @@ fn body(key: &wire::AgentKey, checked: &Checked, shared: &Shared, addresses: Vec
 /// Issues a record. Blocks on the disk.
 pub(super) fn issue(agent: &Agent, shared: &Shared, disk: &Disk, addresses: Vec<String>) -> Result<Verified<Record>, String> {
     let now = shared.clock.now();
-    let sequence = disk.dir.sequences().next(agent.name(), now.wall.as_ms()).map_err(|error| error.to_string())?;
+    let sequence = disk.next_sequence(agent.name(), now.wall).map_err(|error| error.to_string())?;
     let record = body(agent.key(), agent.checked(), shared, addresses, sequence, now);
     Signed::sign(record, &shared.key, Some(agent.key())).map_err(|error| error.to_string())
 }
@@ -98,6 +99,16 @@ impl Hosting {
             !fresh && !self.issuing.contains(&agent.id()) && agent.health() == Health::Up
         };
         agents.iter().filter(due).cloned().collect()
+    }
+
+    /// The agent's health changed. A record is due only if the agent was away: the first is issued when it is attached.
+    pub(super) fn on_health(&mut self, agent: AgentId, up: bool) {
+        if !up {
+            self.down.insert(agent);
+        } else if self.down.remove(&agent) {
+            self.expire(agent);
+        }
+        self.urgent = true;
     }
 
     /// The agent's record is out of date; if it is being issued, it will be once more.
@@ -132,6 +143,7 @@ impl Hosting {
     /// The agent is gone. Returns the names that nobody here provides any more.
     pub(super) fn remove(&mut self, agent: AgentId) -> BTreeSet<CapabilityName> {
         self.urgent = true;
+        self.down.remove(&agent);
         let Some(removed) = self.advertised.remove(&agent) else { return BTreeSet::new() };
         self.owed.extend(removed.names.iter().map(CapabilityName::shard));
         let still = self.provided();
@@ -145,10 +157,14 @@ impl Hosting {
 
     /// The shards on which a pulse goes out.
     pub(super) fn take_shards(&mut self) -> BTreeSet<Shard> {
-        let hosted = self.advertised.values().flat_map(|advertised| advertised.names.iter().map(CapabilityName::shard));
-        let shards: BTreeSet<Shard> = hosted.chain(self.owed.iter().copied()).collect();
-        self.owed.clear();
+        let mut shards = std::mem::take(&mut self.owed);
+        shards.extend(self.shards());
         shards
+    }
+
+    /// The shards of what is hosted here.
+    pub(super) fn shards(&self) -> BTreeSet<Shard> {
+        self.advertised.values().flat_map(|advertised| advertised.names.iter().map(CapabilityName::shard)).collect()
     }
 
     /// Something changed that others should hear of at once.

@@ -1,11 +1,13 @@
 //! From a configuration to a running node.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures::{StreamExt, TryStreamExt};
 use libp2p::Multiaddr;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -36,6 +38,10 @@ use crate::wire::{AgentKey, NodeKey};
 
 /// How long the system may take to let the node listen.
 const LISTEN_MAX: Duration = Duration::from_secs(5);
+/// How far ahead of the clock sequence numbers are made durable.
+const RESERVED: Duration = Duration::from_secs(600);
+/// Agents that are attached at once while the node starts.
+const ATTACHING_MAX: usize = 16;
 /// Pairs of agent and capability on which evidence is kept.
 const EVIDENCE_MAX: usize = 20_000;
 
@@ -71,6 +77,8 @@ pub(super) struct Disk {
     pub(super) token: Zeroizing<String>,
     /// `None` if the disk has no room for an index: the node then remembers no peers.
     pub(super) index: Option<Index>,
+    /// Sequence numbers that are durable already, by agent's name.
+    reserved: Mutex<BTreeMap<String, RangeInclusive<u64>>>,
 }
 
 impl Disk {
@@ -78,6 +86,22 @@ impl Disk {
     pub(super) fn agent_key(&self, name: &str) -> Result<AgentKey, store::Error> {
         let key = self.dir.keys().agent_key(name)?;
         Ok(AgentKey::from_seed(&key.to_bytes()))
+    }
+
+    /// The next sequence number of an agent's records. Blocks on the disk once per [`RESERVED`].
+    pub(super) fn next_sequence(&self, name: &str, wall: Timestamp) -> Result<u64, store::Error> {
+        let mut reserved = super::shared::lock(&self.reserved);
+        let left = reserved.get(name).map(|left| *left.start().max(&wall.as_ms())..=*left.end()).filter(|left| !left.is_empty());
+        let left = match left {
+            Some(left) => left,
+            None => {
+                let ahead = u64::try_from(RESERVED.as_millis()).unwrap_or(u64::MAX);
+                self.dir.sequences().reserve(name, wall.as_ms(), ahead)?
+            }
+        };
+        let next = *left.start();
+        reserved.insert(name.to_owned(), next.saturating_add(1)..=*left.end());
+        Ok(next)
     }
 
     /// Remembers a peer that was dialled with success.
@@ -137,7 +161,7 @@ fn open(config: &Config, wall: Timestamp) -> Result<Opened, StartError> {
     for note in &notes {
         tracing::warn!(note, "start-up goes on without this");
     }
-    Ok(Opened { disk: Disk { dir, token, index }, key, peers, bans, definitions: loaded.definitions, notes })
+    Ok(Opened { disk: Disk { dir, token, index, reserved: Mutex::default() }, key, peers, bans, definitions: loaded.definitions, notes })
 }
 
 fn addresses(texts: &[String]) -> Result<Vec<Multiaddr>, StartError> {
@@ -255,15 +279,18 @@ impl Node {
     async fn attach_all(&self, stored: Vec<Definition>) -> Result<(), StartError> {
         let configured = self.handle.shared.config.agents.clone();
         let is_configured = |name: &str| configured.iter().any(|definition| definition.name == name);
-        for definition in &configured {
-            let failed = |failure| StartError::Agent { name: definition.name.clone(), failure };
-            self.attach(definition.clone()).await.map_err(failed)?;
-        }
-        for definition in stored.into_iter().filter(|definition| !is_configured(&definition.name)) {
+        let attach = |definition: Definition| async {
             let name = definition.name.clone();
-            if let Err(failure) = self.attach(definition).await {
-                tracing::warn!(agent = name, %failure, "a stored agent was not attached");
-                super::shared::lock(&self.handle.shared.notes).push(format!("stored agent `{name}` was not attached: {failure}"));
+            self.attach(definition).await.map_err(|failure| StartError::Agent { name, failure })
+        };
+        let stored: Vec<Definition> = stored.into_iter().filter(|definition| !is_configured(&definition.name)).collect();
+        futures::stream::iter(configured.iter().cloned().map(attach)).buffer_unordered(ATTACHING_MAX).try_collect::<()>().await?;
+        // What was added while the node ran must not keep it from starting.
+        let mut attached = futures::stream::iter(stored.into_iter().map(attach)).buffer_unordered(ATTACHING_MAX);
+        while let Some(result) = attached.next().await {
+            if let Err(error) = result {
+                tracing::warn!(%error, "a stored agent was not attached");
+                super::shared::lock(&self.handle.shared.notes).push(format!("a stored agent was not attached: {error}"));
             }
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! before is ignored everywhere. So a number is durable before it is handed out. Numbers follow the wall clock, which keeps them rising even
 //! if the file is lost, and step by one where the clock stands still or was set back (fault F15).
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use super::{
@@ -31,6 +32,15 @@ impl Sequences {
     /// # Errors
     /// [`Error::Damaged`] if the file does not read or the numbers are used up, [`Error::Name`] or [`Error::Io`]; no number is then used.
     pub fn next(&self, name: &str, wall_ms: u64) -> Result<u64, Error> {
+        self.reserve(name, wall_ms, 0).map(|numbers| *numbers.start())
+    }
+
+    /// Like [`Sequences::next`], with `ahead` more numbers behind the first: whoever keeps them needs the disk again only after the last.
+    /// Those that are not used are lost, which does no harm.
+    ///
+    /// # Errors
+    /// As [`Sequences::next`].
+    pub fn reserve(&self, name: &str, wall_ms: u64, ahead: u64) -> Result<RangeInclusive<u64>, Error> {
         let folder = agent_folder(&self.folder, name)?;
         let path = folder.join("sequence");
         let damaged = |reason: &str| Error::Damaged { path: path.clone(), reason: reason.to_owned() };
@@ -43,8 +53,9 @@ impl Sequences {
             None => wall_ms,
         };
         files::create_folder(&folder)?;
-        files::write_durable(&path, encode(next).as_bytes(), MODE_SECRET)?;
-        Ok(next)
+        let last = next.checked_add(ahead).ok_or_else(|| damaged("the numbers are used up; move the agent's folder away"))?;
+        files::write_durable(&path, encode(last).as_bytes(), MODE_SECRET)?;
+        Ok(next..=last)
     }
 }
 

@@ -87,9 +87,20 @@ async fn an_http_agent_is_offered_only_while_it_is_well() {
 /// AOP-4: nobody is sent to a node that died.
 #[tokio::test]
 async fn a_killed_node_is_out_of_everybodys_answers() {
-    let first = Node::builder().agent(builtin("a", "echo")).spawn().await;
-    let second = Node::builder().join(&first).agent(builtin("b", "echo")).spawn().await;
-    let mut third = Node::builder().join(&first).agent(builtin("c", "echo")).spawn().await;
+    killed_node_over("/ip4/127.0.0.1/tcp/0").await;
+}
+
+/// AOP-4: a QUIC connection says nothing when its process is killed; its silence does.
+#[tokio::test]
+async fn a_killed_node_is_missed_over_quic_too() {
+    killed_node_over("/ip4/127.0.0.1/udp/0/quic-v1").await;
+}
+
+async fn killed_node_over(listen: &str) {
+    let node = || Node::builder().listen(&[listen]);
+    let first = node().agent(builtin("a", "echo")).spawn().await;
+    let second = node().join(&first).agent(builtin("b", "echo")).spawn().await;
+    let mut third = node().join(&first).agent(builtin("c", "echo")).spawn().await;
     for node in [&first, &second, &third] {
         node.knows("echo", &["a", "b", "c"]).await;
     }

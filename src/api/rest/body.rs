@@ -18,13 +18,15 @@ impl<T: DeserializeOwned> FromRequest<Handle> for Body<T> {
         let bytes = Bytes::from_request(request, handle).await.map_err(|rejection| {
             let too_large = rejection.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE;
             if !too_large {
-                return ApiError(Failure::new(ErrorCode::InvalidRequest, rejection.body_text()));
+                return ApiError::from(Failure::new(ErrorCode::InvalidRequest, rejection.body_text()));
             }
             let limit = handle.config().limits.http_body_bytes_max;
             let message = format!("the body has more than {limit} bytes (limits.http_body_bytes_max)");
-            ApiError(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", limit))
+            ApiError::from(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", limit))
         })?;
         let parsed = serde_json::from_slice(&bytes);
-        parsed.map(Self).map_err(|error| ApiError(Failure::new(ErrorCode::InvalidRequest, format!("the body cannot be read: {error}"))))
+        parsed
+            .map(Self)
+            .map_err(|error| ApiError::from(Failure::new(ErrorCode::InvalidRequest, format!("the body cannot be read: {error}"))))
     }
 }

@@ -38,7 +38,12 @@ pub(super) async fn invoke(State(handle): State<Handle>, headers: HeaderMap, Bod
         explain: body.explain,
         ..InvokeRequest::new(body.capability, input.into())
     };
-    let reply = handle.invoke(request).await?;
+    // The invocation's id is as long as a trace id, and stands in where the client brought no trace.
+    let id = request.id.unwrap_or_else(|| InvocationId::from_random(rand::random()));
+    let traced = request.traceparent.as_deref().and_then(|text| text.split('-').nth(1)).map(str::to_owned);
+    let trace_id = Some(traced.unwrap_or_else(|| id.to_string()));
+    let request = InvokeRequest { id: Some(id), ..request };
+    let reply = handle.invoke(request).await.map_err(|failure| ApiError { failure, trace_id })?;
     Ok(([(header::CONTENT_TYPE, "application/json")], invoked(&reply, handle.node_id())).into_response())
 }
 

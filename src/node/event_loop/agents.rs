@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_bytes::ByteBuf;
 
 use super::turn::{EventLoop, Issued};
-use crate::agents::Change;
+use crate::agents::{Change, Health};
 use crate::model::{Now, Shard};
 use crate::node::hosting;
 use crate::wire::directory::{Gossip, GossipContent, Pulse, Record};
@@ -15,7 +15,7 @@ use crate::wire::{self, Verified};
 impl EventLoop {
     pub(super) fn on_health(&mut self, change: &Change) {
         tracing::info!(agent = %change.agent, health = ?change.health, "agent health");
-        self.hosting.expire(change.agent);
+        self.hosting.on_health(change.agent, change.health == Health::Up);
         let now = self.now();
         self.issue_due(now.mono);
         self.pulse(now);

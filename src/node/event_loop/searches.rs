@@ -15,6 +15,7 @@ use crate::wire::directory::{Control, Query};
 impl EventLoop {
     pub(super) fn find(&mut self, query: Query, enough: usize, reply: oneshot::Sender<Answer>) {
         let now = self.now().mono;
+        self.asked_at_by_shard.extend(query.capabilities.iter().map(|name| (name.shard(), now)));
         let answer = self.answer(&query, now);
         let fresh = |name: &&CapabilityName| self.looked_up_at.get(*name).is_none_or(|at| now.saturating_sub(*at) >= LOOKUP_FRESH);
         let alone = self.mesh.connected_len() == 0;

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::agents::Change;
 use crate::mesh::lanes::{Lane, LaneEnd};
 use crate::mesh::{ControlId, Mesh, SearchId};
-use crate::model::{AgentId, CapabilityName, Failure, NodeId, Now};
+use crate::model::{AgentId, CapabilityName, Failure, NodeId, Now, Shard};
 use crate::node::gossip::Report;
 use crate::node::hosting::{self, Hosting};
 use crate::node::shared::{Command, Network, Observed, Shared};
@@ -30,7 +30,7 @@ use crate::wire::Verified;
 use crate::wire::directory::{Control, Query, Record};
 
 /// How often time is looked at.
-pub(super) const TICK: Duration = Duration::from_millis(50);
+pub(super) const TICK: Duration = Duration::from_millis(100);
 /// Pause between digest exchanges with a random peer, a quarter more or less.
 pub(super) const REPAIR_PAUSE: Duration = Duration::from_secs(30);
 /// How long after the first connection a newcomer waits for digests and dials before it calls itself ready.
@@ -47,6 +47,10 @@ pub(super) const LANES_SERVED_MAX: usize = 512;
 pub(super) const CONTROL_RATE: (u32, u32) = (50, 200);
 /// After the routing table grew, provider records are sent again, for as long as it is this small.
 pub(super) const REPROVIDE_PEERS_MAX: usize = 20;
+/// Up to this many known agents the node follows every shard; beyond it only those it hosts on or was lately asked about.
+pub(super) const FOLLOW_ALL_MAX: usize = 1_000;
+/// How long a shard is followed after somebody asked for a capability on it.
+pub(super) const FOLLOW_ASKED: Duration = Duration::from_secs(600);
 /// Reports of workers that may wait.
 pub(in crate::node) const REPORTS_MAX: usize = 1_024;
 
@@ -115,6 +119,7 @@ pub(in crate::node) struct EventLoop {
     pub(super) lanes_served: usize,
     pub(super) repairs_running: usize,
     pub(super) repair_at: Duration,
+    pub(super) asked_at_by_shard: BTreeMap<Shard, Duration>,
     pub(super) reprovide_at: Option<Duration>,
     pub(super) proven_len: usize,
     pub(super) met_at: Option<Duration>,
@@ -155,6 +160,7 @@ impl EventLoop {
             lanes_served: 0,
             repairs_running: 0,
             repair_at,
+            asked_at_by_shard: BTreeMap::new(),
             reprovide_at: None,
             proven_len: 0,
             met_at: None,
@@ -257,11 +263,21 @@ impl EventLoop {
                 self.mesh.provide(&name);
             }
         }
+        self.follow_shards(now.mono);
         self.update_state(now.mono);
         self.make_room();
         let count = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         self.shared.metrics.peers.set(count(self.mesh.connected_len()));
         self.shared.metrics.records.set(count(self.directory.len()));
+    }
+
+    /// A small mesh is followed whole; in a large one each node listens only where it has something to hear.
+    fn follow_shards(&mut self, now: Duration) {
+        let all = self.directory.len() < FOLLOW_ALL_MAX;
+        self.asked_at_by_shard.retain(|_, at| now.saturating_sub(*at) < FOLLOW_ASKED);
+        let asked = self.asked_at_by_shard.keys().copied();
+        let wanted: BTreeSet<Shard> = if all { Shard::all().collect() } else { asked.chain(self.hosting.shards()).collect() };
+        self.mesh.follow(&wanted);
     }
 
     fn update_state(&mut self, now: Duration) {

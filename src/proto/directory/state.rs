@@ -211,6 +211,8 @@ pub struct State {
     digest: Digest,
     routes: Routes,
     stale_names: BTreeSet<CapabilityName>,
+    /// When the first suspicion or pause is over; until then a tick need not look at every entry.
+    wake_at: Option<Duration>,
     outputs: Vec<Output>,
 }
 
@@ -228,6 +230,7 @@ impl State {
             digest: Digest::default(),
             routes: Routes::default(),
             stale_names: BTreeSet::new(),
+            wake_at: None,
             outputs: Vec::new(),
         }
     }
@@ -348,9 +351,11 @@ impl State {
     /// The last connection to `node` is gone; `in_order` if this node closed it to make room.
     pub fn on_disconnected(&mut self, node: NodeId, in_order: bool, now: Now) {
         self.set_reach(node, if in_order { Reach::Proven } else { Reach::Lost });
+        let at = now.mono.saturating_add(self.config.redial_pause / 4);
         if let Some(host) = self.hosts_by_node.get_mut(&node).filter(|_| !in_order) {
             host.dial_failures = 0;
-            host.dial_at = Some(now.mono.saturating_add(self.config.redial_pause / 4));
+            host.dial_at = Some(at);
+            self.wake(at);
         }
     }
 
@@ -363,14 +368,17 @@ impl State {
         let first = self.config.redial_pause;
         if let Some(host) = self.hosts_by_node.get_mut(&node) {
             let pause = first.saturating_mul(2_u32.saturating_pow(host.dial_failures.min(6))).min(Duration::from_secs(60));
+            let at = now.mono.saturating_add(pause);
             host.dial_failures = host.dial_failures.saturating_add(1);
-            host.dial_at = Some(now.mono.saturating_add(pause));
+            host.dial_at = Some(at);
+            self.wake(at);
         }
     }
 
     /// The lane to `node` fell silent while calls were outstanding.
     pub fn on_node_silent(&mut self, node: NodeId, now: Now) {
         let until = now.mono.saturating_add(self.config.suspect);
+        self.wake(until);
         let agents = self.agents_by_node.get(&node).cloned().unwrap_or_default();
         let up: Vec<(AgentId, bool)> = agents.into_iter().map(|agent| (agent, self.is_up(agent))).collect();
         if let Some(host) = self.hosts_by_node.get_mut(&node) {
@@ -388,10 +396,12 @@ impl State {
             return;
         }
         let was_up = self.is_up(agent);
+        let until = now.mono.saturating_add(self.config.suspect);
         let Some(known) = self.known_by_agent.get_mut(&agent) else { return };
         known.failures = known.failures.saturating_add(1);
         if known.failures >= self.config.failures_to_suspect {
-            known.suspect_until = Some(now.mono.saturating_add(self.config.suspect));
+            known.suspect_until = Some(until);
+            self.wake(until);
             self.changed(agent, was_up);
         }
     }
@@ -399,8 +409,10 @@ impl State {
     /// `agent`'s node refused a call because the agent is down, or does not know it: believed at once.
     pub fn on_agent_down(&mut self, agent: AgentId, now: Now) {
         let was_up = self.is_up(agent);
+        let until = now.mono.saturating_add(self.config.suspect);
         if let Some(known) = self.known_by_agent.get_mut(&agent) {
-            known.suspect_until = Some(now.mono.saturating_add(self.config.suspect));
+            known.suspect_until = Some(until);
+            self.wake(until);
             self.changed(agent, was_up);
         }
     }
@@ -413,6 +425,12 @@ impl State {
             }
             self.forget(agent);
         }
+        if self.wake_at.is_some_and(|at| at <= now.mono) {
+            self.end_pauses(now);
+        }
+    }
+
+    fn end_pauses(&mut self, now: Now) {
         let over = |until: Option<Duration>| until.is_some_and(|until| until <= now.mono);
         let agents: Vec<AgentId> = self.known_by_agent.iter().filter(|(_, known)| over(known.suspect_until)).map(|(id, _)| *id).collect();
         for agent in agents {
@@ -432,6 +450,13 @@ impl State {
         for node in due {
             self.dial(node);
         }
+        let agents = self.known_by_agent.values().filter_map(|known| known.suspect_until);
+        let hosts = self.hosts_by_node.values().flat_map(|host| [host.suspect_until, host.dial_at]).flatten();
+        self.wake_at = agents.chain(hosts).min();
+    }
+
+    fn wake(&mut self, at: Duration) {
+        self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
     }
 
     /// Answers `query` from what is known. `evidence` is this node's own.
