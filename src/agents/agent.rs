@@ -13,44 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::builtin;
 use super::definition::{Checked, Offered};
+use super::exchange::{Answer, Health, Invocation, cancelled, stopped, timed_out};
 use super::http::HttpAgent;
 use super::process::ProcessAgent;
 use super::schema::Fault;
-use crate::model::{Adapter, AgentId, CapabilityName, ErrorCode, Failure, InvocationId, VersionRequirement};
+use crate::model::{Adapter, AgentId, CapabilityName, ErrorCode, Failure};
 use crate::wire::AgentKey;
-
-/// Whether an agent can be called.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Health {
-    /// It can.
-    Up,
-    /// It cannot; the reason is for people.
-    Down(String),
-}
-
-/// One call of an agent.
-#[derive(Debug, Clone)]
-pub struct Invocation {
-    /// The same on every node.
-    pub id: InvocationId,
-    /// What is asked for.
-    pub capability: CapabilityName,
-    /// Which versions will do.
-    pub version: Option<VersionRequirement>,
-    /// The input, as JSON text.
-    pub input: Bytes,
-    /// When it must be over.
-    pub deadline: Instant,
-    /// The caller's idempotency key.
-    pub key: Option<String>,
-}
-
-impl Invocation {
-    /// Time left, in milliseconds.
-    pub(super) fn budget_ms(&self) -> u64 {
-        u64::try_from(self.deadline.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX)
-    }
-}
 
 /// What came of a call.
 #[derive(Debug, Clone)]
@@ -61,13 +29,6 @@ pub struct Output {
     pub units: Option<Decimal>,
     /// How long the agent worked.
     pub took: Duration,
-}
-
-/// An answer before it was checked against its schema.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) output: Value,
-    pub(super) units: Option<Decimal>,
 }
 
 enum Backend {
@@ -293,18 +254,6 @@ fn tell(accepted: Option<oneshot::Sender<()>>) {
     if let Some(accepted) = accepted {
         let _ = accepted.send(());
     }
-}
-
-pub(super) fn cancelled() -> Failure {
-    Failure::new(ErrorCode::Cancelled, "the call was cancelled")
-}
-
-pub(super) fn stopped(name: &str) -> Failure {
-    Failure::new(ErrorCode::Unavailable, format!("agent `{name}` was detached"))
-}
-
-pub(super) fn timed_out(name: &str) -> Failure {
-    Failure::new(ErrorCode::Timeout, format!("agent `{name}` did not answer before the deadline"))
 }
 
 async fn run_builtin(

@@ -17,9 +17,8 @@ use tokio::sync::watch;
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
-use super::agent::{Answer, Health, Invocation, cancelled, stopped, timed_out};
 use super::definition::is_public;
-use super::process::{Reply, request};
+use super::exchange::{Answer, Health, Invocation, Reply, cancelled, request, stopped, timed_out};
 use crate::model::{CapabilityName, ErrorCode, Failure, HealthCheck, printable};
 
 /// Largest answer.

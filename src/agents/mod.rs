@@ -8,10 +8,12 @@
 mod agent;
 pub mod builtin;
 pub mod definition;
+mod exchange;
 mod http;
 mod process;
 mod registry;
 pub mod schema;
 
-pub use agent::{Agent, Health, Invocation, Output, schema_failure};
+pub use agent::{Agent, Output, schema_failure};
+pub use exchange::{Health, Invocation};
 pub use registry::{Change, Registry};

@@ -10,17 +10,13 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rust_decimal::Decimal;
-use serde::Deserialize;
-use serde_json::Value;
-use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::agent::{Answer, Health, Invocation, cancelled, stopped, timed_out};
+use super::exchange::{Answer, Health, Invocation, Reply, cancelled, request, stopped, timed_out};
 use crate::model::{CapabilityName, ErrorCode, Failure, printable};
 
 /// Longest line that a child may write.
@@ -58,80 +54,6 @@ struct Job {
 pub(super) struct ProcessAgent {
     name: String,
     jobs: mpsc::Sender<Job>,
-}
-
-#[derive(serde::Serialize)]
-struct Line<'a> {
-    id: &'a str,
-    capability: &'a str,
-    input: &'a RawValue,
-    deadline_ms: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    idempotency_key: Option<&'a str>,
-}
-
-/// What an agent may answer; shared with the HTTP adapter.
-#[derive(Deserialize)]
-pub(super) struct Reply {
-    #[serde(default)]
-    pub(super) id: Option<String>,
-    #[serde(default, deserialize_with = "present")]
-    pub(super) output: Option<Value>,
-    #[serde(default)]
-    pub(super) units: Option<Decimal>,
-    #[serde(default)]
-    pub(super) error: Option<ReplyError>,
-}
-
-/// `null` is an output like any other.
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    Value::deserialize(deserializer).map(Some)
-}
-
-#[derive(Deserialize)]
-pub(super) struct ReplyError {
-    #[serde(default)]
-    code: Option<String>,
-    #[serde(default)]
-    message: String,
-    #[serde(default)]
-    retryable: Option<bool>,
-}
-
-impl Reply {
-    /// The end of the call that this reply is; `None` for a chunk or anything else that is not an end.
-    pub(super) fn end(self, name: &str) -> Option<Result<Answer, Failure>> {
-        if let Some(error) = self.error {
-            let known = error.code.as_deref().and_then(|code| code.parse().ok()).unwrap_or(ErrorCode::AgentFailed);
-            // Only the node can say that it is busy, that nobody is there, or who may call.
-            let own = [ErrorCode::InvalidRequest, ErrorCode::InvalidSchema, ErrorCode::InsufficientResources, ErrorCode::Timeout];
-            let code = if own.contains(&known) { known } else { ErrorCode::AgentFailed };
-            let message = if error.message.is_empty() { "no message".to_owned() } else { error.message };
-            let failure = Failure::new(code, format!("agent `{name}`: {message}"));
-            let failure = match error.code.filter(|written| written != code.as_str()) {
-                Some(written) => failure.with("agent_code", printable(&written, 64)),
-                None => failure,
-            };
-            let retryable = error.retryable.unwrap_or(failure.retryable);
-            return Some(Err(failure.retryable(retryable)));
-        }
-        let units = self.units.filter(|units| !units.is_sign_negative());
-        self.output.map(|output| Ok(Answer { output, units }))
-    }
-}
-
-/// The line or body that an agent is sent.
-pub(super) fn request(invocation: &Invocation, capability: &CapabilityName) -> Result<Vec<u8>, Failure> {
-    let invalid = |error: serde_json::Error| Failure::new(ErrorCode::InvalidRequest, format!("the input is not JSON: {error}"));
-    let input: &RawValue = serde_json::from_slice(&invocation.input).map_err(invalid)?;
-    let line = Line {
-        id: &invocation.id.to_string(),
-        capability: capability.as_str(),
-        input,
-        deadline_ms: invocation.budget_ms(),
-        idempotency_key: invocation.key.as_deref(),
-    };
-    serde_json::to_vec(&line).map_err(invalid)
 }
 
 impl ProcessAgent {

@@ -5,7 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::mpsc;
 
-use super::agent::{Agent, Health};
+use super::agent::Agent;
+use super::exchange::Health;
 use crate::model::AgentId;
 
 /// An agent's health changed.

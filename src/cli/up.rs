@@ -82,8 +82,11 @@ fn load(args: Args, global: &Global) -> Result<Config, CliError> {
 }
 
 fn broken(error: &ConfigError) -> CliError {
-    let faults: Vec<String> = error.faults().iter().map(ToString::to_string).collect();
-    CliError::usage(error.to_string()).with("faults", faults)
+    let failed = CliError::usage(format!("failed to {error}"));
+    match error.faults() {
+        [] | [_] => failed,
+        faults => failed.with("faults", faults.iter().map(ToString::to_string).collect::<Vec<_>>()),
+    }
 }
 
 /// Waits until the node takes part, and says so.

@@ -5,98 +5,17 @@ use libp2p::core::ConnectedPoint;
 use libp2p::kad::store::RecordStore;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Multiaddr, Stream, gossipsub, identify, kad, ping, request_response};
+use libp2p::{Multiaddr, gossipsub, identify, kad, ping, request_response};
 use tokio::time::Instant;
 
 use super::behaviour::BehaviourEvent;
-use super::lanes::{self, Direction};
+use super::event::Event;
+use super::lanes::{self};
 use super::swarm::{ControlId, FAMILY, Link, Mesh, Purpose, ReplyTo, SearchId, Stamp};
 use super::{gossip, kademlia};
 use crate::model::NodeId;
 use crate::wire;
 use crate::wire::directory::{Control, Reply};
-
-/// Something happened in the mesh.
-#[derive(Debug)]
-pub enum Event {
-    /// The node listens here.
-    Listening(Multiaddr),
-    /// A listener is gone.
-    ListenFailed(String),
-    /// The first connection to a node stands.
-    Connected {
-        /// Who.
-        node: NodeId,
-        /// The remote address.
-        address: Multiaddr,
-    },
-    /// The last connection to a node is gone.
-    Disconnected {
-        /// Who.
-        node: NodeId,
-        /// Whether this node let it go in good order.
-        in_order: bool,
-    },
-    /// A bootstrap address did not answer.
-    JoinFailed(Multiaddr, String),
-    /// A node could not be reached.
-    ReachFailed(NodeId, String),
-    /// A node can be dialled at an address it names, and answers DHT queries.
-    Proven(NodeId),
-    /// A peer is none of ours, or speaks another version.
-    Foreign(NodeId, String),
-    /// A gossip message waits to be judged.
-    Gossip {
-        /// Names it.
-        stamp: Stamp,
-        /// Who passed it on.
-        from: NodeId,
-        /// On which shard.
-        shard: u8,
-        /// What it says.
-        data: Vec<u8>,
-    },
-    /// A peer asks.
-    Request {
-        /// Who.
-        node: NodeId,
-        /// Where the answer goes.
-        to: ReplyTo,
-        /// What, or why it could not be understood.
-        request: Result<Control, wire::Error>,
-    },
-    /// A peer answered, or did not.
-    Reply {
-        /// To which request.
-        id: ControlId,
-        /// Who.
-        node: NodeId,
-        /// What, or why not.
-        reply: Result<Reply, String>,
-    },
-    /// The DHT named providers.
-    Providers {
-        /// Of which search.
-        search: SearchId,
-        /// Who; may repeat what was said before.
-        nodes: Vec<NodeId>,
-        /// Whether the search is over.
-        done: bool,
-    },
-    /// A lane stands.
-    Lane {
-        /// With whom.
-        node: NodeId,
-        /// Who calls on it.
-        direction: Direction,
-        /// The lane.
-        stream: Stream,
-    },
-    /// A lane that was asked for cannot be.
-    LaneFailed(NodeId, lanes::OpenError),
-    /// A peer did something that an honest one does not.
-    Misbehaved(NodeId, &'static str),
-}
 
 impl Mesh {
     /// The next event. Dropping the future loses nothing.

@@ -8,6 +8,7 @@
 pub mod address;
 mod behaviour;
 mod control;
+mod event;
 pub mod gossip;
 mod inbound;
 mod kademlia;
@@ -16,5 +17,5 @@ pub mod limits;
 mod swarm;
 mod transport;
 
-pub use inbound::Event;
+pub use event::Event;
 pub use swarm::{ControlId, Error, Mesh, Peer, ReplyTo, SearchId, Settings, Stamp};

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::address::{self, AddressClass, AddressClasses, DialBudget, Policy};
 use super::behaviour::Behaviour;
-use super::inbound::Event;
+use super::event::Event;
 use super::{control, gossip, kademlia, lanes, limits, transport};
 use crate::model::{CapabilityName, NodeId, Shard};
 use crate::wire::NodeKey;

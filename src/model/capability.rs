@@ -212,22 +212,7 @@ impl FromStr for VersionRequirement {
     }
 }
 
-macro_rules! serde_as_text {
-    ($($name:ty),*) => {$(
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-            }
-        }
-    )*};
-}
-serde_as_text!(CapabilityVersion, VersionRequirement);
+super::text::serde_as_text!(CapabilityVersion, VersionRequirement);
 
 #[cfg(test)]
 mod tests {

@@ -3,8 +3,6 @@
 use std::{fmt, str::FromStr};
 
 use libp2p_identity::PeerId;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-
 /// An identifier could not be read.
 ///
 /// Happens whenever a person or a peer writes one wrongly; nothing was changed, and trying the same text again fails again.
@@ -153,22 +151,7 @@ impl FromStr for InvocationId {
     }
 }
 
-macro_rules! serde_as_text {
-    ($($name:ty),*) => {$(
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-            }
-        }
-    )*};
-}
-serde_as_text!(NodeId, AgentId, InvocationId);
+super::text::serde_as_text!(NodeId, AgentId, InvocationId);
 
 #[cfg(test)]
 mod tests {

@@ -7,12 +7,13 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::keyed;
 use super::shared::{Counted, Shared, lock};
 use crate::agents::{Agent, Invocation};
 use crate::mesh::lanes::Executor;
 use crate::model::{ErrorCode, Failure, NodeId};
 use crate::proto::invocation::call::AttemptFailure;
-use crate::proto::invocation::dedup::{Admission, Key};
+use crate::proto::invocation::dedup::Key;
 use crate::wire::invocation::{HOPS_MAX, PAYLOAD_BYTES_MAX, Request, Success};
 
 pub(super) use crate::agents::schema_failure;
@@ -84,49 +85,20 @@ async fn under_key(
     })?;
     let Some(word) = request.key.clone() else { return run(shared, &agent, request, deadline, accepted, cancel).await };
     let key: Key = (caller, request.agent, format!("{}\n{word}", request.capability));
-    let input = *blake3::hash(&request.payload).as_bytes();
-    let (reply, answer) = oneshot::channel();
-    let admission = lock(&shared.results_by_key).on_call(key.clone(), input, reply, shared.mono());
-    match admission {
-        Admission::Done(_, success) => Ok(success),
-        Admission::Refuse(_, failure) => Err(failure),
-        Admission::Wait => {
-            if let Some(accepted) = accepted {
-                let _ = accepted.send(());
-            }
-            let broke_off = Failure::new(ErrorCode::AgentFailed, "the call that ran under this key broke off");
-            answer.await.unwrap_or(Err(broke_off))
+    let input = request.payload.clone();
+    let broke_off = Failure::new(ErrorCode::AgentFailed, "the call that ran under this key broke off");
+    // Only one of the two tells the caller: whoever runs, when the agent takes it; whoever waits, at once.
+    let accepted = std::sync::Mutex::new(accepted);
+    let joined = || {
+        if let Some(accepted) = lock(&accepted).take() {
+            let _ = accepted.send(());
         }
-        Admission::Run(_) => {
-            let guard = Running { shared, key: Some(key) };
-            let result = run(shared, &agent, request, deadline, accepted, cancel).await;
-            guard.finish(&result);
-            result
-        }
-    }
-}
-
-struct Running<'a> {
-    shared: &'a Shared,
-    key: Option<Key>,
-}
-
-impl Running<'_> {
-    fn finish(mut self, result: &Result<Success, Failure>) {
-        let Some(key) = self.key.take() else { return };
-        let waiters = lock(&self.shared.results_by_key).handle_done(&key, result.as_ref().ok(), self.shared.mono());
-        for waiter in waiters {
-            let _ = waiter.send(result.clone());
-        }
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            let _ = lock(&self.shared.results_by_key).handle_done(&key, None, self.shared.mono());
-        }
-    }
+    };
+    let run = async {
+        let accepted = lock(&accepted).take();
+        run(shared, &agent, request, deadline, accepted, cancel).await
+    };
+    keyed::once(&shared.results_by_key, shared.clock, key, &input, joined, broke_off, run).await
 }
 
 async fn run(

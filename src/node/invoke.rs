@@ -8,11 +8,11 @@ use bytes::Bytes;
 use rand::Rng;
 use rust_decimal::Decimal;
 use serde_json::Value;
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::execute;
 use super::find;
+use super::keyed;
 use super::lanes::lane_to;
 use super::schemas::schemas_of;
 use super::shared::{Counted, Shared, lock};
@@ -22,7 +22,6 @@ use crate::proto::directory::Reach;
 use crate::proto::directory::rank::{Answer, Candidate};
 use crate::proto::invocation::call::{self, AttemptFailure, Step};
 use crate::proto::invocation::client::Outcome as LaneOutcome;
-use crate::proto::invocation::dedup::Admission;
 use crate::proto::peers::trust::Outcome;
 use crate::wire::directory::{Query, Wanted};
 use crate::wire::invocation::{HOPS_MAX, KEY_BYTES_MAX, PAYLOAD_BYTES_MAX, Priority, Request, Success};
@@ -194,46 +193,10 @@ async fn once(shared: &Arc<Shared>, request: InvokeRequest, id: InvocationId) ->
     let Some(key) = request.key.clone() else { return run(shared, request, id).await.map(Arc::new) };
     let nobody = AgentId::from_public_key([0; 32]);
     let key = (shared.node(), nobody, format!("{}\n{key}", request.capability));
-    let input = *blake3::hash(&request.input).as_bytes();
-    let (reply, answer) = oneshot::channel();
-    let admission = lock(&shared.calls_by_key).on_call(key.clone(), input, reply, shared.mono());
-    match admission {
-        Admission::Done(_, result) => Ok(result),
-        Admission::Refuse(_, failure) => Err(failure),
-        Admission::Wait => {
-            answer.await.unwrap_or_else(|_| Err(Failure::new(ErrorCode::Cancelled, "the call that ran under this key broke off")))
-        }
-        Admission::Run(_) => {
-            let guard = Running { shared, key: Some(key) };
-            let result = run(shared, request, id).await.map(Arc::new);
-            guard.finish(&result);
-            result
-        }
-    }
-}
-
-/// Settles those who wait under a key, also when the call that runs is dropped.
-struct Running<'a> {
-    shared: &'a Shared,
-    key: Option<crate::proto::invocation::dedup::Key>,
-}
-
-impl Running<'_> {
-    fn finish(mut self, result: &Result<Arc<InvokeReply>, Failure>) {
-        let Some(key) = self.key.take() else { return };
-        let waiters = lock(&self.shared.calls_by_key).handle_done(&key, result.as_ref().ok(), self.shared.mono());
-        for waiter in waiters {
-            let _ = waiter.send(result.clone());
-        }
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            let _ = lock(&self.shared.calls_by_key).handle_done(&key, None, self.shared.mono());
-        }
-    }
+    let input = request.input.clone();
+    let broke_off = Failure::new(ErrorCode::Cancelled, "the call that ran under this key broke off");
+    let run = async { run(shared, request, id).await.map(Arc::new) };
+    keyed::once(&shared.calls_by_key, shared.clock, key, &input, || {}, broke_off, run).await
 }
 
 async fn run(shared: &Arc<Shared>, request: InvokeRequest, id: InvocationId) -> Result<InvokeReply, Failure> {

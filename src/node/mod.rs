@@ -13,6 +13,7 @@ mod gossip;
 mod handle;
 mod hosting;
 mod invoke;
+mod keyed;
 mod lanes;
 mod schemas;
 mod shared;

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
 use super::invoke::InvokeReply;
+use super::keyed::Calls;
 use super::lanes::Lanes;
 use super::schemas::Schemas;
 use super::view::{Event, State};
@@ -21,7 +22,6 @@ use crate::mesh::lanes::Lane;
 use crate::model::{AgentId, CapabilityName, Failure, InvocationId, NodeId};
 use crate::proto::directory::rank::{Answer, Weights};
 use crate::proto::directory::{Entry, Routes};
-use crate::proto::invocation::dedup;
 use crate::proto::peers::trust::{Ledger, Outcome};
 use crate::telemetry::Metrics;
 use crate::wire::NodeKey;
@@ -75,9 +75,6 @@ pub(super) struct Observed {
     pub(super) down: bool,
 }
 
-pub(super) type ReplyWaiter = oneshot::Sender<Result<Arc<InvokeReply>, Failure>>;
-pub(super) type SuccessWaiter = oneshot::Sender<Result<Success, Failure>>;
-
 /// State that more than one task reads. Locks are held for moments and never across a wait.
 pub(super) struct Shared {
     pub(super) config: Config,
@@ -89,8 +86,8 @@ pub(super) struct Shared {
     pub(super) ledger: RwLock<Ledger>,
     pub(super) lanes: Lanes,
     pub(super) schemas: Schemas,
-    pub(super) calls_by_key: Mutex<dedup::State<ReplyWaiter, Arc<InvokeReply>>>,
-    pub(super) results_by_key: Mutex<dedup::State<SuccessWaiter, Success>>,
+    pub(super) calls_by_key: Calls<Arc<InvokeReply>>,
+    pub(super) results_by_key: Calls<Success>,
     pub(super) cancels_by_invocation: Mutex<BTreeMap<InvocationId, CancellationToken>>,
     pub(super) in_flight: AtomicUsize,
     pub(super) serving: AtomicUsize,

@@ -1,0 +1,138 @@
+//! What a node and an agent's program say to each other, whatever the adapter: the object of a call, the object of an answer.
+//!
+//! interface.md, "Agents". An agent may not speak for the node: of the codes that it writes, only those pass that are an agent's to give.
+
+use bytes::Bytes;
+use rust_decimal::Decimal;
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use crate::model::{CapabilityName, ErrorCode, Failure, InvocationId, VersionRequirement, printable};
+
+/// Whether an agent can be called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It can.
+    Up,
+    /// It cannot; the reason is for people.
+    Down(String),
+}
+
+/// One call of an agent.
+#[derive(Debug, Clone)]
+pub struct Invocation {
+    /// The same on every node.
+    pub id: InvocationId,
+    /// What is asked for.
+    pub capability: CapabilityName,
+    /// Which versions will do.
+    pub version: Option<VersionRequirement>,
+    /// The input, as JSON text.
+    pub input: Bytes,
+    /// When it must be over.
+    pub deadline: Instant,
+    /// The caller's idempotency key.
+    pub key: Option<String>,
+}
+
+impl Invocation {
+    /// Time left, in milliseconds.
+    pub(super) fn budget_ms(&self) -> u64 {
+        u64::try_from(self.deadline.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// An answer before it was checked against its schema.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) output: Value,
+    pub(super) units: Option<Decimal>,
+}
+
+#[derive(serde::Serialize)]
+struct Line<'a> {
+    id: &'a str,
+    capability: &'a str,
+    input: &'a RawValue,
+    deadline_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<&'a str>,
+}
+
+/// What an agent may answer; shared with the HTTP adapter.
+#[derive(Deserialize)]
+pub(super) struct Reply {
+    #[serde(default)]
+    pub(super) id: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) output: Option<Value>,
+    #[serde(default)]
+    pub(super) units: Option<Decimal>,
+    #[serde(default)]
+    pub(super) error: Option<ReplyError>,
+}
+
+/// `null` is an output like any other.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
+#[derive(Deserialize)]
+pub(super) struct ReplyError {
+    #[serde(default)]
+    code: Option<String>,
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    retryable: Option<bool>,
+}
+
+impl Reply {
+    /// The end of the call that this reply is; `None` for a chunk or anything else that is not an end.
+    pub(super) fn end(self, name: &str) -> Option<Result<Answer, Failure>> {
+        if let Some(error) = self.error {
+            let known = error.code.as_deref().and_then(|code| code.parse().ok()).unwrap_or(ErrorCode::AgentFailed);
+            // Only the node can say that it is busy, that nobody is there, or who may call.
+            let own = [ErrorCode::InvalidRequest, ErrorCode::InvalidSchema, ErrorCode::InsufficientResources, ErrorCode::Timeout];
+            let code = if own.contains(&known) { known } else { ErrorCode::AgentFailed };
+            let message = if error.message.is_empty() { "no message".to_owned() } else { error.message };
+            let failure = Failure::new(code, format!("agent `{name}`: {message}"));
+            let failure = match error.code.filter(|written| written != code.as_str()) {
+                Some(written) => failure.with("agent_code", printable(&written, 64)),
+                None => failure,
+            };
+            let retryable = error.retryable.unwrap_or(failure.retryable);
+            return Some(Err(failure.retryable(retryable)));
+        }
+        let units = self.units.filter(|units| !units.is_sign_negative());
+        self.output.map(|output| Ok(Answer { output, units }))
+    }
+}
+
+/// The line or body that an agent is sent.
+pub(super) fn request(invocation: &Invocation, capability: &CapabilityName) -> Result<Vec<u8>, Failure> {
+    let invalid = |error: serde_json::Error| Failure::new(ErrorCode::InvalidRequest, format!("the input is not JSON: {error}"));
+    let input: &RawValue = serde_json::from_slice(&invocation.input).map_err(invalid)?;
+    let line = Line {
+        id: &invocation.id.to_string(),
+        capability: capability.as_str(),
+        input,
+        deadline_ms: invocation.budget_ms(),
+        idempotency_key: invocation.key.as_deref(),
+    };
+    serde_json::to_vec(&line).map_err(invalid)
+}
+
+pub(super) fn cancelled() -> Failure {
+    Failure::new(ErrorCode::Cancelled, "the call was cancelled")
+}
+
+pub(super) fn stopped(name: &str) -> Failure {
+    Failure::new(ErrorCode::Unavailable, format!("agent `{name}` was detached"))
+}
+
+pub(super) fn timed_out(name: &str) -> Failure {
+    Failure::new(ErrorCode::Timeout, format!("agent `{name}` did not answer before the deadline"))
+}
