@@ -213,7 +213,7 @@ async fn find(pair: &Pair, time: Duration) -> Result<Vec<Value>, CliError> {
     let began = Instant::now();
     while began.elapsed() < time {
         let asked = Instant::now();
-        handle.find(query.clone()).await?;
+        handle.find(query.clone(), None).await?;
         queries.saturating_record(tenths(asked.elapsed()));
     }
     let took = began.elapsed();

@@ -143,7 +143,7 @@ async fn step(
     progress.set_message(format!("{step}: looking for {capability}"));
     let name: CapabilityName = capability.parse().map_err(CliError::internal)?;
     let query = Query { capabilities: vec![name.clone()], text: None, version: None, constraints: Wanted::default(), limit: 1 };
-    let found = handle.find(query).await?;
+    let found = handle.find(query, None).await?;
     if let Some(best) = found.candidates.first() {
         progress.set_message(format!("{step}: {} works on {capability}", best.entry.record.name));
     }

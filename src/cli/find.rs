@@ -39,9 +39,16 @@ pub(crate) struct Args {
     /// The language that the agent must understand, such as en.
     #[arg(long, value_name = "L")]
     language: Option<String>,
+    /// Only agents whose input schema accepts this input.
+    #[arg(long, value_name = "JSON", value_parser = json_value)]
+    accepts: Option<Value>,
     /// Show the terms of each score, and who was rejected and why.
     #[arg(long)]
     explain: bool,
+}
+
+fn json_value(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))
 }
 
 fn requirement(text: &str) -> Result<VersionRequirement, String> {
@@ -83,6 +90,9 @@ impl Args {
             if !value.is_null() {
                 body[name] = value;
             }
+        }
+        if let Some(input) = &self.accepts {
+            body["input"] = input.clone();
         }
         body
     }

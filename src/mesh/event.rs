@@ -29,6 +29,8 @@ pub enum Event {
         /// Whether this node let it go in good order.
         in_order: bool,
     },
+    /// The only connection to a node carries nothing any more.
+    Silent(NodeId),
     /// A bootstrap address did not answer.
     JoinFailed(Multiaddr, String),
     /// A node could not be reached.

@@ -158,9 +158,13 @@ impl Mesh {
             (Ok(_), None) => {}
             (Err(ping::Failure::Unsupported), _) => {}
             (Err(error), _) => {
-                // A connection that carries nothing any more is closed, so that its node counts as lost.
                 tracing::debug!(peer = %event.peer, %error, "no answer to a ping");
                 self.swarm.close_connection(event.connection);
+                // Closing waits for a goodbye that a dead link never carries, so the node is told now.
+                let node = NodeId::from(event.peer);
+                if self.links_by_node.get(&node).is_some_and(|links| links.len() == 1) {
+                    self.push(Event::Silent(node));
+                }
             }
         }
     }

@@ -19,6 +19,10 @@ use crate::wire::directory::{Control, Reply};
 
 /// What identify calls the family of protocols; a peer that names another is none of ours.
 pub(super) const FAMILY: &str = "meshwork/1";
+/// How often a connection is asked for a sign of life. TCP says nothing when a link dies in silence.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+/// How long the answer may take. Bulk data delays it, so it is more patient than a lane's heartbeat.
+const PING_MAX: Duration = Duration::from_secs(4);
 /// How long a control request may take.
 const CONTROL_MAX: Duration = Duration::from_secs(5);
 /// Control requests that one connection may have open.
@@ -177,7 +181,7 @@ impl Mesh {
             memory: memory_connection_limits::Behaviour::with_max_bytes(settings.memory_bytes_max),
             limits: limits::Behaviour::new(settings.limits, policy.allowed, settings.clock.into_std()),
             identify: identify::Behaviour::new(identity),
-            ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(15)).with_timeout(Duration::from_secs(10))),
+            ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_MAX)),
             kademlia: kademlia::behaviour(peer, settings.client_only),
             gossip: gossip::behaviour(&keypair, &gossip::exempt_networks(&own))?,
             control: request_response::Behaviour::with_codec(control::Codec, protocols, control_config),

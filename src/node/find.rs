@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::oneshot;
 
+use super::schemas::schemas_of;
 use super::shared::{Command, Shared};
 use crate::model::{ErrorCode, Failure};
-use crate::proto::directory::rank::Answer;
+use crate::proto::directory::rank::{Answer, Rejected, Rejection};
 use crate::wire::directory::Query;
 
 /// How long a query may look further than the directory.
@@ -19,4 +21,27 @@ pub(super) async fn find(shared: &Arc<Shared>, query: Query, enough: usize) -> R
     let asked = shared.commands.try_send(Command::Find { query, enough, reply });
     asked.map_err(|_| Failure::new(ErrorCode::Busy, "this node is too busy to answer queries").with("retry_after_ms", 100))?;
     answer.await.map_err(|_| Failure::new(ErrorCode::Unavailable, "this node is stopping"))
+}
+
+/// Leaves out agents whose input schema refuses `input`, until `limit` are left that accept it. Where a schema cannot be had, the agent's
+/// own node will judge.
+pub(super) async fn keep_compatible(shared: &Arc<Shared>, answer: &mut Answer, input: &Value, limit: usize) {
+    let mut kept = Vec::new();
+    for candidate in std::mem::take(&mut answer.candidates) {
+        if kept.len() >= limit {
+            break;
+        }
+        let hashes: Vec<_> = candidate.capability().map(|offered| offered.input_schema).into_iter().collect();
+        let schemas = schemas_of(shared, candidate.entry.record.node, &hashes).await;
+        let faults = schemas.first().and_then(|(_, known)| known.schema.as_ref()?.check(input).err());
+        match faults.and_then(|faults| faults.into_iter().next()) {
+            None => kept.push(candidate),
+            Some(fault) => answer.rejected.push(Rejected {
+                agent: candidate.agent(),
+                name: candidate.entry.record.name.clone(),
+                reason: Rejection::Schema(fault.to_string()),
+            }),
+        }
+    }
+    answer.candidates = kept;
 }

@@ -81,14 +81,17 @@ impl Handle {
         &self.disk.token
     }
 
-    /// Answers a directory query.
+    /// Answers a directory query. With an `input`, only agents whose schema accepts it will do.
     ///
     /// # Errors
     /// `INVALID_REQUEST` if the query breaks a bound, `BUSY` or `UNAVAILABLE` if the node cannot look.
-    pub async fn find(&self, query: Query) -> Result<Answer, Failure> {
+    pub async fn find(&self, query: Query, input: Option<&Value>) -> Result<Answer, Failure> {
         query.check().map_err(|error| Failure::new(ErrorCode::InvalidRequest, error.to_string()))?;
         let limit = usize::try_from(query.limit).unwrap_or(1);
         let mut answer = find::find(&self.shared, query, limit).await?;
+        if let Some(input) = input {
+            find::keep_compatible(&self.shared, &mut answer, input, limit).await;
+        }
         answer.candidates.truncate(limit);
         Ok(answer)
     }

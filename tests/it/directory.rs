@@ -166,6 +166,24 @@ async fn a_query_names_those_it_rejects_and_why() {
     assert!(reason.contains("max_cost"), "{reason}");
 }
 
+/// AMP-5: a query may show the input that will be sent.
+#[tokio::test]
+async fn a_query_leaves_out_agents_that_would_refuse_the_input() {
+    let takes = |kind: &str| json!({ "id": "test.taste", "input_schema": { "type": kind } });
+    let host = Node::builder()
+        .agent(script("reader", "echo.py", &[], takes("string")))
+        .agent(script("counter", "echo.py", &[], takes("integer")))
+        .spawn()
+        .await;
+    let asker = Node::builder().join(&host).spawn().await;
+    asker.knows("test.taste", &["counter", "reader"]).await;
+
+    let answer = asker.query(json!({ "capabilities": ["test.taste"], "input": 7 })).await;
+
+    assert_eq!(names(&answer), ["counter"]);
+    assert!(answer["rejected"][0]["reason"].as_str().is_some_and(|reason| reason.contains("schema")), "{answer}");
+}
+
 /// AMP-13, AMP-14: a heading stands for what is below it, a requirement for the versions that meet it.
 #[tokio::test]
 async fn headings_versions_and_words_find_agents() {

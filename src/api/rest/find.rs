@@ -22,6 +22,6 @@ pub(super) async fn find(State(handle): State<Handle>, Body(body): Body<FindBody
         constraints: body.constraints.into(),
         limit: body.limit,
     };
-    let answer = handle.find(query).await?;
+    let answer = handle.find(query, body.input.as_ref()).await?;
     Ok(Json(found(&answer, body.explain, handle.node_id())))
 }

@@ -100,12 +100,20 @@ pub(super) struct FindBody {
     /// What else must hold.
     #[serde(default)]
     pub(super) constraints: Constraints,
+    /// Only agents whose input schema accepts this input.
+    #[serde(default, deserialize_with = "given")]
+    pub(super) input: Option<Value>,
     /// How many answers are wanted, 1 to 64.
     #[serde(default = "limit_default")]
     pub(super) limit: u32,
     /// Whether to list who was left out, and the terms of each score.
     #[serde(default)]
     pub(super) explain: bool,
+}
+
+/// `null` is an input like any other.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }
 
 fn limit_default() -> u32 {

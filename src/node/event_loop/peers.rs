@@ -31,6 +31,7 @@ impl EventLoop {
             Event::ListenFailed(reason) => tracing::error!(reason, "a listener is gone"),
             Event::Connected { node, address } => self.on_connected(node, &address),
             Event::Disconnected { node, in_order } => self.on_disconnected(node, in_order, now),
+            Event::Silent(node) => self.directory.on_node_silent(node, now),
             Event::JoinFailed(address, reason) => {
                 tracing::info!(%address, reason, "a bootstrap peer did not answer; trying again");
                 self.bootstrap.on_dial_failed(&address, now.mono, &mut self.rng);

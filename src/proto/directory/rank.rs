@@ -60,6 +60,8 @@ pub enum Rejection {
     Cost(Decimal),
     /// It does not support the language.
     Language,
+    /// Its input schema refuses the input that was shown; this is the first fault.
+    Schema(String),
     /// It already failed within this call.
     Tried,
 }
@@ -76,6 +78,7 @@ impl fmt::Display for Rejection {
             Self::Trust(high) => write!(f, "trust of at most {high:.0} is below min_trust"),
             Self::Cost(price) => write!(f, "price of {price} is above max_cost"),
             Self::Language => f.write_str("it does not support the language"),
+            Self::Schema(fault) => write!(f, "its input schema refuses the input: {fault}"),
             Self::Tried => f.write_str("it already failed in this call"),
         }
     }
