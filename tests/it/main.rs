@@ -12,4 +12,6 @@ mod cli;
 mod directory;
 mod invocation;
 mod join;
+mod launch;
 mod node_config;
+mod readme;

@@ -1,6 +1,13 @@
 //! The program as people run it.
 
-use std::{ffi::OsStr, process::Stdio, time::Duration};
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    iter,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use serde_json::Value;
 use tokio::process::Command;
@@ -38,8 +45,11 @@ impl Output {
 
 /// The program with an environment that says nothing about nodes.
 pub(super) fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_meshwork"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MESHWORK_")) {
+    without_nodes(Command::new(env!("CARGO_BIN_EXE_meshwork")))
+}
+
+fn without_nodes(mut command: Command) -> Command {
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MESHWORK_")) {
         command.env_remove(name);
     }
     command.stdin(Stdio::null()).kill_on_drop(true);
@@ -48,7 +58,23 @@ pub(super) fn program() -> Command {
 
 /// Runs the program to its end.
 pub(crate) async fn meshwork<S: AsRef<OsStr>>(arguments: &[S]) -> Output {
-    let run = program().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).output();
+    finished(program().args(arguments)).await
+}
+
+/// A script for `sh` in this folder, with the program on its path after what stands in `tools`.
+pub(crate) fn shell(folder: &Path, tools: Option<&Path>, script: &str) -> Command {
+    let built = Path::new(env!("CARGO_BIN_EXE_meshwork")).parent().expect("the program lies in a folder");
+    let others: Vec<PathBuf> = env::split_paths(&env::var_os("PATH").unwrap_or_default()).collect();
+    let path = tools.into_iter().chain(iter::once(built)).map(Path::to_owned).chain(others);
+    let path: OsString = env::join_paths(path).expect("folders on the path have plain names");
+    let mut command = without_nodes(Command::new("sh"));
+    command.args(["-eu", "-c", script]).current_dir(folder).env("PATH", path);
+    command
+}
+
+/// Runs a command to its end.
+pub(crate) async fn finished(command: &mut Command) -> Output {
+    let run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output();
     let output = within("the program ends", VERB, run).await.expect("the program starts");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("the program writes UTF-8");
     Output { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }

@@ -12,6 +12,6 @@ mod wait;
 
 pub(crate) use agents::{HttpAgent, builtin, script, with};
 pub(crate) use answer::Answer;
-pub(crate) use command::meshwork;
+pub(crate) use command::{finished, meshwork, shell};
 pub(crate) use node::{Builder, Node};
 pub(crate) use wait::{SETTLE, eventually};
