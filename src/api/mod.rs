@@ -1,7 +1,7 @@
 //! The doors through which clients speak to a node.
 //!
 //! Each door is a file or folder that translates its protocol into calls of [`crate::node::Handle`] and back; none decides anything.
-//! [`guard`] stands before all of them (threat T24), and [`error`] is the one table from error codes to what a door's clients see.
+//! `guard` stands before all of them (threat T24), and `error` is the one table from error codes to what a door's clients see.
 
 mod error;
 mod guard;

@@ -5,7 +5,7 @@
 //! read in place by minicbor, with the payload as one byte string that nobody copies or re-encodes; they are many.
 //!
 //! Everything here may come from an enemy. A decoder is given the bytes it may read and a bound, never allocates by a declared length,
-//! does not recurse deeper than [`DEPTH_MAX`], and refuses bytes after the end. What is signed is verified over the bytes as they came.
+//! does not recurse deeper than `DEPTH_MAX`, and refuses bytes after the end. What is signed is verified over the bytes as they came.
 //! The only way from bytes to a [`Verified`] value is through [`Signed::verify`]; `proto` accepts nothing else (threats T15, T27).
 
 use serde::{Serialize, de::DeserializeOwned};
