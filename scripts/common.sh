@@ -32,5 +32,5 @@ need() {
 }
 
 need_cargo() {
-  command -v cargo >/dev/null || die "cargo is missing: install Rust 1.89 or later, for example with rustup (https://rustup.rs)"
+  command -v cargo >/dev/null || die "cargo is missing: install Rust 1.91 or later, for example with rustup (https://rustup.rs)"
 }

@@ -286,11 +286,11 @@ async fn run_builtin(
 
 /// The failure for a value that does not match its schema.
 pub fn schema_failure(what: &str, faults: &[Fault]) -> Failure {
-    let shown: Vec<String> = faults.iter().take(3).map(|fault| format!("{} at {}", fault.message, fault.path)).collect();
     let listed: Vec<Value> = faults.iter().map(|fault| serde_json::json!({"path": fault.path, "message": fault.message})).collect();
-    let failure = Failure::new(ErrorCode::InvalidSchema, format!("the {what} does not match its schema: {}", shown.join("; ")));
-    let path = faults.first().map(|fault| fault.path.clone()).unwrap_or_default();
-    failure.with("path", path).with("faults", listed)
+    let (path, first) = faults.first().map(|fault| (fault.path.as_str(), fault.message.as_str())).unwrap_or_default();
+    let failure = Failure::new(ErrorCode::InvalidSchema, format!("the {what} does not match its schema: {first} at {path}"));
+    let failure = failure.with("path", path);
+    if listed.len() > 1 { failure.with("faults", listed) } else { failure }
 }
 
 fn check_input(offered: &Offered, input: &Value) -> Result<(), Failure> {

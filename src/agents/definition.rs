@@ -50,11 +50,14 @@ pub struct Checked {
 
 /// The failure that tells a person about the faults of a definition.
 pub fn failure(faults: &[Fault]) -> Failure {
-    let shown: Vec<String> = faults.iter().take(8).map(|fault| format!("{}: {}", fault.path, fault.message)).collect();
-    let listed: Vec<Value> =
-        faults.iter().take(32).map(|fault| serde_json::json!({"path": fault.path, "message": fault.message})).collect();
-    let failure = Failure::new(ErrorCode::InvalidRequest, format!("the definition cannot be accepted: {}", shown.join("; ")));
-    let failure = failure.with("faults", listed);
+    let message = match faults {
+        [fault] => format!("{}: {}", fault.path, fault.message),
+        [fault, rest @ ..] => format!("{}: {} (and {} more)", fault.path, fault.message, rest.len()),
+        [] => "it breaks a rule".to_owned(),
+    };
+    let listed = faults.iter().take(32).map(|fault| serde_json::json!({"path": fault.path, "message": fault.message}));
+    let failure = Failure::new(ErrorCode::InvalidRequest, format!("the definition cannot be accepted: {message}"));
+    let failure = if faults.len() > 1 { failure.with("faults", listed.collect::<Vec<_>>()) } else { failure };
     match faults.first() {
         Some(first) => failure.with("path", first.path.clone()),
         None => failure,
@@ -87,7 +90,8 @@ pub fn check(mut definition: Definition) -> Result<Checked, Vec<Fault>> {
     }
     check_adapter(&mut definition, &mut fault);
     let count = definition.capabilities.len();
-    if !(1..=CAPABILITIES_MAX).contains(&count) {
+    let unknown_builtin = matches!(&definition.adapter, Adapter::Builtin { kind, .. } if builtin::find(kind).is_none());
+    if !(1..=CAPABILITIES_MAX).contains(&count) && !unknown_builtin {
         fault("capability", format!("has 1 to {CAPABILITIES_MAX} entries, not {count}"));
     }
     let mut offered = Vec::new();

@@ -3,7 +3,7 @@
 //! A definition is read here as strictly as the node reads it, so a slip in a file is told with the place in the file and nothing is
 //! sent. `remove` looks among the node's own agents alone: another node may have one of the same name.
 
-use std::{fmt::Write as _, io::Read as _, time::Duration};
+use std::{fmt::Write as _, io::Read as _, path::Path, time::Duration};
 
 use clap::Subcommand;
 use serde::Deserialize;
@@ -75,21 +75,33 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
 }
 
 async fn add(file: &str, global: &Global) -> Result<(), CliError> {
-    let definition = definition(&text_of(file)?).map_err(|fault| {
+    let mut definition = definition(&text_of(file)?).map_err(|fault| {
         let name = if file == "-" { "stdin" } else { file };
-        CliError::usage(format!("{name} does not define an agent")).with("faults", json!([fault.trim_end()]))
+        CliError::usage(format!("{name} does not define an agent")).with("faults", fault.lines().collect::<Vec<_>>())
     })?;
+    // The node runs elsewhere; what the file names beside itself must mean the same there.
+    let folder = if file == "-" { Path::new(".") } else { Path::new(file).parent().unwrap_or_else(|| Path::new("")) };
+    let folder =
+        std::path::absolute(Path::new(".").join(folder)).map_err(|error| CliError::usage(format!("failed to find {file}: {error}")))?;
+    definition.adapter.resolve_paths(&folder);
     let body = serde_json::to_value(&definition).map_err(|error| CliError::internal(error.to_string()))?;
     let answer = Client::new(global)?.post(&["v1", "agents"], &body, ADD_TIMEOUT).await?;
     global.answer(&answer, || {
         let added: Added = read(&answer)?;
-        Ok(format!("added {}  {}\n", figures::agent(&definition.name, &added.agent_id), figures::word(&added.agent_id)))
+        let mut text = format!("added {}  {}\n", figures::agent(&definition.name, &added.agent_id), figures::word(&added.agent_id));
+        let status = &added.record.status;
+        if status.state != "available" {
+            let reason = status.reason.as_deref().unwrap_or("see the node's log");
+            text += &format!("but it is {}: {}\n", figures::word(&status.state), printable(reason, LINE_CHARS_MAX));
+        }
+        Ok(text)
     })
 }
 
 #[derive(Debug, Deserialize)]
 struct Added {
     agent_id: String,
+    record: Record,
 }
 
 /// What stands in a file, or on stdin for `-`.

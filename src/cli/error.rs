@@ -153,7 +153,11 @@ impl CliError {
     fn text(body: &Body) -> String {
         let mut text = format!("error: {}: {}\n", printable(&body.code, 64), printable(&body.message, SHOWN_CHARS_MAX));
         for fault in body.details.get("faults").and_then(Value::as_array).into_iter().flatten() {
-            let fault = fault.as_str().map_or_else(|| fault.to_string(), str::to_owned);
+            let part = |name: &str| fault.get(name).and_then(Value::as_str);
+            let fault = match (part("path"), part("message")) {
+                (Some(path), Some(message)) => format!("{path}: {message}"),
+                _ => fault.as_str().map_or_else(|| fault.to_string(), str::to_owned),
+            };
             text += &format!("  {}\n", printable(&fault, SHOWN_CHARS_MAX));
         }
         if let Some(suggestion) = body.details.get("suggestion").and_then(Value::as_str) {

@@ -62,8 +62,9 @@ pub(crate) fn money(value: &Value) -> String {
     let part = |name: &str| value.get(name).and_then(Value::as_str).map(word);
     match value {
         Value::Null => "free".to_owned(),
-        Value::Object(fields) if fields.contains_key("amount") => {
-            let amount = fields.get("amount").map(plain).unwrap_or_default();
+        // The directory calls the amount a value, as all its figures.
+        Value::Object(fields) if fields.contains_key("currency") => {
+            let amount = fields.get("amount").or_else(|| fields.get("value")).map(plain).unwrap_or_default();
             let currency = part("currency").map(|currency| format!(" {currency}")).unwrap_or_default();
             let unit = part("unit").map(|unit| format!("/{unit}")).unwrap_or_default();
             amount + &currency + &unit + &mark(value)

@@ -137,6 +137,8 @@ struct Answer {
     agents: Vec<Row>,
     #[serde(default)]
     rejected: Vec<Rejected>,
+    #[serde(default)]
+    suggestion: Option<String>,
 }
 
 /// Asks the directory.
@@ -148,6 +150,8 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
             if found.agents.is_empty() { "nobody\n".to_owned() } else { candidates(&found.agents, args.explain, global.colour()) };
         if args.explain {
             text += &rejections(&found.rejected);
+        } else if let Some(near) = found.suggestion.filter(|_| found.agents.is_empty()) {
+            text += &format!("hint: try `{}` instead\n", figures::word(&near));
         } else if found.agents.is_empty() {
             text += "--explain shows who was considered and why they were rejected\n";
         }

@@ -16,9 +16,8 @@ use super::{
     Place,
     error::Faults,
     keys::{self, ADAPTERS, Shape},
-    load::beside,
 };
-use crate::model::{self, Adapter, Definition};
+use crate::model::{self, Definition};
 
 /// How long an agent's name may be, in characters.
 const NAME_CHARS_MAX: usize = 64;
@@ -55,7 +54,7 @@ pub(super) fn read(
         match Definition::deserialize(ValueDeserializer::from(row.clone())) {
             Ok(mut definition) => {
                 if let Some(folder) = folder {
-                    resolve(&mut definition.adapter, folder);
+                    definition.adapter.resolve_paths(folder);
                 }
                 check(&definition, &definitions, &path, &written, faults);
                 definitions.push(definition);
@@ -146,15 +145,4 @@ fn check(definition: &Definition, others: &[Definition], path: &str, written: &P
 fn name_ok(name: &str) -> bool {
     let chars_ok = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
     chars_ok && (1..=NAME_CHARS_MAX).contains(&name.len()) && !name.starts_with('.')
-}
-
-fn resolve(adapter: &mut Adapter, folder: &Path) {
-    let paths: Vec<&mut String> = match adapter {
-        Adapter::Process { working_dir, .. } => working_dir.iter_mut().collect(),
-        Adapter::Http { token_file, .. } => token_file.iter_mut().collect(),
-        Adapter::Builtin { allow_files, .. } => allow_files.iter_mut().collect(),
-    };
-    for path in paths {
-        *path = beside(folder, path);
-    }
 }

@@ -68,7 +68,7 @@ impl Mesh {
             SwarmEvent::ExpiredListenAddr { address, .. } => {
                 self.listening.remove(&address);
             }
-            SwarmEvent::ListenerClosed { reason: Err(error), .. } => self.push(Event::ListenFailed(error.to_string())),
+            SwarmEvent::ListenerClosed { reason: Err(error), .. } => self.push(Event::ListenFailed(root_cause(&error))),
             SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "a listener reports an error and goes on"),
             other => tracing::trace!(event = ?other, "needs no answer"),
         }
@@ -267,7 +267,8 @@ fn describe(error: &DialError) -> String {
     crate::model::printable(&text, 300)
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
+/// What lies beneath an error whose own words say little.
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;

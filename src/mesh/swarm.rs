@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::address::{self, AddressClass, AddressClasses, DialBudget, Policy};
 use super::behaviour::Behaviour;
 use super::event::Event;
+use super::inbound::root_cause;
 use super::{control, gossip, kademlia, lanes, limits, transport};
 use crate::model::{CapabilityName, NodeId, Shard};
 use crate::wire::NodeKey;
@@ -213,7 +214,7 @@ impl Mesh {
         };
         for address in &settings.listen {
             let listened = mesh.swarm.listen_on(address.clone());
-            listened.map_err(|error| Error::Listen { address: address.clone(), reason: error.to_string() })?;
+            listened.map_err(|error| Error::Listen { address: address.clone(), reason: root_cause(&error) })?;
         }
         for address in &settings.external {
             mesh.swarm.add_external_address(address.clone());

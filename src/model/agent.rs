@@ -4,6 +4,8 @@
 //! Reading it refuses unknown fields; what a field may hold beyond its type (names, schemas, bounds) is checked where the definition
 //! is accepted, so that every fault is reported with the path of its field. Definitions hold secrets only by reference.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -75,7 +77,7 @@ pub enum Adapter {
     Process {
         /// Program and arguments; no shell is involved.
         command: Vec<String>,
-        /// Where it runs; default the node's data directory.
+        /// Where it runs; default the folder of the file that defines it, or the node's data directory if no file does.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         working_dir: Option<String>,
         /// Names of environment variables of the node that the child may see, beside PATH, HOME and LANG.
@@ -110,6 +112,19 @@ pub enum Adapter {
 }
 
 impl Adapter {
+    /// Takes relative paths from `folder`, where the definition was written, and lets a process run there unless it says otherwise.
+    pub fn resolve_paths(&mut self, folder: &Path) {
+        let paths: Vec<&mut String> = match self {
+            Self::Process { working_dir, .. } => vec![working_dir.get_or_insert_with(|| ".".to_owned())],
+            Self::Http { token_file, .. } => token_file.iter_mut().collect(),
+            Self::Builtin { allow_files, .. } => allow_files.iter_mut().collect(),
+        };
+        // `~` is left alone so that its fault shows what was written.
+        for path in paths.into_iter().filter(|path| !path.is_empty() && !path.starts_with('~')) {
+            *path = folder.join(path.as_str()).to_string_lossy().into_owned();
+        }
+    }
+
     /// The word of the `type` field.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -16,7 +16,7 @@ use super::view::{Check, Counts, Event, Level, NodeView, State};
 use crate::agents::definition::{self, Checked};
 use crate::agents::{Agent, Health};
 use crate::mesh::Peer;
-use crate::model::{AgentId, CapabilityName, Definition, ErrorCode, Failure, InvocationId, NodeId, nearest};
+use crate::model::{Adapter, AgentId, CapabilityName, Definition, ErrorCode, Failure, InvocationId, NodeId, nearest};
 use crate::proto::directory::Entry;
 use crate::proto::directory::rank::Answer;
 use crate::proto::peers::trust::Estimate;
@@ -61,6 +61,9 @@ impl std::fmt::Debug for Handle {
     }
 }
 
+/// How long a program that was just attached is watched for a false start.
+const FIRST_SIGN: Duration = Duration::from_millis(150);
+
 fn stopping() -> Failure {
     Failure::new(ErrorCode::Unavailable, "this node is stopping")
 }
@@ -94,6 +97,13 @@ impl Handle {
         }
         answer.candidates.truncate(limit);
         Ok(answer)
+    }
+
+    /// The known name or heading most like one that nobody offers.
+    pub fn nearest_name(&self, asked: &CapabilityName) -> Option<String> {
+        let routes = self.shared.routes.load();
+        let others = routes.names().map(CapabilityName::as_str).filter(|name| *name != asked.as_str());
+        nearest(asked.as_str(), others).map(str::to_owned)
     }
 
     /// Makes one call. Dropping the future cancels it.
@@ -141,7 +151,15 @@ impl Handle {
             Ok::<_, crate::store::Error>(key)
         });
         let key = key.await.map_err(|_| stopping())?.map_err(disk_failure)?;
-        self.attach_checked(key, checked).await
+        let has_program = matches!(checked.definition.adapter, Adapter::Process { .. });
+        let view = self.attach_checked(key, checked).await?;
+        let agent = self.shared.registry.get(view.entry.record.agent).filter(|_| has_program);
+        if let Some(mut health) = agent.map(|agent| agent.watch_health()) {
+            // A program that cannot start shows it at once, and whoever attached it wants to know.
+            let _ = tokio::time::timeout(FIRST_SIGN, health.wait_for(|health| *health != Health::Up)).await;
+            return self.agent(&view.entry.record.agent.to_string()).await;
+        }
+        Ok(view)
     }
 
     /// Attaches an agent whose definition is already kept elsewhere.

@@ -19,12 +19,16 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Error, files::fail};
 use crate::model::{self, NodeId};
+
+/// How long sled may take to let go of an index that was just closed.
+const LOCK_MAX: Duration = Duration::from_secs(2);
 
 /// How much memory sled may use for pages, in bytes. Its own default is a gigabyte; all that is kept here fits into a few megabytes.
 const CACHE_BYTES_MAX: u64 = 8 * 1_048_576;
@@ -86,7 +90,14 @@ impl Index {
     /// What [`super::DataDir::index`] does.
     pub(super) fn open(data_dir: &Path) -> Result<Self, Error> {
         let path = data_dir.join("index");
-        match Self::try_open(&path) {
+        let began = Instant::now();
+        let mut opened = Self::try_open(&path);
+        // The data directory's own lock keeps other processes out; what is met here is sled letting go of an index just closed.
+        while opened.as_ref().is_err_and(Trouble::is_locked) && began.elapsed() < LOCK_MAX {
+            std::thread::park_timeout(Duration::from_millis(10));
+            opened = Self::try_open(&path);
+        }
+        match opened {
             Ok(index) => Ok(index),
             Err(Trouble::Refused(error)) => Err(error),
             Err(Trouble::Damaged(reason)) => {
@@ -216,6 +227,10 @@ enum Trouble {
 }
 
 impl Trouble {
+    fn is_locked(&self) -> bool {
+        matches!(self, Self::Refused(Error::Index { source, .. }) if source.to_string().contains("could not acquire lock"))
+    }
+
     fn from_sled(source: sled::Error, path: &Path) -> Self {
         let refused = match &source {
             // What sled makes up itself about content carries no number of the operating system, except its complaint about the lock.

@@ -22,6 +22,12 @@ pub(super) async fn find(State(handle): State<Handle>, Body(body): Body<FindBody
         constraints: body.constraints.into(),
         limit: body.limit,
     };
+    let asked = query.capabilities.first().cloned();
     let answer = handle.find(query, body.input.as_ref()).await?;
-    Ok(Json(found(&answer, body.explain, handle.node_id())))
+    let mut document = found(&answer, body.explain, handle.node_id());
+    let nobody = answer.candidates.is_empty() && answer.rejected.is_empty();
+    if let Some(near) = asked.filter(|_| nobody).and_then(|asked| handle.nearest_name(&asked)) {
+        document["suggestion"] = Value::String(near);
+    }
+    Ok(Json(document))
 }

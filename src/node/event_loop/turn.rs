@@ -343,9 +343,13 @@ impl EventLoop {
 
     fn network(&mut self) -> Network {
         let node = self.shared.node();
+        let advertised = self.mesh.advertised();
+        // People copy the first one to another machine, so what others can use comes first.
+        let mut listen: Vec<&Multiaddr> = self.mesh.listening().collect();
+        listen.sort_by_key(|address| advertised.iter().position(|known| known == *address).unwrap_or(usize::MAX));
         Network {
-            listen: self.mesh.listening().map(|address| format!("{address}/p2p/{node}")).collect(),
-            advertised: self.mesh.advertised().iter().map(ToString::to_string).collect(),
+            listen: listen.into_iter().map(|address| format!("{address}/p2p/{node}")).collect(),
+            advertised: advertised.iter().map(ToString::to_string).collect(),
             peers: self.mesh.connected_len(),
             records: self.directory.len(),
             dht_peers: self.mesh.routing_len(),
