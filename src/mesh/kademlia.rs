@@ -16,6 +16,8 @@ pub(super) const PROTOCOL: StreamProtocol = StreamProtocol::new("/meshwork/kad/1
 
 /// How long a provider record lives without being renewed.
 const PROVIDER_TTL: Duration = Duration::from_secs(30 * 60);
+/// How long a value record would live if any were kept.
+const VALUE_TTL: Duration = Duration::from_secs(1);
 /// How often this node renews its own.
 const PROVIDER_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// Providers kept for one key.
@@ -31,7 +33,8 @@ pub(super) fn behaviour(node: PeerId, client_only: bool) -> kad::Behaviour<Memor
         .set_kbucket_inserts(BucketInserts::Manual)
         .set_record_filtering(StoreInserts::FilterBoth)
         .set_caching(Caching::Disabled)
-        .set_record_ttl(Some(Duration::ZERO))
+        // Value records are never kept, but one that has expired on arrival is not even reported, and its sender goes unpunished.
+        .set_record_ttl(Some(VALUE_TTL))
         .set_replication_interval(None)
         .set_publication_interval(None)
         .set_provider_record_ttl(Some(PROVIDER_TTL))
