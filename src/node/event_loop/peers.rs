@@ -158,10 +158,17 @@ impl EventLoop {
                         return;
                     }
                 };
+                // Others may have come first while this one was verified.
                 let acceptance = match verdict {
                     Verdict::Accept => MessageAcceptance::Accept,
-                    Verdict::Ignore(_) => MessageAcceptance::Ignore,
-                    Verdict::Reject(_) => MessageAcceptance::Reject,
+                    Verdict::Ignore(_) => {
+                        self.shared.metrics.dropped(Kind::Document, "ignored");
+                        MessageAcceptance::Ignore
+                    }
+                    Verdict::Reject(_) => {
+                        self.shared.metrics.dropped(Kind::Document, "rejected");
+                        MessageAcceptance::Reject
+                    }
                 };
                 self.mesh.judge(&stamp, acceptance);
             }
