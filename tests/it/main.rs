@@ -10,6 +10,7 @@ mod api_safety;
 mod bad_input;
 mod cli;
 mod directory;
+mod hostile;
 mod invocation;
 mod join;
 mod launch;

@@ -8,10 +8,12 @@ mod answer;
 mod command;
 mod events;
 mod node;
+pub(crate) mod peer;
 mod wait;
 
 pub(crate) use agents::{HttpAgent, builtin, script, with};
 pub(crate) use answer::Answer;
 pub(crate) use command::{finished, meshwork, shell};
+pub(crate) use events::Events;
 pub(crate) use node::{Builder, Node};
 pub(crate) use wait::{SETTLE, eventually};
