@@ -26,6 +26,9 @@ use crate::proto::peers::trust::Outcome;
 use crate::wire::directory::{Query, Wanted};
 use crate::wire::invocation::{HOPS_MAX, KEY_BYTES_MAX, PAYLOAD_BYTES_MAX, Priority, Request, Success};
 
+/// How long a call waits for the schemas of an agent; without them only the agent's node checks.
+const SCHEMAS_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// One call, as a client asks for it.
 #[derive(Debug, Clone)]
 pub struct InvokeRequest {
@@ -301,8 +304,10 @@ async fn attempt(
     };
     let is_here = record.node == shared.node();
     let mut output_schema = None;
+    // A node that is slow with its schemas is slow.
+    let started = shared.mono();
     if !is_here && (offered.input_schema != ANYTHING || offered.output_schema != ANYTHING) {
-        let wait = deadline.saturating_sub(shared.mono());
+        let wait = deadline.saturating_sub(shared.mono()).min(SCHEMAS_WAIT_MAX);
         let hashes = [offered.input_schema, offered.output_schema];
         let fetch = schemas_of(shared, record.node, &hashes);
         let known = tokio::time::timeout(wait, fetch).await.unwrap_or_default();
@@ -325,7 +330,6 @@ async fn attempt(
         hops: vec![shared.node()].into_iter().take(HOPS_MAX).collect(),
         payload: request.input.clone(),
     };
-    let started = shared.mono();
     let mut outcome =
         if is_here { execute::here(shared, wire, deadline).await } else { over_lane(shared, record.node, wire, deadline).await };
     if let (Ok(success), Some(schema)) = (&outcome, &output_schema)
