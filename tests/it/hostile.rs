@@ -761,6 +761,34 @@ async fn a_schema_that_explodes_or_is_another_one_costs_nothing() {
     serves(&node).await;
 }
 
+/// Threat T4: who keeps its schemas back holds up each call for a second at most, and is the slower agent for it.
+#[tokio::test]
+async fn a_node_that_keeps_its_schemas_back_does_not_hold_up_calls() {
+    let node = echoing().await;
+    let forger = Forger::new();
+    let mut record = fast(&forger, "secretive");
+    record.capabilities[0].input_schema = schema_hash(&json!({ "type": "string" }));
+    let hostile = trap(&node, forger, &record, Habits::default().ignores(|asked| matches!(asked, Control::Schemas(_)))).await;
+
+    let answering = async {
+        let mut lane = hostile.accept_lane().await;
+        let (id, _) = lane.next_call().await.expect("a call");
+        lane.send(&[result(id, "true")]).await;
+        lane
+    };
+    let asked = Instant::now();
+    let (answer, _lane) = tokio::join!(invoke(&node, "test.secretive", 20_000), answering);
+
+    assert_eq!(answer.ok()["output"], true);
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    let slow = async || {
+        let rows = node.find("test.secretive").await;
+        rows.first().and_then(|row| row["latency_ms"]["value"].as_f64()).filter(|ms| *ms >= 100.0)
+    };
+    eventually("the delay counts", SETTLE, slow).await;
+    serves(&node).await;
+}
+
 /// Threats T4, T16: an answer to a call that was never made ends the lane, and the call on it has a clear end.
 #[tokio::test]
 async fn an_answer_to_no_call_ends_the_lane_and_not_the_node() {

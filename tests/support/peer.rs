@@ -234,11 +234,12 @@ pub(crate) struct Habits {
     records: Vec<(Record, Vec<u8>)>,
     schemas: Vec<(SchemaHash, String)>,
     answer: Answer,
+    ignores: fn(&Control) -> bool,
 }
 
 impl Default for Habits {
     fn default() -> Self {
-        Self { family: "meshwork/1", lanes: true, records: Vec::new(), schemas: Vec::new(), answer: Arc::new(|_| None) }
+        Self { family: "meshwork/1", lanes: true, records: Vec::new(), schemas: Vec::new(), answer: Arc::new(|_| None), ignores: |_| false }
     }
 }
 
@@ -270,6 +271,12 @@ impl Habits {
     /// Answers control requests with these bytes.
     pub(crate) fn answers(mut self, answer: impl Fn(&Control) -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
         self.answer = Arc::new(answer);
+        self
+    }
+
+    /// Leaves some control requests without an answer.
+    pub(crate) fn ignores(mut self, which: fn(&Control) -> bool) -> Self {
+        self.ignores = which;
         self
     }
 
@@ -394,6 +401,7 @@ impl HostilePeer {
             dials: HashMap::new(),
             messages: Vec::new(),
             requests: HashMap::new(),
+            unanswered: Vec::new(),
             openers: VecDeque::new(),
             providing: HashMap::new(),
             searches: HashMap::new(),
@@ -560,6 +568,7 @@ struct Driver {
     dials: HashMap<ConnectionId, Told<PeerId>>,
     messages: Vec<(gossipsub::IdentTopic, Vec<u8>, Told<()>)>,
     requests: HashMap<request_response::OutboundRequestId, Told<Vec<u8>>>,
+    unanswered: Vec<request_response::ResponseChannel<Vec<u8>>>,
     openers: VecDeque<Told<Stream>>,
     providing: HashMap<kad::QueryId, Told<()>>,
     searches: HashMap<kad::QueryId, (Vec<PeerId>, Told<Vec<PeerId>>)>,
@@ -673,6 +682,10 @@ impl Driver {
             request_response::Event::Message { message: request_response::Message::Request { request, channel, .. }, .. } => {
                 let request: Control = wire::decode(&request).expect("a node asks by the rules");
                 self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
+                if (self.habits.ignores)(&request) {
+                    self.unanswered.push(channel);
+                    return;
+                }
                 // Without a connection nobody waits for the answer.
                 let _ = self.swarm.behaviour_mut().control.send_response(channel, self.habits.reply(&request));
             }
