@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rust_decimal::Decimal;
 use serde_json::Value;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -42,9 +42,9 @@ pub struct Agent {
     key: Arc<AgentKey>,
     checked: Checked,
     backend: Backend,
-    slots: Semaphore,
-    in_flight: AtomicU32,
-    queued: AtomicU32,
+    slots: Arc<Semaphore>,
+    in_flight: Arc<AtomicU32>,
+    queued: Arc<AtomicU32>,
     health: watch::Receiver<Health>,
     stopped: CancellationToken,
 }
@@ -56,19 +56,25 @@ impl std::fmt::Debug for Agent {
 }
 
 /// Counts a call while it waits or runs.
-struct Counted<'a>(&'a AtomicU32);
+struct Counted(Arc<AtomicU32>);
 
-impl<'a> Counted<'a> {
-    fn new(counter: &'a AtomicU32) -> Self {
+impl Counted {
+    fn new(counter: &Arc<AtomicU32>) -> Self {
         counter.fetch_add(1, Ordering::Relaxed);
-        Self(counter)
+        Self(Arc::clone(counter))
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// A slot that is taken. It goes with the work: work that nobody waits for any more still takes its slot.
+struct Working {
+    _permit: OwnedSemaphorePermit,
+    _counted: Counted,
 }
 
 impl Agent {
@@ -103,9 +109,9 @@ impl Agent {
             key,
             checked,
             backend,
-            slots: Semaphore::new(slots),
-            in_flight: AtomicU32::new(0),
-            queued: AtomicU32::new(0),
+            slots: Arc::new(Semaphore::new(slots)),
+            in_flight: Arc::default(),
+            queued: Arc::default(),
             health,
             stopped,
         }
@@ -174,9 +180,7 @@ impl Agent {
         accepted: Option<oneshot::Sender<()>>,
         cancel: &CancellationToken,
     ) -> Result<Output, Failure> {
-        if let Health::Down(reason) = &*self.health.borrow() {
-            return Err(Failure::new(ErrorCode::Unavailable, format!("agent `{}` is down: {reason}", self.name())));
-        }
+        self.check_up()?;
         let offered = self.offered(&invocation).ok_or_else(|| {
             let message = format!("agent `{}` does not offer `{}` in a version that fits", self.name(), invocation.capability);
             Failure::new(ErrorCode::CapabilityNotFound, message)
@@ -185,21 +189,20 @@ impl Agent {
         let input: Value = serde_json::from_slice(&invocation.input)
             .map_err(|error| Failure::new(ErrorCode::InvalidRequest, format!("the input is not JSON: {error}")).with("path", "/"))?;
         check_input(offered, &input)?;
-        let permit = match self.slots.try_acquire() {
-            Ok(permit) => {
-                tell(accepted);
-                permit
-            }
+        let permit = match Arc::clone(&self.slots).try_acquire_owned() {
+            Ok(permit) => permit,
             Err(_) => {
                 let _waiting = self.wait_in_line()?;
-                tell(accepted);
-                self.wait_for_slot(&invocation, cancel).await?
+                let permit = self.wait_for_slot(&invocation, cancel).await?;
+                // Whoever worked before may have taken the agent down; who only stood in line may still go elsewhere.
+                self.check_up()?;
+                permit
             }
         };
-        let _working = Counted::new(&self.in_flight);
+        tell(accepted);
+        let working = Working { _permit: permit, _counted: Counted::new(&self.in_flight) };
         let started = Instant::now();
-        let answer = self.run(&invocation, offered, input, cancel).await;
-        drop(permit);
+        let answer = self.run(&invocation, offered, input, working, cancel).await;
         let took = started.elapsed();
         let answer = answer?;
         check_output(self.name(), offered, &answer.output)?;
@@ -207,7 +210,14 @@ impl Agent {
         Ok(Output { payload: payload.into(), units: answer.units, took })
     }
 
-    fn wait_in_line(&self) -> Result<Counted<'_>, Failure> {
+    fn check_up(&self) -> Result<(), Failure> {
+        match &*self.health.borrow() {
+            Health::Up => Ok(()),
+            Health::Down(reason) => Err(Failure::new(ErrorCode::Unavailable, format!("agent `{}` is down: {reason}", self.name()))),
+        }
+    }
+
+    fn wait_in_line(&self) -> Result<Counted, Failure> {
         let queue_max = self.checked.definition.queue_len_max();
         let waiting = Counted::new(&self.queued);
         let before = self.queued.load(Ordering::Relaxed);
@@ -219,13 +229,9 @@ impl Agent {
         Ok(waiting)
     }
 
-    async fn wait_for_slot(
-        &self,
-        invocation: &Invocation,
-        cancel: &CancellationToken,
-    ) -> Result<tokio::sync::SemaphorePermit<'_>, Failure> {
+    async fn wait_for_slot(&self, invocation: &Invocation, cancel: &CancellationToken) -> Result<OwnedSemaphorePermit, Failure> {
         tokio::select! {
-            permit = self.slots.acquire() => permit.map_err(|_| stopped(self.name())),
+            permit = Arc::clone(&self.slots).acquire_owned() => permit.map_err(|_| stopped(self.name())),
             () = cancel.cancelled() => Err(cancelled()),
             () = self.stopped.cancelled() => Err(stopped(self.name())),
             () = tokio::time::sleep_until(invocation.deadline) => {
@@ -234,12 +240,21 @@ impl Agent {
         }
     }
 
-    async fn run(&self, invocation: &Invocation, offered: &Offered, input: Value, cancel: &CancellationToken) -> Result<Answer, Failure> {
+    async fn run(
+        &self,
+        invocation: &Invocation,
+        offered: &Offered,
+        input: Value,
+        working: Working,
+        cancel: &CancellationToken,
+    ) -> Result<Answer, Failure> {
         let capability = offered.definition.id.clone();
         match &self.backend {
             Backend::Process(process) => process.run(invocation, &capability, cancel).await,
             Backend::Http(http) => http.run(invocation, &capability, cancel).await,
-            Backend::Builtin(builtin, settings) => run_builtin(builtin, settings, capability, input, invocation.deadline, cancel).await,
+            Backend::Builtin(builtin, settings) => {
+                run_builtin(builtin, settings, capability, input, working, invocation.deadline, cancel).await
+            }
         }
     }
 }
@@ -261,6 +276,7 @@ async fn run_builtin(
     settings: &Arc<builtin::Settings>,
     capability: CapabilityName,
     input: Value,
+    working: Working,
     deadline: Instant,
     cancel: &CancellationToken,
 ) -> Result<Answer, Failure> {
@@ -269,7 +285,10 @@ async fn run_builtin(
     let result = if quick {
         (builtin.run)(capability.as_str(), &input, &settings)
     } else {
-        let work = tokio::task::spawn_blocking(move || (builtin.run)(capability.as_str(), &input, &settings));
+        let work = tokio::task::spawn_blocking(move || {
+            let _working = working;
+            (builtin.run)(capability.as_str(), &input, &settings)
+        });
         tokio::select! {
             done = work => done.map_err(|_| Failure::new(ErrorCode::AgentFailed, format!("builtin agent `{}` broke off", builtin.name)))?,
             () = cancel.cancelled() => return Err(cancelled()),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::exchange::{Answer, Health, Invocation, Reply, cancelled, request, stopped, timed_out};
@@ -21,6 +21,8 @@ use crate::model::{CapabilityName, ErrorCode, Failure, printable};
 
 /// Longest line that a child may write.
 const LINE_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of a child's stderr that are taken for one line at most.
+const LOG_BYTES_MAX: usize = 64 * 1024;
 /// Longest line of a child's stderr that is logged.
 const LOG_CHARS_MAX: usize = 500;
 /// Pause before a child that died is started again; doubles up to [`RESTART_MAX`].
@@ -116,14 +118,16 @@ impl Living {
         self.report.send_if_modified(|health| std::mem::replace(health, Health::Up) != Health::Up);
     }
 
-    /// One child less. Returns whether it was the last.
-    fn lost(&self, reason: &str) -> bool {
+    fn none(&self) -> bool {
+        *self.count.lock().unwrap_or_else(std::sync::PoisonError::into_inner) == 0
+    }
+
+    fn lost(&self, reason: &str) {
         let mut count = self.count.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         *count = count.saturating_sub(1);
         if *count == 0 {
             let _ = self.report.send(Health::Down(reason.to_owned()));
         }
-        *count == 0
     }
 }
 
@@ -142,27 +146,28 @@ async fn keep_alive(recipe: Arc<Recipe>, queue: Arc<Mutex<mpsc::Receiver<Job>>>,
         };
         let Some(reason) = end else { return };
         tracing::warn!(agent = recipe.name, reason, retry_in_ms = pause.as_millis(), "an agent's process ended");
-        if std::mem::take(&mut counted) && living.lost(&reason) {
-            refuse_waiting(&recipe.name, &queue, &reason);
+        if std::mem::take(&mut counted) {
+            living.lost(&reason);
         }
         if started.elapsed() >= STEADY {
             pause = RESTART_MIN;
         }
-        tokio::select! {
-            () = sleep(pause) => {}
-            () = stop.cancelled() => return,
+        let over = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = sleep_until(over) => break,
+                () = stop.cancelled() => return,
+                // While no child lives, calls that were on their way are better off elsewhere.
+                Some(job) = next_job(&queue), if living.none() => refuse(&recipe.name, job, &reason),
+            }
         }
         pause = pause.saturating_mul(2).min(RESTART_MAX);
     }
 }
 
-/// Calls that wait while no child lives are better off elsewhere.
-fn refuse_waiting(name: &str, queue: &Mutex<mpsc::Receiver<Job>>, reason: &str) {
-    let Ok(mut queue) = queue.try_lock() else { return };
-    while let Ok(job) = queue.try_recv() {
-        let failure = Failure::new(ErrorCode::Unavailable, format!("agent `{name}` is down: {reason}"));
-        let _ = job.reply.send(Err(failure));
-    }
+fn refuse(name: &str, job: Job, reason: &str) {
+    let failure = Failure::new(ErrorCode::Unavailable, format!("agent `{name}` is down: {reason}"));
+    let _ = job.reply.send(Err(failure));
 }
 
 struct Pipes {
@@ -192,7 +197,12 @@ fn spawn(recipe: &Recipe) -> std::io::Result<(Child, Pipes)> {
     tokio::spawn(async move {
         let mut lines = BufReader::new(stderr.take(u64::MAX));
         let mut line = Vec::new();
-        while read_line(&mut lines, &mut line, LINE_BYTES_MAX).await.is_ok_and(|more| more) {
+        loop {
+            // A line without end is logged by its beginning; a child whose stderr nobody reads would die of it.
+            let more = read_line(&mut lines, &mut line, LOG_BYTES_MAX).await;
+            if matches!(more, Ok(false)) || (more.is_err() && line.len() <= LOG_BYTES_MAX) {
+                return;
+            }
             tracing::info!(agent = name, stderr = printable(&String::from_utf8_lossy(&line), LOG_CHARS_MAX), "agent says");
             line.clear();
         }
@@ -272,8 +282,9 @@ impl Slot<'_> {
     /// Has the child do one call. Returns why the child must go, if it must.
     async fn work(&mut self, job: Job, child: &mut Child, stop: &CancellationToken) -> Option<String> {
         let Job { id, line, deadline, cancel, reply } = job;
-        if cancel.is_cancelled() {
-            let _ = reply.send(Err(cancelled()));
+        // What nobody waits for any more must not cost a child its life.
+        if cancel.is_cancelled() || reply.is_closed() || deadline <= Instant::now() {
+            let _ = reply.send(Err(if cancel.is_cancelled() { cancelled() } else { timed_out(self.name) }));
             return None;
         }
         let write = async {

@@ -82,10 +82,12 @@ fn load(args: Args, global: &Global) -> Result<Config, CliError> {
 }
 
 fn broken(error: &ConfigError) -> CliError {
-    let failed = CliError::usage(format!("failed to {error}"));
     match error.faults() {
-        [] | [_] => failed,
-        faults => failed.with("faults", faults.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        [] | [_] => CliError::usage(format!("failed to {error}")),
+        faults => {
+            let listed: Vec<String> = faults.iter().map(ToString::to_string).collect();
+            CliError::usage(format!("failed to accept the configuration: it has {} faults", faults.len())).with("faults", listed)
+        }
     }
 }
 

@@ -162,7 +162,7 @@ pub(super) const BOUNDS: [Bounds; 28] = [
     between("limits.calls_in_flight_max", 1.0, 1_048_576.0),
     between("limits.calls_per_peer_max", 1.0, 1_048_576.0),
     between("limits.attempts_max", 1.0, 16.0),
-    between("limits.agents_max", 0.0, 1_024.0),
+    between("limits.agents_max", 0.0, 64.0),
     between("limits.records_max", 1.0, 10_000_000.0),
     between("limits.results_kept_max", 0.0, 10_000_000.0),
     between("limits.results_kept_ms", 0.0, DAY_MS),

@@ -218,7 +218,7 @@ pub struct Limits {
     pub attempts_max: u32,
     /// Agents that this node hosts: each is a record to sign, announce and renew.
     pub agents_max: u32,
-    /// Records that the directory holds; at 8 KiB each at most, those that expire first give way.
+    /// Records that the directory holds; at 8 KiB each at most, further ones are ignored until some expire.
     pub records_max: u32,
     /// Final results kept for callers that ask again with the same idempotency key.
     pub results_kept_max: u32,
@@ -241,7 +241,7 @@ impl Default for Limits {
             attempts_max: 4,
             agents_max: 64,
             records_max: 100_000,
-            results_kept_max: 10_000,
+            results_kept_max: 1_000,
             results_kept_ms: 600_000,
             http_body_bytes_max: 1_048_576,
             drain_ms_max: 30_000,

@@ -46,6 +46,10 @@ impl request_response::Codec for Codec {
         T: AsyncRead + Unpin + Send,
     {
         let bytes = read_all(io, Reply::BYTES_MAX).await?;
+        // A peer that gives up closes the stream, which is a failure and no lie.
+        if bytes.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         wire::decode(&bytes).map_err(invalid)
     }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::behaviour::BehaviourEvent;
 use super::event::Event;
 use super::lanes::{self};
-use super::swarm::{ControlId, FAMILY, Link, Mesh, Purpose, ReplyTo, SearchId, Stamp};
+use super::swarm::{FAMILY, Link, Mesh, Purpose, ReplyTo, SearchId, Stamp};
 use super::{gossip, kademlia};
 use crate::model::NodeId;
 use crate::wire;
@@ -49,6 +49,8 @@ impl Mesh {
                 if num_established == 0 {
                     self.links_by_node.remove(&node);
                     self.programs_by_node.remove(&node);
+                    // It may come back at another address, which must be proven anew.
+                    self.proven.remove(&node);
                     let in_order = self.closing.remove(&node);
                     self.push(Event::Disconnected { node, in_order });
                 }
@@ -230,7 +232,9 @@ impl Mesh {
                     self.push(Event::Request { node: peer.into(), to: ReplyTo(channel), request });
                 }
                 request_response::Message::Response { request_id, response } => {
-                    self.push(Event::Reply { id: ControlId(request_id), node: peer.into(), reply: Ok(response) });
+                    if let Some(id) = self.asked_one(peer.into(), request_id) {
+                        self.push(Event::Reply { id, node: peer.into(), reply: Ok(response) });
+                    }
                 }
             },
             request_response::Event::OutboundFailure { peer, request_id, error, .. } => {
@@ -238,7 +242,9 @@ impl Mesh {
                 if malformed {
                     self.push(Event::Misbehaved(peer.into(), "a malformed reply"));
                 }
-                self.push(Event::Reply { id: ControlId(request_id), node: peer.into(), reply: Err(error.to_string()) });
+                if let Some(id) = self.asked_one(peer.into(), request_id) {
+                    self.push(Event::Reply { id, node: peer.into(), reply: Err(error.to_string()) });
+                }
             }
             request_response::Event::InboundFailure { peer, error, .. } => {
                 tracing::debug!(%peer, %error, "a control request was not answered");

@@ -48,7 +48,8 @@ pub(super) fn behaviour(node: PeerId, client_only: bool) -> kad::Behaviour<Memor
         max_records: 0,
         max_value_bytes: 0,
         max_providers_per_key: PROVIDERS_PER_KEY_MAX,
-        max_provided_keys: KEYS_PER_PEER_MAX,
+        // libp2p counts all keys of the store here, this node's own included; the quota below bounds each peer.
+        max_provided_keys: KEYS_MAX + KEYS_PER_PEER_MAX,
     };
     let mut behaviour = kad::Behaviour::with_config(node, MemoryStore::with_config(node, store), config);
     // The default waits for a confirmed external address, which a mesh on a private network never gets.

@@ -28,6 +28,10 @@ const PING_MAX: Duration = Duration::from_secs(4);
 const CONTROL_MAX: Duration = Duration::from_secs(5);
 /// Control requests that one connection may have open.
 const CONTROL_STREAMS_MAX: usize = 32;
+/// Control requests to one node that are under way at once.
+const ASKING_MAX: usize = 16;
+/// Control requests to one node that may wait.
+const ASKING_QUEUE_MAX: usize = 256;
 /// Addresses of one peer that are tried at once.
 const ADDRESSES_TRIED_MAX: usize = 8;
 
@@ -78,7 +82,14 @@ pub enum Error {
 
 /// Names a control request until its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ControlId(pub(super) request_response::OutboundRequestId);
+pub struct ControlId(pub(super) u64);
+
+/// Control requests of this node to one other: each is a substream, and one substream too many would cost the connection.
+#[derive(Debug, Default)]
+pub(super) struct Asking {
+    pub(super) ids_by_request: BTreeMap<request_response::OutboundRequestId, ControlId>,
+    pub(super) waiting: VecDeque<(ControlId, Control)>,
+}
 
 /// Where the reply to a peer's control request goes.
 #[derive(Debug)]
@@ -151,6 +162,8 @@ pub struct Mesh {
     pub(super) followed: BTreeSet<Shard>,
     pub(super) client_only: bool,
     pub(super) events: VecDeque<Event>,
+    pub(super) asking_by_node: BTreeMap<NodeId, Asking>,
+    pub(super) asked: u64,
 }
 
 impl std::fmt::Debug for Mesh {
@@ -211,6 +224,8 @@ impl Mesh {
             followed: BTreeSet::new(),
             client_only: settings.client_only,
             events: VecDeque::new(),
+            asking_by_node: BTreeMap::new(),
+            asked: 0,
         };
         for address in &settings.listen {
             let listened = mesh.swarm.listen_on(address.clone());
@@ -356,7 +371,32 @@ impl Mesh {
 
     /// Sends a control request. Ends in one [`Event::Reply`].
     pub fn ask(&mut self, node: NodeId, request: Control) -> ControlId {
-        ControlId(self.swarm.behaviour_mut().control.send_request(&node.peer_id(), Ok(request)))
+        self.asked = self.asked.wrapping_add(1);
+        let id = ControlId(self.asked);
+        let asking = self.asking_by_node.entry(node).or_default();
+        if asking.ids_by_request.len() < ASKING_MAX {
+            let sent = self.swarm.behaviour_mut().control.send_request(&node.peer_id(), Ok(request));
+            asking.ids_by_request.insert(sent, id);
+        } else if asking.waiting.len() < ASKING_QUEUE_MAX {
+            asking.waiting.push_back((id, request));
+        } else {
+            self.events.push_back(Event::Reply { id, node, reply: Err("too many requests to this node are waiting".to_owned()) });
+        }
+        id
+    }
+
+    /// A control request is over: the next one that waits goes out. Returns which it was.
+    pub(super) fn asked_one(&mut self, node: NodeId, request: request_response::OutboundRequestId) -> Option<ControlId> {
+        let asking = self.asking_by_node.get_mut(&node)?;
+        let id = asking.ids_by_request.remove(&request);
+        if let Some((next, request)) = asking.waiting.pop_front() {
+            let sent = self.swarm.behaviour_mut().control.send_request(&node.peer_id(), Ok(request));
+            asking.ids_by_request.insert(sent, next);
+        }
+        if asking.ids_by_request.is_empty() {
+            self.asking_by_node.remove(&node);
+        }
+        id
     }
 
     /// Answers a peer's control request.

@@ -23,10 +23,11 @@ use super::address::{Policy, ip_of};
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// Streams one connection may have open.
 const STREAMS_MAX: usize = 128;
-/// A QUIC connection on which nothing was heard for so long is dead: a killed node must show in time.
-const QUIC_IDLE_MS: u32 = 2_500;
+/// A QUIC connection on which nothing was heard for so long is dead. Sending starts this time anew once, so a killed node shows after the
+/// sum of both, which must stay below three seconds.
+const QUIC_IDLE_MS: u32 = 2_000;
 /// Pause of a QUIC connection before it is kept alive.
-const QUIC_KEEP_ALIVE: Duration = Duration::from_millis(800);
+const QUIC_KEEP_ALIVE: Duration = Duration::from_millis(600);
 
 /// The transport of a node.
 pub(super) fn build(keypair: &Keypair, policy: Policy) -> Result<Boxed<(PeerId, StreamMuxerBox)>, io::Error> {

@@ -1,25 +1,29 @@
 //! A call from the side of the agent's node: whose agent, under which key, with what result.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::keyed;
+use super::keyed::Ask;
 use super::shared::{Counted, Shared, lock};
 use crate::agents::{Agent, Invocation};
 use crate::mesh::lanes::Executor;
 use crate::model::{ErrorCode, Failure, NodeId};
 use crate::proto::invocation::call::AttemptFailure;
-use crate::proto::invocation::dedup::Key;
 use crate::wire::invocation::{HOPS_MAX, PAYLOAD_BYTES_MAX, Request, Success};
 
 pub(super) use crate::agents::schema_failure;
 
-/// The node's agents, for calls that come over lanes.
-pub(super) struct AgentsHere(pub(super) Arc<Shared>);
+/// The node's agents, for the calls of one peer, over however many lanes they come.
+pub(super) struct AgentsHere {
+    pub(super) shared: Arc<Shared>,
+    /// Calls of this peer that run.
+    pub(super) running: Arc<AtomicUsize>,
+}
 
 #[async_trait]
 impl Executor for AgentsHere {
@@ -31,10 +35,17 @@ impl Executor for AgentsHere {
         accepted: oneshot::Sender<()>,
         cancel: CancellationToken,
     ) -> Result<Success, Failure> {
+        let limits = &self.shared.config.limits;
+        let running_max = usize::try_from(limits.calls_per_peer_max).unwrap_or(usize::MAX);
+        let _running = Counted::new(&self.running);
+        if self.running.load(Ordering::Relaxed) > running_max {
+            let failure = Failure::new(ErrorCode::Busy, format!("{running_max} calls of this peer are running"));
+            return Err(failure.with("limit", running_max).with("retry_after_ms", 50));
+        }
         // A peer's deadline is clamped to what this node allows anybody.
-        let longest = Duration::from_millis(self.0.config.limits.call_timeout_ms_max);
-        let deadline = deadline.min(self.0.mono().saturating_add(longest));
-        execute(&self.0, caller, request, deadline, Some(accepted), &cancel).await
+        let longest = Duration::from_millis(limits.call_timeout_ms_max);
+        let deadline = deadline.min(self.shared.mono().saturating_add(longest));
+        execute(&self.shared, caller, request, deadline, Some(accepted), &cancel).await
     }
 }
 
@@ -55,7 +66,7 @@ pub(super) async fn here(shared: &Arc<Shared>, request: Request, deadline: Durat
 }
 
 async fn execute(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     caller: NodeId,
     request: Request,
     deadline: Duration,
@@ -69,7 +80,7 @@ async fn execute(
 }
 
 async fn under_key(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     caller: NodeId,
     request: Request,
     deadline: Duration,
@@ -84,21 +95,26 @@ async fn under_key(
         Failure::new(ErrorCode::AgentNotFound, message)
     })?;
     let Some(word) = request.key.clone() else { return run(shared, &agent, request, deadline, accepted, cancel).await };
-    let key: Key = (caller, request.agent, format!("{}\n{word}", request.capability));
-    let input = request.payload.clone();
-    let broke_off = Failure::new(ErrorCode::AgentFailed, "the call that ran under this key broke off");
+    let ask = Ask {
+        key: (caller, request.agent, format!("{}\n{word}", request.capability)),
+        input: *blake3::hash(&request.payload).as_bytes(),
+        deadline,
+        cancel,
+    };
     // Only one of the two tells the caller: whoever runs, when the agent takes it; whoever waits, at once.
-    let accepted = std::sync::Mutex::new(accepted);
-    let joined = || {
-        if let Some(accepted) = lock(&accepted).take() {
+    let accepted = Arc::new(Mutex::new(accepted));
+    let waits = Arc::clone(&accepted);
+    let joined = move || {
+        if let Some(accepted) = lock(&waits).take() {
             let _ = accepted.send(());
         }
     };
-    let run = async {
+    let here = Arc::clone(shared);
+    let start = |stop: CancellationToken| async move {
         let accepted = lock(&accepted).take();
-        run(shared, &agent, request, deadline, accepted, cancel).await
+        run(&here, &agent, request, deadline, accepted, &stop).await
     };
-    keyed::once(&shared.results_by_key, shared.clock, key, &input, joined, broke_off, run).await
+    shared.results_by_key.once(ask, joined, start).await
 }
 
 async fn run(

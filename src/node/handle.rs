@@ -21,7 +21,7 @@ use crate::proto::directory::Entry;
 use crate::proto::directory::rank::Answer;
 use crate::proto::peers::trust::Estimate;
 use crate::wire::Document;
-use crate::wire::directory::{Query, SchemaHash};
+use crate::wire::directory::{AGENTS_PER_NODE_MAX, Query, SchemaHash};
 
 /// An agent as clients see it.
 #[derive(Debug, Clone)]
@@ -134,7 +134,7 @@ impl Handle {
             return Err(Failure::new(ErrorCode::Conflict, message).with("suggestion", "replace it with PUT, or choose another name"));
         }
         let agents_max = usize::try_from(self.shared.config.limits.agents_max).unwrap_or(usize::MAX);
-        let agents_max = agents_max.min(crate::wire::directory::AGENTS_PER_NODE_MAX);
+        let agents_max = agents_max.min(AGENTS_PER_NODE_MAX);
         if before.is_none() && self.shared.registry.len() >= agents_max {
             let failure = Failure::new(ErrorCode::InsufficientResources, format!("this node has its {agents_max} agents"));
             return Err(failure.with("limit", agents_max).retryable(false));
@@ -164,6 +164,10 @@ impl Handle {
 
     /// Attaches an agent whose definition is already kept elsewhere.
     pub(super) async fn attach_checked(&self, key: crate::wire::AgentKey, checked: Checked) -> Result<AgentView, Failure> {
+        // More than fit into a pulse could never be withdrawn.
+        if self.shared.registry.get(key.id()).is_none() && self.shared.registry.len() >= AGENTS_PER_NODE_MAX {
+            return Err(Failure::new(ErrorCode::InsufficientResources, format!("a node hosts at most {AGENTS_PER_NODE_MAX} agents")));
+        }
         for offered in checked.offered.iter() {
             self.shared.schemas.insert(offered.definition.input_schema.clone());
             self.shared.schemas.insert(offered.definition.output_schema.clone());

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::execute;
 use super::find;
-use super::keyed;
+use super::keyed::Ask;
 use super::lanes::lane_to;
 use super::schemas::schemas_of;
 use super::shared::{Counted, Shared, lock};
@@ -117,10 +117,7 @@ pub(super) async fn invoke(shared: &Arc<Shared>, mut request: InvokeRequest) -> 
             let _counted = Counted::new(&shared.in_flight);
             let cancel = CancellationToken::new();
             let registered = Registered::new(shared, id, &cancel)?;
-            let result = tokio::select! {
-                result = once(shared, request, id) => result,
-                () = cancel.cancelled() => Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled")),
-            };
+            let result = once(shared, request, id, &cancel).await;
             drop(registered);
             result
         }
@@ -192,20 +189,51 @@ fn admit(shared: &Shared, request: &mut InvokeRequest) -> Result<(), Failure> {
 }
 
 /// Runs the call, or waits for the one that already runs under its key.
-async fn once(shared: &Arc<Shared>, request: InvokeRequest, id: InvocationId) -> Result<Arc<InvokeReply>, Failure> {
-    let Some(key) = request.key.clone() else { return run(shared, request, id).await.map(Arc::new) };
+async fn once(
+    shared: &Arc<Shared>,
+    request: InvokeRequest,
+    id: InvocationId,
+    cancel: &CancellationToken,
+) -> Result<Arc<InvokeReply>, Failure> {
+    let Some(key) = request.key.clone() else {
+        return tokio::select! {
+            result = run(shared, request, id) => result.map(Arc::new),
+            () = cancel.cancelled() => Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled")),
+        };
+    };
     let nobody = AgentId::from_public_key([0; 32]);
-    let key = (shared.node(), nobody, format!("{}\n{key}", request.capability));
-    let input = request.input.clone();
-    let broke_off = Failure::new(ErrorCode::Cancelled, "the call that ran under this key broke off");
-    let run = async { run(shared, request, id).await.map(Arc::new) };
-    keyed::once(&shared.calls_by_key, shared.clock, key, &input, || {}, broke_off, run).await
+    let ask = Ask {
+        key: (shared.node(), nobody, format!("{}\n{key}", request.capability)),
+        input: identity(&request),
+        deadline: deadline(shared, &request, shared.mono()),
+        cancel,
+    };
+    let shared_run = Arc::clone(shared);
+    let start = |stop: CancellationToken| async move {
+        tokio::select! {
+            result = run(&shared_run, request, id) => result.map(Arc::new),
+            () = stop.cancelled() => Err(Failure::new(ErrorCode::Cancelled, "nobody waited for the call any more")),
+        }
+    };
+    shared.calls_by_key.once(ask, || {}, start).await
+}
+
+/// What must be the same in two calls with one key.
+fn identity(request: &InvokeRequest) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    let chosen = (request.agent, request.version.as_ref(), &request.constraints);
+    hasher.update(format!("{chosen:?}\n").as_bytes()).update(&request.input);
+    *hasher.finalize().as_bytes()
+}
+
+fn deadline(shared: &Shared, request: &InvokeRequest, now: Duration) -> Duration {
+    let default = Duration::from_millis(shared.config.limits.call_timeout_ms_default);
+    now.saturating_add(request.timeout.unwrap_or(default))
 }
 
 async fn run(shared: &Arc<Shared>, request: InvokeRequest, id: InvocationId) -> Result<InvokeReply, Failure> {
     let started = shared.mono();
-    let default = Duration::from_millis(shared.config.limits.call_timeout_ms_default);
-    let deadline = started.saturating_add(request.timeout.unwrap_or(default));
+    let deadline = deadline(shared, &request, started);
     let config = call::Config { attempts_max: shared.config.limits.attempts_max, exploration: shared.config.routing.exploration };
     let mut machine = call::State::new(config, request.capability.clone(), request.agent, request.key.is_some(), started, deadline);
     let query = query_of(shared, &request);

@@ -1,7 +1,7 @@
 //! Schemas of other nodes' agents, compiled once and kept by hash, so that a wrong input is refused before it travels.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -27,11 +27,24 @@ pub(super) struct Known {
 #[derive(Debug, Default)]
 pub(super) struct Schemas {
     known_by_hash: RwLock<BTreeMap<SchemaHash, Known>>,
+    turns_by_node: std::sync::Mutex<BTreeMap<NodeId, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl Schemas {
     pub(super) fn get(&self, hash: SchemaHash) -> Option<Known> {
         self.known_by_hash.read().unwrap_or_else(PoisonError::into_inner).get(&hash).cloned()
+    }
+
+    /// Whose turn it is to ask `node`.
+    fn turn(&self, node: NodeId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = super::shared::lock(&self.turns_by_node);
+        if let Some(turn) = turns.get(&node).and_then(Weak::upgrade) {
+            return turn;
+        }
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::default();
+        turns.insert(node, Arc::downgrade(&turn));
+        turn
     }
 
     /// Keeps a schema under the hash of its text.
@@ -50,8 +63,15 @@ impl Schemas {
 /// The schemas with these hashes, fetched from `node` where they are not known. Unknown ones are left out.
 pub(super) async fn schemas_of(shared: &Shared, node: NodeId, hashes: &[SchemaHash]) -> Vec<(SchemaHash, Known)> {
     let wanted: Vec<SchemaHash> = hashes.iter().copied().filter(|hash| *hash != ANYTHING).collect();
-    let missing: Vec<SchemaHash> = wanted.iter().copied().filter(|hash| shared.schemas.get(*hash).is_none()).collect();
-    if !missing.is_empty() && node != shared.node() {
+    let lacking = || wanted.iter().copied().filter(|hash| shared.schemas.get(*hash).is_none()).collect::<Vec<SchemaHash>>();
+    if lacking().is_empty() || node == shared.node() {
+        return wanted.into_iter().filter_map(|hash| Some((hash, shared.schemas.get(hash)?))).collect();
+    }
+    // A burst of first calls asks once.
+    let turn = shared.schemas.turn(node);
+    let _turn = turn.lock().await;
+    let missing = lacking();
+    if !missing.is_empty() {
         let (reply, answer) = oneshot::channel();
         let asked = shared.commands.try_send(Command::Schemas { node, hashes: missing.clone(), reply });
         let fetched = match asked {

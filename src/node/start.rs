@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use super::clock::Clock;
 use super::event_loop::{EventLoop, Inputs, REPORTS_MAX};
 use super::handle::Handle;
+use super::keyed::Calls;
 use super::lanes::Lanes;
 use super::schemas::Schemas;
 use super::shared::{COMMANDS_MAX, EVENTS_MAX, OUTCOMES_MAX, Shared};
@@ -28,7 +29,6 @@ use crate::mesh::{self, Event, Mesh, limits};
 use crate::model::{Definition, Failure, NodeId, Timestamp};
 use crate::proto::directory::rank::Weights;
 use crate::proto::directory::{self, Routes};
-use crate::proto::invocation::dedup;
 use crate::proto::peers::bootstrap::{self, LAST_GOOD_MAX};
 use crate::proto::peers::penalties::{self, Penalties};
 use crate::proto::peers::trust::Ledger;
@@ -216,8 +216,8 @@ impl Node {
             ledger: RwLock::new(Ledger::new(EVIDENCE_MAX)),
             lanes: Lanes::default(),
             schemas: Schemas::default(),
-            calls_by_key: Mutex::new(dedup::State::new(results_max, keep)),
-            results_by_key: Mutex::new(dedup::State::new(results_max, keep)),
+            calls_by_key: Arc::new(Calls::new(results_max, keep, clock)),
+            results_by_key: Arc::new(Calls::new(results_max, keep, clock)),
             cancels_by_invocation: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             serving: AtomicUsize::new(0),

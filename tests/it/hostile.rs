@@ -32,7 +32,7 @@ const IN_TIME: Duration = Duration::from_secs(5);
 /// How long a frame may take from its first byte to its last.
 const PROGRESS_MAX: Duration = Duration::from_secs(10);
 /// Lanes that one connection may open.
-const LANES_MAX: usize = 64;
+const LANES_MAX: usize = 4;
 /// Calls of one peer that may run at once.
 const CALLS_MAX: usize = 1_024;
 /// Agents that one node may have.
@@ -104,7 +104,7 @@ async fn a_record_of_another_time_is_not_believed() {
     let now = now_ms();
 
     gossip_bad(&node, at(now - 200_000, now - 1), "Document", "ignored").await;
-    gossip_bad(&node, at(now + 120_000, now + 240_000), "Document", "rejected").await;
+    gossip_bad(&node, at(now + 120_000, now + 240_000), "Document", "ignored").await;
     gossip_bad(&node, at(now, now + 300_001), "Gossip", "rule").await;
     gossip_bad(&node, at(now, now - 1), "Gossip", "rule").await;
     serves(&node).await;
@@ -537,8 +537,9 @@ async fn more_calls_than_a_peer_may_have_are_told_to_wait() {
     let calls: Vec<Frame> = (0..=last).map(|id| Frame::Request { id, request: Box::new(call.clone()) }).collect();
     lane.send(&calls).await;
 
+    // The agent takes one at a time; the others stand in line without a word, but for the one too many.
     let (mut accepted, mut refused) = (BTreeSet::new(), Vec::new());
-    while accepted.len() + refused.len() <= CALLS_MAX {
+    while accepted.is_empty() || refused.is_empty() {
         match lane.next().await.expect("the lane goes on") {
             Frame::Accepted { id } => assert!(accepted.insert(id), "{id} is accepted twice"),
             frame @ Frame::Error { id, .. } => refused.push((id, failure(&frame))),
@@ -551,13 +552,14 @@ async fn more_calls_than_a_peer_may_have_are_told_to_wait() {
     assert!(refused.iter().all(|(_, failure)| failure.code == ErrorCode::Busy && failure.retry_after_ms().is_some()), "{refused:?}");
     still_serves(&node, &honest).await;
 
-    // What was accepted ends in one frame each.
-    let cancels: Vec<Frame> = accepted.iter().map(|id| Frame::Cancel { id: *id }).collect();
+    // What was not refused ends in one frame each.
+    let mut running: BTreeSet<u64> = (0..last).collect();
+    let cancels: Vec<Frame> = running.iter().map(|id| Frame::Cancel { id: *id }).collect();
     lane.send(&cancels).await;
-    while !accepted.is_empty() {
+    while !running.is_empty() {
         let (id, frame) = lane.end().await.expect("the lane goes on");
         assert_eq!(failure(&frame).code, ErrorCode::Cancelled, "{frame:?}");
-        assert!(accepted.remove(&id), "{id} ends twice");
+        assert!(running.remove(&id), "{id} ends twice");
     }
     assert!(lane.is_alive().await);
     still_serves(&node, &honest).await;
@@ -576,8 +578,9 @@ async fn calls_to_a_full_agent_are_told_to_wait() {
     let calls: Vec<Frame> = (0..10).map(|id| Frame::Request { id, request: Box::new(call.clone()) }).collect();
     lane.send(&calls).await;
 
+    // One is taken, two stand in line without a word, seven are told to wait.
     let mut busy = 0;
-    for _ in 0..10 {
+    for _ in 0..8 {
         let frame = lane.next().await.expect("the lane goes on");
         if !matches!(frame, Frame::Accepted { .. }) {
             let failure = failure(&frame);

@@ -18,6 +18,11 @@ use crate::node::{Handle, InvokeRequest};
     responses((status = 200, description = "Output, who did it, and what it cost", body = serde_json::Value), (status = "default", description = "Why not", body = ErrorDocument))
 )]
 pub(super) async fn invoke(State(handle): State<Handle>, headers: HeaderMap, Body(body): Body<InvokeBody>) -> Result<Response, ApiError> {
+    if body.stream {
+        let failure =
+            Failure::new(ErrorCode::InvalidRequest, "this release does not stream; leave `stream` out and the answer comes whole");
+        return Err(failure.with("path", "/stream").into());
+    }
     let agent = match &body.agent_id {
         None => None,
         Some(text) => match as_agent_id(text) {

@@ -151,6 +151,9 @@ pub(super) struct InvokeBody {
     /// What else must hold of the agent.
     #[serde(default)]
     pub(super) constraints: Constraints,
+    /// Only `false`: answers come whole.
+    #[serde(default)]
+    pub(super) stream: bool,
     /// Whether the answer says how it came about.
     #[serde(default)]
     pub(super) explain: bool,

@@ -156,7 +156,8 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
                 Ok(false) | Err(_) => return Some(LaneEnd::Closed),
             },
             command = self.inbox.recv(), if takes_calls => {
-                self.handle(command?);
+                let Some(command) = command else { return Some(LaneEnd::Closed) };
+                self.handle(command);
                 for _ in 1..COMMANDS_PER_TURN {
                     match self.inbox.try_recv() {
                         Ok(command) => self.handle(command),
@@ -167,6 +168,10 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
             advanced = self.writer.advance(), if self.writer.is_dirty() => {
                 if advanced.is_err() {
                     return Some(LaneEnd::Closed);
+                }
+                // While a slow link still takes in what waits, a ping is stuck behind it and its answer cannot be due.
+                if self.writer.waiting() > 0 {
+                    self.machine.on_alive(self.clock.elapsed());
                 }
             }
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
@@ -181,6 +186,7 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
 
     fn on_bytes(&mut self) {
         let now = self.clock.elapsed();
+        self.machine.on_alive(now);
         loop {
             match self.reader.frame(Instant::now()) {
                 Ok(Some(frame)) => self.machine.on_frame(frame, now, &mut self.outputs),

@@ -55,6 +55,11 @@ pub async fn serve(
     let mut cancels: BTreeMap<u64, CancellationToken> = BTreeMap::new();
     let mut draining = false;
     let violation = loop {
+        let reading = writer.waiting() < OUTPUT_HIGH_BYTES;
+        if !reading {
+            // A frame that this side does not read cannot be blamed for its slowness.
+            reader.partial_since = None;
+        }
         let stuck = io::progress_deadline(&reader, &writer);
         tokio::select! {
             biased;
@@ -71,7 +76,7 @@ pub async fn serve(
                     next = inbox.try_recv().ok();
                 }
             }
-            filled = reader.fill(), if writer.waiting() < OUTPUT_HIGH_BYTES => {
+            filled = reader.fill(), if reading => {
                 if !matches!(filled, Ok(true)) {
                     break None;
                 }

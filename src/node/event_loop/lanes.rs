@@ -5,7 +5,7 @@ use std::sync::Arc;
 use libp2p::Multiaddr;
 use tokio::sync::oneshot;
 
-use super::turn::{Ended, EventLoop, LANES_SERVED_MAX, fault};
+use super::turn::{Ended, EventLoop, LANES_PER_PEER_MAX, fault};
 use crate::mesh::lanes::{self, Direction, Lane, LaneEnd};
 use crate::model::{Failure, NodeId};
 use crate::node::execute::AgentsHere;
@@ -43,6 +43,14 @@ impl EventLoop {
         let (ended, clock) = (self.inputs.ended.0.clone(), self.shared.clock.zero());
         match direction {
             Direction::Outbound => {
+                // Two may have been asked for while the first took long; one is enough.
+                let known = self.shared.lanes.get(node);
+                if let Some(lane) = known {
+                    for waiter in self.lane_waiters_by_node.remove(&node).unwrap_or_default() {
+                        let _ = waiter.send(Ok(lane.clone()));
+                    }
+                    return;
+                }
                 let (lane, task) = Lane::new(node, stream, clock);
                 self.shared.lanes.insert(lane.clone());
                 tokio::spawn(async move {
@@ -53,12 +61,15 @@ impl EventLoop {
                     let _ = waiter.send(Ok(lane.clone()));
                 }
             }
-            Direction::Inbound if self.lanes_served >= LANES_SERVED_MAX => {
-                self.shared.metrics.dropped(Kind::Lane, "too_many");
-            }
             Direction::Inbound => {
-                self.lanes_served += 1;
-                let executor: Arc<dyn lanes::Executor> = Arc::new(AgentsHere(Arc::clone(&self.shared)));
+                let served = self.served_by_node.entry(node).or_default();
+                if served.lanes >= LANES_PER_PEER_MAX {
+                    self.shared.metrics.dropped(Kind::Lane, "too_many");
+                    return;
+                }
+                served.lanes += 1;
+                let here = AgentsHere { shared: Arc::clone(&self.shared), running: Arc::clone(&served.running) };
+                let executor: Arc<dyn lanes::Executor> = Arc::new(here);
                 let calls_max = usize::try_from(self.shared.config.limits.calls_per_peer_max).unwrap_or(1);
                 let drain = self.shared.drain.clone();
                 tokio::spawn(async move {
@@ -85,7 +96,12 @@ impl EventLoop {
                 }
             }
             Ended::Served(node, violation) => {
-                self.lanes_served = self.lanes_served.saturating_sub(1);
+                if let Some(served) = self.served_by_node.get_mut(&node) {
+                    served.lanes = served.lanes.saturating_sub(1);
+                    if served.lanes == 0 {
+                        self.served_by_node.remove(&node);
+                    }
+                }
                 if let Some(what) = violation {
                     self.shared.metrics.dropped(Kind::Lane, "violation");
                     self.penalise(node, fault::PROTOCOL, what);

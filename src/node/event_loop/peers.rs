@@ -16,7 +16,12 @@ use crate::node::view::Event as NodeEvent;
 use crate::proto::directory::{Digest, Verdict};
 use crate::telemetry::Kind;
 use crate::wire::directory::{ANSWERS_MAX, Control, FETCH_MAX, Gossip, GossipContent, Pulse, Query, Record, Reply, SchemaHash};
-use crate::wire::{self, Signed, Verified};
+use crate::wire::{self, Document as _, Signed, Verified};
+
+/// Room left in a reply for what stands around its documents.
+const REPLY_SPARE_BYTES: usize = 4 * 1024;
+/// Room that a document takes beside its own bytes.
+const DOCUMENT_SPARE_BYTES: usize = 8;
 
 impl EventLoop {
     pub(super) fn on_mesh(&mut self, event: Event) {
@@ -111,6 +116,11 @@ impl EventLoop {
             Err(error) => {
                 tracing::debug!(%from, %error, "a gossip message was refused");
                 self.shared.metrics.dropped(Kind::Gossip, error.label());
+                // A later release is not malformed, and whoever passes it on is not to blame.
+                if matches!(error, wire::Error::Version { .. }) {
+                    self.mesh.judge(&stamp, MessageAcceptance::Ignore);
+                    return;
+                }
                 self.mesh.judge(&stamp, MessageAcceptance::Reject);
                 self.penalise(from, fault::MALFORMED, "malformed gossip");
                 return;
@@ -258,18 +268,25 @@ impl EventLoop {
 
     /// This node's own agents that answer a peer's query.
     pub(super) fn answer_peer(&self, query: &Query, now: Now) -> Reply {
-        let answer = self.answer(query, now.mono);
-        let here = answer.candidates.iter().filter(|candidate| candidate.entry.record.node == self.shared.node());
-        let agents: Vec<AgentId> = here.map(|candidate| candidate.agent()).take(ANSWERS_MAX).collect();
+        let ledger = self.shared.ledger.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let answer = self.directory.query_hosted(query, self.shared.node(), &ledger, now.mono);
+        drop(ledger);
+        let agents: Vec<AgentId> = answer.candidates.iter().map(|candidate| candidate.agent()).take(ANSWERS_MAX).collect();
         self.documents(&agents)
     }
 
     pub(super) fn documents(&self, agents: &[AgentId]) -> Reply {
         let (records, pulses) = self.directory.documents(agents);
-        Reply::Records {
-            records: records.iter().map(|record| ByteBuf::from(record.bytes())).collect(),
-            pulses: pulses.iter().take(FETCH_MAX).map(|pulse| ByteBuf::from(pulse.bytes())).collect(),
-        }
+        // What does not fit is asked for again by the next digest.
+        let mut room = Reply::BYTES_MAX - REPLY_SPARE_BYTES;
+        let mut fits = |bytes: &[u8]| {
+            let left = room.checked_sub(bytes.len() + DOCUMENT_SPARE_BYTES);
+            room = left.unwrap_or(room);
+            left.is_some()
+        };
+        let records: Vec<_> = records.iter().filter(|record| fits(record.bytes())).map(|record| ByteBuf::from(record.bytes())).collect();
+        let pulses = pulses.iter().take(FETCH_MAX).filter(|pulse| fits(pulse.bytes()));
+        Reply::Records { pulses: pulses.map(|pulse| ByteBuf::from(pulse.bytes())).collect(), records }
     }
 
     pub(super) fn on_reply(&mut self, id: ControlId, node: NodeId, reply: Result<Reply, String>, now: Now) {

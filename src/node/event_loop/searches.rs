@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::turn::{Asked, EventLoop, LOOKUP_FRESH, LOOKUPS_KEPT, SEARCHES_MAX, Search};
+use super::turn::{Asked, EventLoop, LOOKUP_FRESH, LOOKUPS_KEPT, SEARCHES_MAX, Search, WAITERS_MAX};
 use crate::model::{CapabilityName, NodeId};
 use crate::node::find::SEARCH_MAX;
 use crate::proto::directory::rank::Answer;
@@ -27,16 +27,18 @@ impl EventLoop {
             let _ = reply.send(answer);
             return;
         }
-        if self.looked_up_at.len() >= LOOKUPS_KEPT {
-            self.looked_up_at.retain(|_, at| now.saturating_sub(*at) < LOOKUP_FRESH);
+        let same = |search: &&mut Search| !names.is_empty() && names.is_subset(&search.names) && search.waiters.len() < WAITERS_MAX;
+        if let Some(running) = self.searches_by_number.values_mut().find(same) {
+            running.waiters.push((query, reply));
+            return;
         }
-        self.looked_up_at.extend(names.iter().cloned().map(|name| (name, now)));
         let number = self.searches_begun;
         self.searches_begun = number.wrapping_add(1);
         let mut outputs = Vec::new();
         let deadline = now.saturating_add(SEARCH_MAX);
-        let machine = search::State::new(self.shared.node(), names, dialling, deadline, &mut outputs);
-        self.searches_by_number.insert(number, Search { machine, query, reply });
+        let machine = search::State::new(self.shared.node(), names.clone(), dialling, deadline, &mut outputs);
+        let waiters = vec![(query.clone(), reply)];
+        self.searches_by_number.insert(number, Search { machine, names, query, waiters });
         self.carry_out(number, outputs);
     }
 
@@ -67,8 +69,14 @@ impl EventLoop {
                 }
                 search::Output::Done => {
                     if let Some(search) = self.searches_by_number.remove(&number) {
-                        let answer = self.answer(&search.query, self.now().mono);
-                        let _ = search.reply.send(answer);
+                        let now = self.now().mono;
+                        if self.looked_up_at.len() >= LOOKUPS_KEPT {
+                            self.looked_up_at.retain(|_, at| now.saturating_sub(*at) < LOOKUP_FRESH);
+                        }
+                        self.looked_up_at.extend(search.names.into_iter().map(|name| (name, now)));
+                        for (query, reply) in search.waiters {
+                            let _ = reply.send(self.answer(&query, now));
+                        }
                     }
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use libp2p::Multiaddr;
@@ -37,12 +38,14 @@ pub(super) const REPAIR_PAUSE: Duration = Duration::from_secs(30);
 pub(super) const SETTLE_MAX: Duration = Duration::from_millis(800);
 /// Searches that may run at once.
 pub(super) const SEARCHES_MAX: usize = 256;
+/// Queries that may wait for one search.
+pub(super) const WAITERS_MAX: usize = 4_096;
 /// A name that the DHT was asked for is not asked for again so soon.
 pub(super) const LOOKUP_FRESH: Duration = Duration::from_secs(5);
 /// Names whose last lookup is remembered.
 pub(super) const LOOKUPS_KEPT: usize = 1_024;
-/// Lanes of peers that are served at once.
-pub(super) const LANES_SERVED_MAX: usize = 512;
+/// Lanes of one peer that are served at once: one per priority, and one to spare.
+pub(super) const LANES_PER_PEER_MAX: usize = 4;
 /// Control requests of one peer: per second, and at once.
 pub(super) const CONTROL_RATE: (u32, u32) = (50, 200);
 /// After the routing table grew, provider records are sent again, for as long as it is this small.
@@ -63,8 +66,17 @@ pub(super) mod fault {
 
 pub(super) struct Search {
     pub(super) machine: search::State,
+    pub(super) names: BTreeSet<CapabilityName>,
     pub(super) query: Query,
-    pub(super) reply: oneshot::Sender<Answer>,
+    /// Everybody who waits, each with a query of its own about the same names.
+    pub(super) waiters: Vec<(Query, oneshot::Sender<Answer>)>,
+}
+
+/// What a peer has this node's agents do.
+#[derive(Default)]
+pub(super) struct Served {
+    pub(super) lanes: usize,
+    pub(super) running: Arc<AtomicUsize>,
 }
 
 /// Why a control request was sent.
@@ -116,7 +128,7 @@ pub(in crate::node) struct EventLoop {
     pub(super) looked_up_at: BTreeMap<CapabilityName, Duration>,
     pub(super) asked_by_control: BTreeMap<ControlId, Asked>,
     pub(super) lane_waiters_by_node: BTreeMap<NodeId, Vec<oneshot::Sender<Result<Lane, Failure>>>>,
-    pub(super) lanes_served: usize,
+    pub(super) served_by_node: BTreeMap<NodeId, Served>,
     pub(super) repairs_running: usize,
     pub(super) repair_at: Duration,
     pub(super) asked_at_by_shard: BTreeMap<Shard, Duration>,
@@ -157,7 +169,7 @@ impl EventLoop {
             looked_up_at: BTreeMap::new(),
             asked_by_control: BTreeMap::new(),
             lane_waiters_by_node: BTreeMap::new(),
-            lanes_served: 0,
+            served_by_node: BTreeMap::new(),
             repairs_running: 0,
             repair_at,
             asked_at_by_shard: BTreeMap::new(),

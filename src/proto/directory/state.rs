@@ -22,6 +22,10 @@ pub struct Config {
     pub record_pause: Duration,
     /// Records of one agent that may come at once.
     pub record_burst: u32,
+    /// Pause between two accepted pulses of one node, beyond the burst; an honest node pauses as long itself.
+    pub pulse_pause: Duration,
+    /// Pulses of one node that may come at once.
+    pub pulse_burst: u32,
     /// How long an agent or node that failed stays out of routing unless it shows itself sooner.
     pub suspect: Duration,
     /// Failures in a row that make an agent suspect.
@@ -40,6 +44,8 @@ impl Config {
             records_max: 100_000,
             record_pause: Duration::from_secs(30),
             record_burst: 4,
+            pulse_pause: Duration::from_millis(100),
+            pulse_burst: 50,
             suspect: Duration::from_secs(10),
             failures_to_suspect: 3,
             redial_pause: Duration::from_secs(1),
@@ -117,6 +123,8 @@ struct Host {
     reach: Reach,
     suspect_until: Option<Duration>,
     pulse: Option<Arc<Verified<Pulse>>>,
+    /// When the pulse budget of this node will be full again (GCRA).
+    pulse_budget_at: Duration,
     dial_at: Option<Duration>,
     dial_failures: u32,
 }
@@ -219,7 +227,8 @@ pub struct State {
 impl State {
     /// An empty directory.
     pub fn new(config: Config) -> Self {
-        let here = Host { reach: Reach::Here, suspect_until: None, pulse: None, dial_at: None, dial_failures: 0 };
+        let here =
+            Host { reach: Reach::Here, suspect_until: None, pulse: None, pulse_budget_at: Duration::ZERO, dial_at: None, dial_failures: 0 };
         Self {
             hosts_by_node: BTreeMap::from([(config.node, here)]),
             config,
@@ -300,13 +309,23 @@ impl State {
         }
         let Some(host) = self.hosts_by_node.get(&pulse.node) else { return Verdict::Ignore("no agent of this node is known") };
         let known = host.pulse.as_ref().map_or(0, |known| known.sequence);
-        if pulse.sequence <= known { Verdict::Ignore("known sequence") } else { Verdict::Accept }
+        if pulse.sequence <= known {
+            return Verdict::Ignore("known sequence");
+        }
+        let burst = self.config.pulse_pause.saturating_mul(self.config.pulse_burst.saturating_sub(1));
+        if host.pulse_budget_at > now.mono.saturating_add(burst) {
+            return Verdict::Ignore("too many pulses of one node");
+        }
+        Verdict::Accept
     }
 
     /// Takes in a pulse that somebody sent.
     pub fn on_pulse(&mut self, pulse: Verified<Pulse>, now: Now) -> Verdict {
         let verdict = self.screen_pulse(&pulse, now);
         if verdict == Verdict::Accept {
+            if let Some(host) = self.hosts_by_node.get_mut(&pulse.node) {
+                host.pulse_budget_at = host.pulse_budget_at.max(now.mono).saturating_add(self.config.pulse_pause);
+            }
             self.apply_pulse(pulse);
         }
         verdict
@@ -474,6 +493,17 @@ impl State {
         answer
     }
 
+    /// Answers `query` from the agents of one node alone: what a peer asks costs no more than that.
+    pub fn query_hosted(&self, query: &Query, node: NodeId, ledger: &Ledger, now: Duration) -> Answer {
+        let mut answer = Answer::default();
+        let hosted = self.agents_by_node.get(&node).into_iter().flatten();
+        for entry in hosted.filter_map(|agent| self.entry(*agent)) {
+            judge(&entry, query, ledger, now, &mut answer);
+        }
+        rank::order(&mut answer.candidates, &self.config.weights, query.constraints.max_cost);
+        answer
+    }
+
     /// Nodes that host something `query` asks for and have not been reached yet, though nothing speaks against them.
     pub fn unproven_hosts(&self, query: &Query) -> BTreeSet<NodeId> {
         let agents = query.capabilities.iter().filter_map(|name| self.agents_by_name.get(name)).flatten();
@@ -615,6 +645,7 @@ impl State {
             reach: Reach::Unproven,
             suspect_until: None,
             pulse: None,
+            pulse_budget_at: Duration::ZERO,
             dial_at: None,
             dial_failures: 0,
         });
@@ -668,7 +699,7 @@ impl State {
             self.hosts_by_node.remove(&node);
             return;
         }
-        let fresh = Host { reach, suspect_until: None, pulse: None, dial_at: None, dial_failures: 0 };
+        let fresh = Host { reach, suspect_until: None, pulse: None, pulse_budget_at: Duration::ZERO, dial_at: None, dial_failures: 0 };
         let host = self.hosts_by_node.entry(node).or_insert(fresh);
         host.reach = reach;
         if reach == Reach::Connected {
@@ -731,7 +762,8 @@ fn timely(issued_at: Timestamp, expires_at: Timestamp, now: Now) -> Option<Verdi
         return Some(Verdict::Ignore("expired"));
     }
     let skewed = issued_at.saturating_since(now.wall) > Duration::from_millis(CLOCK_SKEW_MS_MAX);
-    skewed.then_some(Verdict::Reject("issued in the future"))
+    // Clocks differ, so whoever passed it on may have found it in time: blaming them would let anybody set honest nodes against each other.
+    skewed.then_some(Verdict::Ignore("issued in the future"))
 }
 
 /// Whether `pulse` says that the agent of `record` takes no calls. A node does not sign records of an agent that is away, so a record

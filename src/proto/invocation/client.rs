@@ -148,6 +148,12 @@ impl<T> State<T> {
         }
     }
 
+    /// The other side gave a sign of life: part of a frame arrived, or it still takes in what is sent to it.
+    pub fn on_alive(&mut self, now: Duration) {
+        self.heard_at = now;
+        self.pinged_at = None;
+    }
+
     /// A frame arrived.
     pub fn on_frame(&mut self, frame: Frame, now: Duration, outputs: &mut Vec<Output<T>>) {
         if self.closed {
