@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::future::join_all;
 use serde_json::{Value, json};
 
 use crate::support::{HttpAgent, Node, SETTLE, builtin, eventually, script, with};
@@ -125,6 +126,24 @@ async fn quiet_nodes_find_each_other_through_the_dht() {
 
     let answer = asker.call("echo", json!("heard without gossip")).await;
     assert_eq!((&answer["output"], &answer["node_id"]), (&json!("heard without gossip"), &json!(provider.id())));
+}
+
+/// Queries that come together about what only the DHT knows share one search, and each gets its answer.
+#[tokio::test]
+async fn calls_that_come_together_are_all_served_through_the_dht() {
+    let quiet = "[mesh]\ngossip = false\n";
+    let bootstrap = Node::first().await;
+    let provider = Node::builder().config(quiet).join(&bootstrap).agent(builtin("hermit", "echo")).spawn().await;
+    let asker = Node::builder().config(quiet).join(&bootstrap).spawn().await;
+    provider.meets(&bootstrap).await;
+    // Once the bootstrap node finds the provider by its key, anybody does.
+    bootstrap.knows("echo", &["hermit"]).await;
+
+    let calls = join_all((0..8).map(|number| asker.invoke(json!({ "capability": "echo", "input": number })))).await;
+
+    for (number, call) in calls.into_iter().enumerate() {
+        assert_eq!(call.ok()["output"], number);
+    }
 }
 
 /// AMP-2, AMP-5, MAOP-2: constraints of the query against what records claim.

@@ -8,6 +8,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::future::join_all;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{Answer, Node, SETTLE, builtin, eventually, script, with};
@@ -204,6 +205,59 @@ async fn calls_with_one_key_are_done_once() {
     let unrelated = with(body, json!({ "idempotency_key": "order-8" }));
     assert_eq!(caller.invoke(unrelated).await.ok()["output"]["executions"], 2);
     assert_eq!(fs::read_to_string(&file).expect("the journal").lines().count(), 2);
+}
+
+/// A client that lost its connection and comes back with its key finds its call still running.
+#[tokio::test]
+async fn a_key_outlives_the_connection_of_its_caller() {
+    let builder = Node::builder();
+    let file = builder.home().join("executions");
+    let path = file.to_str().expect("temporary folders have plain names");
+    let host = builder.agent(script("counter", "count.py", &[path], json!({ "id": "test.count" }))).spawn().await;
+    let caller = Node::builder().join(&host).spawn().await;
+    caller.knows("test.count", &["counter"]).await;
+    let body = json!({ "capability": "test.count", "input": { "ms": 1_500 }, "idempotency_key": "order-9" });
+
+    let begun = async || fs::read_to_string(&file).is_ok_and(|journal| !journal.is_empty()).then_some(());
+    let mut again = None;
+    tokio::select! {
+        biased;
+        () = async {
+            eventually("the first call runs", SETTLE, begun).await;
+            again = Some(tokio::spawn(caller.request(Method::POST, "/v1/invoke").json(&body).send()));
+            // The first request is dropped as soon as the second is on its way.
+            let counted = async || (caller.get("/v1/node").await.ok()["counts"]["calls_in_flight"] == 2).then_some(());
+            eventually("the second call waits", SETTLE, counted).await;
+        } => {}
+        _ = caller.invoke(body.clone()) => panic!("the first call ended before the second began"),
+    }
+
+    let answer = again.expect("it was sent").await.expect("it ends").expect("the node answers");
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.json::<Value>().await.expect("JSON")["output"]["executions"], 1);
+    assert_eq!(fs::read_to_string(&file).expect("the journal").lines().count(), 1);
+}
+
+/// Who waits for somebody else's run keeps to a deadline of its own.
+#[tokio::test]
+async fn a_deadline_is_kept_while_another_call_runs_under_the_key() {
+    let node = Node::builder().agent(slow("slow", None)).spawn().await;
+    node.knows("test.slow", &["slow"]).await;
+    let body = json!({ "capability": "test.slow", "input": { "ms": 3_000 }, "idempotency_key": "k" });
+    let hasty = with(body.clone(), json!({ "timeout_ms": 300 }));
+
+    let first = node.invoke(body);
+    let second = async {
+        let counted = async || (node.get("/v1/node").await.ok()["counts"]["calls_in_flight"] == 1).then_some(());
+        eventually("the first call runs", SETTLE, counted).await;
+        let asked = Instant::now();
+        node.invoke(hasty).await.refused(504, "TIMEOUT");
+        asked.elapsed()
+    };
+    let (first, waited) = tokio::join!(first, second);
+
+    first.ok();
+    assert!(waited < Duration::from_secs(2), "{waited:?}");
 }
 
 #[tokio::test]
