@@ -28,6 +28,8 @@ const PING_MAX: Duration = Duration::from_secs(4);
 const CONTROL_MAX: Duration = Duration::from_secs(5);
 /// Control requests that one connection may have open.
 const CONTROL_STREAMS_MAX: usize = 32;
+/// Dials per minute at addresses that others told of, whoever they were.
+const DIALS_PER_MINUTE_MAX: usize = 600;
 /// Control requests to one node that are under way at once.
 const ASKING_MAX: usize = 16;
 /// Control requests to one node that may wait.
@@ -148,6 +150,7 @@ pub struct Mesh {
     pub(super) swarm: Swarm<Behaviour>,
     pub(super) policy: Policy,
     pub(super) budget: DialBudget,
+    pub(super) budget_of_all: DialBudget,
     pub(super) quota: kademlia::Quota,
     pub(super) clock: Instant,
     pub(super) links_by_node: BTreeMap<NodeId, BTreeMap<ConnectionId, Link>>,
@@ -210,6 +213,7 @@ impl Mesh {
             swarm,
             policy,
             budget: DialBudget::default(),
+            budget_of_all: DialBudget::new(DIALS_PER_MINUTE_MAX, 1),
             quota: kademlia::Quota::default(),
             clock: settings.clock,
             links_by_node: BTreeMap::new(),
@@ -289,9 +293,16 @@ impl Mesh {
         let open = addresses.iter().filter(by_number).filter(|address| self.policy.may_dial(address));
         let open: Vec<Multiaddr> = open.take(ADDRESSES_TRIED_MAX).cloned().collect();
         let own = self.listening.clone();
+        // Ids cost nothing: all of them together may not make this node dial without end.
+        let here = *self.swarm.local_peer_id();
         open.into_iter()
             .filter(|address| !own.contains(address))
             .filter(|address| !matches!(self.budget.spend(source.peer_id(), address, now), address::Spend::Exhausted))
+            .filter(|address| {
+                // One address under many ids is many dials; one id at its own address is dialled again as often as need be.
+                let named = address.clone().with(libp2p::multiaddr::Protocol::P2p(source.peer_id()));
+                !matches!(self.budget_of_all.spend(here, &named, now), address::Spend::Exhausted)
+            })
             .collect()
     }
 
