@@ -146,6 +146,18 @@ async fn the_token_of_an_http_agent_is_used_and_never_shown() {
 }
 
 #[tokio::test]
+async fn an_http_agent_may_answer_in_events() {
+    let program = HttpAgent::start().await;
+    let mut definition = program.definition("streamer", json!({ "id": "test.events" }));
+    let endpoint = definition["adapter"]["endpoint"].as_str().expect("an endpoint").replace("/invoke", "/stream");
+    definition["adapter"]["endpoint"] = json!(endpoint);
+    let node = Node::builder().agent(definition).spawn().await;
+    node.knows("test.events", &["streamer"]).await;
+
+    assert_eq!(node.call("test.events", json!({ "x": [1, 2] })).await["output"], json!({ "x": [1, 2] }));
+}
+
+#[tokio::test]
 async fn an_http_agent_in_a_private_network_needs_leave() {
     let program = HttpAgent::start().await;
     let node = Node::first().await;

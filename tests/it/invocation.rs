@@ -238,6 +238,24 @@ async fn a_key_outlives_the_connection_of_its_caller() {
     assert_eq!(fs::read_to_string(&file).expect("the journal").lines().count(), 1);
 }
 
+#[tokio::test]
+async fn an_answer_may_come_as_an_event() {
+    let node = Node::builder().agent(builtin("echo", "echo")).spawn().await;
+    node.knows("echo", &["echo"]).await;
+    let asked = async |capability: &str| {
+        let body = json!({ "capability": capability, "input": 7, "stream": true });
+        let request = node.request(Method::POST, "/v1/invoke").json(&body);
+        let answer = request.send().await.expect("the node answers");
+        assert_eq!(answer.headers()["content-type"], "text/event-stream");
+        answer.text().await.expect("it ends")
+    };
+
+    let (good, bad) = (asked("echo").await, asked("nothing.of.this.name").await);
+
+    assert!(good.starts_with("event: result\ndata: {") && good.contains("\"output\":7"), "{good}");
+    assert!(bad.starts_with("event: error\ndata: {") && bad.contains("CAPABILITY_NOT_FOUND"), "{bad}");
+}
+
 /// Who waits for somebody else's run keeps to a deadline of its own.
 #[tokio::test]
 async fn a_deadline_is_kept_while_another_call_runs_under_the_key() {

@@ -1,10 +1,13 @@
 //! Calls.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
 
 use super::super::ApiError;
 use super::body::Body;
@@ -12,17 +15,12 @@ use super::types::{ErrorDocument, InvokeBody, as_agent_id, invoked};
 use crate::model::{ErrorCode, Failure, InvocationId};
 use crate::node::{Handle, InvokeRequest};
 
-/// Has an agent do something (AMP-4). Closing the connection cancels the call.
+/// Has an agent do something (AMP-4). Closing the connection cancels the call, unless others wait for it under its key.
 #[utoipa::path(
     post, path = "/v1/invoke", request_body = InvokeBody,
     responses((status = 200, description = "Output, who did it, and what it cost", body = serde_json::Value), (status = "default", description = "Why not", body = ErrorDocument))
 )]
 pub(super) async fn invoke(State(handle): State<Handle>, headers: HeaderMap, Body(body): Body<InvokeBody>) -> Result<Response, ApiError> {
-    if body.stream {
-        let failure =
-            Failure::new(ErrorCode::InvalidRequest, "this release does not stream; leave `stream` out and the answer comes whole");
-        return Err(failure.with("path", "/stream").into());
-    }
     let agent = match &body.agent_id {
         None => None,
         Some(text) => match as_agent_id(text) {
@@ -48,8 +46,23 @@ pub(super) async fn invoke(State(handle): State<Handle>, headers: HeaderMap, Bod
     let traced = request.traceparent.as_deref().and_then(|text| text.split('-').nth(1)).map(str::to_owned);
     let trace_id = Some(traced.unwrap_or_else(|| id.to_string()));
     let request = InvokeRequest { id: Some(id), ..request };
-    let reply = handle.invoke(request).await.map_err(|failure| ApiError { failure, trace_id })?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], invoked(&reply, handle.node_id())).into_response())
+    let here = handle.node_id();
+    let call = async move {
+        let reply = handle.invoke(request).await.map_err(|failure| ApiError { failure, trace_id })?;
+        Ok::<String, ApiError>(invoked(&reply, here))
+    };
+    if !body.stream {
+        return Ok(([(header::CONTENT_TYPE, "application/json")], call.await?).into_response());
+    }
+    // A failure comes as an event too: the stream has begun with status 200 by then.
+    let end = call.map(|result| {
+        let event = match result {
+            Ok(document) => Event::default().event("result").data(document),
+            Err(error) => Event::default().event("error").data(error.document().to_string()),
+        };
+        Ok::<Event, Infallible>(event)
+    });
+    Ok(Sse::new(futures::stream::once(end)).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response())
 }
 
 /// Cancels a call that a client of this node waits for.

@@ -151,7 +151,7 @@ pub(super) struct InvokeBody {
     /// What else must hold of the agent.
     #[serde(default)]
     pub(super) constraints: Constraints,
-    /// Only `false`: answers come whole.
+    /// Whether the answer comes as server-sent events: one `result` or `error`. Agents' answers come whole, so there are no chunks.
     #[serde(default)]
     pub(super) stream: bool,
     /// Whether the answer says how it came about.

@@ -1,4 +1,4 @@
-"""An agent behind HTTP: `POST /invoke` gives back the input, `GET /health` tells whether it is well.
+"""An agent behind HTTP: `POST /invoke` gives back the input, `POST /stream` the same as events, `GET /health` tells whether it is well.
 
 Its only argument is a folder. The agent is well while `healthy` exists there; it asks for the bearer token in `token` if that exists;
 it appends each request to `requests`. The first line on standard output is its port. It ends with its standard input.
@@ -44,7 +44,16 @@ class Agent(BaseHTTPRequestHandler):
                 expected = "Bearer " + file.read().strip()
             if self.headers.get("Authorization") != expected:
                 return self.answer(401, {"id": call["id"], "error": {"message": "wrong token", "retryable": False}})
-        return self.answer(200, {"id": call["id"], "output": call["input"]})
+        reply = {"id": call["id"], "output": call["input"]}
+        return self.stream([{"id": call["id"], "chunk": 1}, reply]) if self.path == "/stream" else self.answer(200, reply)
+
+    def stream(self, documents):
+        body = "".join(f"data: {json.dumps(document)}\n\n" for document in documents).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
 
 def end_with_input():
