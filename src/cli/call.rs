@@ -51,6 +51,9 @@ pub(crate) struct Args {
     /// Idempotency key: a call with the same key is done once and answered alike.
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
+    /// Take the answer as events, and print each part on a line of its own as it comes.
+    #[arg(long)]
+    stream: bool,
     #[command(flatten)]
     limits: Limits,
     /// Tell on stderr who was considered, with the terms of their scores, and what was tried.
@@ -122,8 +125,15 @@ pub(super) async fn run_until(args: Args, global: &Global, interrupt: impl Futur
     let body = body(&args, &id)?;
     let client = Client::new(global)?;
     let timeout = Duration::from_secs_f64(args.timeout) + ANSWER_GRACE;
+    let asked = async {
+        if args.stream {
+            client.post_for_events(&["v1", "invoke"], &body, timeout, |part| global.screen.line(part)).await
+        } else {
+            client.post(&["v1", "invoke"], &body, timeout).await
+        }
+    };
     let answer = tokio::select! {
-        answer = client.post(&["v1", "invoke"], &body, timeout) => answer?,
+        answer = asked => answer?,
         () = interrupt => return Err(cancel(&client, &id).await),
     };
     // A JSON string stays quoted: what follows in a pipe reads JSON, whatever the agent answers.
@@ -156,6 +166,9 @@ fn body(args: &Args, id: &str) -> Result<Value, CliError> {
     }
     if args.explain {
         put("explain", json!(true));
+    }
+    if args.stream {
+        put("stream", json!(true));
     }
     Ok(Value::Object(body))
 }

@@ -3,6 +3,8 @@
 //! The token goes to nobody but the node that was named: no proxies, no redirects, and without encryption to this machine only. An
 //! answer that is neither the node's JSON nor its error document means that something else listens there, which is said as such.
 
+use eventsource_stream::{EventStreamError, Eventsource as _};
+use futures::StreamExt as _;
 use std::{error::Error, net::IpAddr, time::Duration};
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
@@ -80,6 +82,33 @@ impl Client {
     /// Opens a stream of events; only connecting is limited in time.
     pub(crate) async fn follow(&self, path: &[&str]) -> Result<Response, CliError> {
         self.open(self.http.get(self.url(path)).header("accept", "text/event-stream")).await
+    }
+
+    /// Sends a document whose answer comes in events: each but the last is given to `each`, and the last is the answer.
+    pub(crate) async fn post_for_events(
+        &self,
+        path: &[&str],
+        body: &Value,
+        timeout: Duration,
+        mut each: impl FnMut(&Value) -> Result<(), CliError>,
+    ) -> Result<Value, CliError> {
+        let request = self.http.post(self.url(path)).json(body).header("accept", "text/event-stream").timeout(timeout);
+        let mut events = self.open(request).await?.bytes_stream().eventsource();
+        while let Some(event) = events.next().await {
+            let event = event.map_err(|error| match error {
+                EventStreamError::Transport(error) => self.failed(&error),
+                EventStreamError::Utf8(_) | EventStreamError::Parser(_) => self.stranger("it sends something that is not an event"),
+            })?;
+            let data: Value = serde_json::from_str(&event.data).map_err(|_| self.stranger("an event of it is not JSON"))?;
+            match event.event.as_str() {
+                "result" => return Ok(data),
+                "error" => {
+                    return Err(read::<ErrorDocument>(&data).map_or_else(|error| error, |document| CliError::answered(document.error)));
+                }
+                _ => each(&data)?,
+            }
+        }
+        Err(self.stranger("it ends the stream without a result"))
     }
 
     fn url(&self, path: &[&str]) -> Url {

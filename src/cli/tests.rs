@@ -44,7 +44,6 @@ fn arguments_are_checked_before_anything_is_asked() {
         "agent",
         "agent add",
         "agents --scope mesh",
-        "call echo --stream",
         "fly",
     ] {
         let error = Cli::try_parse_from(["meshwork"].into_iter().chain(line.split(' '))).expect_err(line);

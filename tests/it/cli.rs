@@ -34,6 +34,8 @@ async fn call_prints_the_output_alone() {
     assert_eq!(from_file.json(), json!({ "from": "a file" }));
     let document = node.cli(&["call", "echo", "1", "--json", "--agent", "echo", "--key", "k"]).await.json();
     assert_eq!((&document["output"], &document["status"], &document["attempts"]), (&json!(1), &json!("success"), &json!(1)));
+    assert_eq!(node.cli(&["call", "echo", "[2]", "--stream"]).await.json(), json!([2]));
+    assert_eq!(node.cli(&["call", "no.such.thing", "--stream"]).await.code, 1);
 }
 
 #[tokio::test]
