@@ -20,5 +20,5 @@ pub use failure::Failure;
 pub use figure::{Figure, Source};
 pub use id::{AgentId, InvocationId, NodeId, ParseError};
 pub use price::{Currency, Price};
-pub use text::{nearest, printable};
+pub use text::{nearest, percent_decoded, printable};
 pub use time::{Now, Timestamp};

@@ -20,10 +20,27 @@ type Waiter<R> = oneshot::Sender<Result<R, Failure>>;
 
 /// Calls by key, with the results that are kept.
 pub(super) struct Calls<R> {
-    state: Mutex<State<Waiter<R>, R>>,
-    /// What keeps each run going: held by everybody who waits for it.
-    interest_by_key: Mutex<BTreeMap<Key, Weak<DropGuard>>>,
+    runs: Mutex<Runs<R>>,
     clock: Clock,
+}
+
+/// Under one lock, so that nobody meets a run without what keeps it going.
+struct Runs<R> {
+    state: State<Waiter<R>, R>,
+    /// What keeps each run going: held by everybody who waits for it.
+    interest_by_key: BTreeMap<Key, Weak<DropGuard>>,
+}
+
+/// How a call stands to its key.
+enum Place<R> {
+    /// It was done before.
+    Done(R),
+    /// It is to be run, for this waiter.
+    Run(CancellationToken, Waiter<R>, Arc<DropGuard>),
+    /// It waits for a run that goes on.
+    Joined(Arc<DropGuard>),
+    /// Everybody else has left, and the run is being stopped: its end is waited for, then the key is free.
+    Doomed,
 }
 
 /// Who asks, and how long it waits.
@@ -41,7 +58,7 @@ pub(super) struct Ask<'a> {
 impl<R: Clone + Send + 'static> Calls<R> {
     /// Keeps at most `results_max` results, each for `keep`.
     pub(super) fn new(results_max: usize, keep: Duration, clock: Clock) -> Self {
-        Self { state: Mutex::new(State::new(results_max, keep)), interest_by_key: Mutex::default(), clock }
+        Self { runs: Mutex::new(Runs { state: State::new(results_max, keep), interest_by_key: BTreeMap::new() }), clock }
     }
 
     /// Starts what `run` makes, or waits for the call that runs under the key, or returns the result that is kept. `joined` is told when
@@ -55,60 +72,80 @@ impl<R: Clone + Send + 'static> Calls<R> {
     where
         F: Future<Output = Result<R, Failure>> + Send + 'static,
     {
-        let (reply, answer) = oneshot::channel();
-        let admission = lock(&self.state).on_call(ask.key.clone(), ask.input, reply, self.clock.now().mono);
-        let _interest = match admission {
-            Admission::Done(_, result) => return Ok(result),
-            Admission::Refuse(_, failure) => return Err(failure),
-            Admission::Wait => {
-                joined();
-                lock(&self.interest_by_key).get(&ask.key).and_then(Weak::upgrade)
+        let (begin, _interest, answer) = loop {
+            let (reply, answer) = oneshot::channel();
+            match self.place(&ask, reply)? {
+                Place::Done(result) => return Ok(result),
+                Place::Run(stop, reply, interest) => break (Some((stop, reply)), interest, answer),
+                Place::Joined(interest) => break (None, interest, answer),
+                Place::Doomed => drop(self.wait(&ask, answer).await?),
             }
-            Admission::Run(reply) => Some(self.start(ask.key, reply, run)),
         };
-        let until = self.clock.zero() + ask.deadline;
+        match begin {
+            Some((stop, reply)) => self.start(ask.key.clone(), reply, run(stop)),
+            None => joined(),
+        }
+        let broke_off = || Failure::new(ErrorCode::AgentFailed, "the call that ran under this key broke off");
+        self.wait(&ask, answer).await?.unwrap_or_else(|| Err(broke_off()))
+    }
+
+    /// Waits for the end of a run, as long as the asker does. `None` if the run broke off.
+    async fn wait(&self, ask: &Ask<'_>, answer: oneshot::Receiver<Result<R, Failure>>) -> Result<Option<Result<R, Failure>>, Failure> {
         tokio::select! {
-            answer = answer => answer.unwrap_or_else(|_| Err(Failure::new(ErrorCode::AgentFailed, "the call that ran under this key broke off"))),
+            ended = answer => Ok(ended.ok()),
             () = ask.cancel.cancelled() => Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled")),
-            () = tokio::time::sleep_until(until) => {
+            () = tokio::time::sleep_until(self.clock.zero() + ask.deadline) => {
                 Err(Failure::new(ErrorCode::Timeout, "the call that runs under this key did not end before the deadline"))
             }
         }
     }
 
-    fn start<F>(self: &Arc<Self>, key: Key, reply: Waiter<R>, run: impl FnOnce(CancellationToken) -> F) -> Arc<DropGuard>
-    where
-        F: Future<Output = Result<R, Failure>> + Send + 'static,
-    {
-        let stop = CancellationToken::new();
-        let interest = Arc::new(stop.clone().drop_guard());
-        lock(&self.interest_by_key).insert(key.clone(), Arc::downgrade(&interest));
-        let settle = Settle { calls: Arc::clone(self), key };
-        let run = run(stop);
+    fn place(&self, ask: &Ask<'_>, reply: Waiter<R>) -> Result<Place<R>, Failure> {
+        let runs = &mut *lock(&self.runs);
+        match runs.state.on_call(ask.key.clone(), ask.input, reply, self.clock.now().mono) {
+            Admission::Done(_, result) => Ok(Place::Done(result)),
+            Admission::Refuse(_, failure) => Err(failure),
+            Admission::Wait => {
+                let interest = runs.interest_by_key.get(&ask.key).and_then(Weak::upgrade);
+                Ok(interest.map_or(Place::Doomed, Place::Joined))
+            }
+            Admission::Run(reply) => {
+                let stop = CancellationToken::new();
+                let interest = Arc::new(stop.clone().drop_guard());
+                runs.interest_by_key.insert(ask.key.clone(), Arc::downgrade(&interest));
+                Ok(Place::Run(stop, reply, interest))
+            }
+        }
+    }
+
+    fn start(self: &Arc<Self>, key: Key, reply: Waiter<R>, run: impl Future<Output = Result<R, Failure>> + Send + 'static) {
+        let mut running = Running { calls: Arc::clone(self), key: Some(key) };
         tokio::spawn(async move {
             let result = run.await;
-            for waiter in settle.calls.finish(&settle.key, result.as_ref().ok()).into_iter().chain([reply]) {
+            for waiter in running.finish(result.as_ref().ok()).into_iter().chain([reply]) {
                 let _ = waiter.send(result.clone());
             }
         });
-        interest
-    }
-
-    fn finish(&self, key: &Key, good: Option<&R>) -> Vec<Waiter<R>> {
-        lock(&self.interest_by_key).remove(key);
-        lock(&self.state).handle_done(key, good, self.clock.now().mono)
     }
 }
 
-/// Frees the key also if the run breaks off; those who wait then see their channels close.
-struct Settle<R: Clone + Send + 'static> {
+/// Frees the key once, also if the run breaks off; those who wait then see their channels close.
+struct Running<R: Clone + Send + 'static> {
     calls: Arc<Calls<R>>,
-    key: Key,
+    key: Option<Key>,
 }
 
-impl<R: Clone + Send + 'static> Drop for Settle<R> {
+impl<R: Clone + Send + 'static> Running<R> {
+    fn finish(&mut self, good: Option<&R>) -> Vec<Waiter<R>> {
+        let Some(key) = self.key.take() else { return Vec::new() };
+        let runs = &mut *lock(&self.calls.runs);
+        runs.interest_by_key.remove(&key);
+        runs.state.handle_done(&key, good, self.calls.clock.now().mono)
+    }
+}
+
+impl<R: Clone + Send + 'static> Drop for Running<R> {
     fn drop(&mut self) {
-        // After a finished run this finds a kept result or nothing, and changes neither.
-        drop(self.calls.finish(&self.key, None));
+        drop(self.finish(None));
     }
 }

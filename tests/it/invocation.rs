@@ -238,6 +238,29 @@ async fn a_key_outlives_the_connection_of_its_caller() {
     assert_eq!(fs::read_to_string(&file).expect("the journal").lines().count(), 1);
 }
 
+/// Nobody waits any more, and the agent is still being told to stop: whoever comes back is served all the same.
+#[tokio::test]
+async fn a_key_whose_caller_left_is_free_again() {
+    let builder = Node::builder();
+    let file = builder.home().join("executions");
+    let path = file.to_str().expect("temporary folders have plain names");
+    let host = builder.agent(script("counter", "count.py", &[path], json!({ "id": "test.count" }))).spawn().await;
+    let caller = Node::builder().join(&host).spawn().await;
+    caller.knows("test.count", &["counter"]).await;
+    let body = json!({ "capability": "test.count", "input": { "ms": 1_000 }, "idempotency_key": "order-10" });
+    let begun = async || fs::read_to_string(&file).is_ok_and(|journal| !journal.is_empty()).then_some(());
+
+    tokio::select! {
+        biased;
+        () = eventually("the first call runs", SETTLE, begun) => {}
+        _ = caller.invoke(body.clone()) => panic!("the first call ended before it was left"),
+    }
+    let left = async || (caller.get("/v1/node").await.ok()["counts"]["calls_in_flight"] == 0).then_some(());
+    eventually("nobody waits for the first call", SETTLE, left).await;
+
+    assert_eq!(caller.invoke(body).await.ok()["output"]["executions"], 2);
+}
+
 #[tokio::test]
 async fn an_answer_may_come_as_an_event() {
     let node = Node::builder().agent(builtin("echo", "echo")).spawn().await;

@@ -112,7 +112,7 @@ fn data(rest: &str) -> Result<(Vec<u8>, bool), Failure> {
         let unpadded = body.trim_ascii_end().strip_suffix(b"==").or_else(|| body.strip_suffix(b"=")).unwrap_or(&body);
         general_purpose::STANDARD_NO_PAD.decode(unpadded).map_err(|error| bad(format!("broken base64: {error}")))?
     } else {
-        percent_decoded(body).ok_or_else(|| bad("a percent escape is broken"))?
+        crate::model::percent_decoded(body).ok_or_else(|| bad("a percent escape is broken"))?
     };
     within(bytes, is_pdf)
 }
@@ -125,21 +125,6 @@ fn within(bytes: Vec<u8>, is_pdf: bool) -> Result<(Vec<u8>, bool), Failure> {
     }
 }
 
-fn percent_decoded(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' {
-            let high = char::from(rest.next()?).to_digit(16)?;
-            let low = char::from(rest.next()?).to_digit(16)?;
-            bytes.push(u8::try_from(high * 16 + low).ok()?);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    Some(bytes)
-}
-
 fn file(rest: &str, allowed: &[PathBuf]) -> Result<(Vec<u8>, bool), Failure> {
     // One answer for what is not there and what is not allowed: the difference would tell a stranger what exists.
     let forbidden = || Failure::Forbidden("this file is not among those the agent may read".to_owned());
@@ -150,7 +135,8 @@ fn file(rest: &str, allowed: &[PathBuf]) -> Result<(Vec<u8>, bool), Failure> {
     if !path.starts_with('/') {
         return Err(bad("a file: URL has an absolute path and no host"));
     }
-    let path = percent_decoded(path).and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| bad("the path is not UTF-8"))?;
+    let path =
+        crate::model::percent_decoded(path).and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| bad("the path is not UTF-8"))?;
     let path = admitted(Path::new(&path), allowed).ok_or_else(forbidden)?;
     // Asked before opening: opening a pipe would wait for its other end.
     if !path.metadata().is_ok_and(|metadata| metadata.is_file()) {

@@ -379,14 +379,13 @@ impl EventLoop {
                 let addresses = self.mesh.advertised().iter().map(ToString::to_string).collect();
                 self.hosting.begin(agent);
                 let (shared, disk, issued) = (Arc::clone(&self.shared), Arc::clone(&self.disk), self.inputs.issued.0.clone());
-                let (commands, weak) = (self.shared.commands.clone(), Arc::downgrade(&attached));
+                let commands = self.shared.commands.clone();
                 tokio::spawn(async move {
                     let work = tokio::task::spawn_blocking(move || {
                         let record = hosting::issue(&attached, &shared, &disk, addresses);
                         let _ = issued.blocking_send(Issued { agent, record });
                     });
                     let _ = work.await;
-                    drop(weak);
                     // The loop takes the record before it takes the next command, so an answer to this one comes after it.
                     let (entries, taken) = oneshot::channel();
                     if commands.send(Command::Entries { reply: entries }).await.is_ok() {
