@@ -7,16 +7,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use rust_decimal::Decimal;
 use serde_json::Value;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use serde_json::value::RawValue;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::builtin;
 use super::definition::{Checked, Offered};
-use super::exchange::{Answer, Health, Invocation, cancelled, stopped, timed_out};
+use super::exchange::{Answer, Attached, Confirm, Health, Invocation, cancelled, stopped, timed_out};
 use super::http::HttpAgent;
 use super::process::ProcessAgent;
 use super::schema::Fault;
+use super::slots::{Permit, Place, Slots};
 use crate::model::{Adapter, AgentId, CapabilityName, ErrorCode, Failure};
 use crate::wire::AgentKey;
 
@@ -31,6 +33,15 @@ pub struct Output {
     pub took: Duration,
 }
 
+/// Why a call came to no good end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failed {
+    /// Why.
+    pub failure: Failure,
+    /// Whether the agent may have begun.
+    pub begun: bool,
+}
+
 enum Backend {
     Process(ProcessAgent),
     Http(HttpAgent),
@@ -42,7 +53,7 @@ pub struct Agent {
     key: Arc<AgentKey>,
     checked: Checked,
     backend: Backend,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     in_flight: Arc<AtomicU32>,
     queued: Arc<AtomicU32>,
     health: watch::Receiver<Health>,
@@ -73,25 +84,27 @@ impl Drop for Counted {
 
 /// A slot that is taken. It goes with the work: work that nobody waits for any more still takes its slot.
 struct Working {
-    _permit: OwnedSemaphorePermit,
+    _permit: Permit,
     _counted: Counted,
 }
 
 impl Agent {
-    /// Attaches an agent: starts its processes or its health checks. `data_dir` is where processes run unless told otherwise.
-    pub fn start(key: Arc<AgentKey>, checked: Checked, data_dir: &std::path::Path) -> Self {
+    /// Attaches an agent: starts its processes or its health checks. `data_dir` is where processes run unless told otherwise, and
+    /// `output_bytes_max` bounds what is read of an answer.
+    pub fn start(key: Arc<AgentKey>, checked: Checked, data_dir: &std::path::Path, output_bytes_max: usize) -> Self {
         let stopped = CancellationToken::new();
         let (report, health) = watch::channel(Health::Up);
         let definition = &checked.definition;
         let slots = usize::try_from(definition.concurrency).unwrap_or(1);
+        let attached = Attached { name: &definition.name, output_bytes_max, report, stop: stopped.clone() };
         let backend = match &definition.adapter {
             Adapter::Process { command, working_dir, pass_env } => {
                 let folder = working_dir.as_deref().map_or(data_dir, std::path::Path::new);
-                Backend::Process(ProcessAgent::start(&definition.name, command, folder, pass_env, slots, report, stopped.clone()))
+                Backend::Process(ProcessAgent::start(attached, command, folder, pass_env, slots))
             }
             Adapter::Http { endpoint, health, token_file, token_env, allow_private } => {
                 let token = super::http::Token::new(token_file.clone(), token_env.clone());
-                Backend::Http(HttpAgent::start(&definition.name, endpoint, health.clone(), token, *allow_private, report, stopped.clone()))
+                Backend::Http(HttpAgent::start(attached, endpoint, health.clone(), token, *allow_private))
             }
             Adapter::Builtin { kind, allow_files } => match builtin::find(kind) {
                 Some(builtin) => {
@@ -100,21 +113,12 @@ impl Agent {
                 }
                 // `definition::check` refuses unknown kinds, so this agent could only come from a later version's store.
                 None => {
-                    let _ = report.send(Health::Down(format!("this build has no builtin agent `{kind}`")));
+                    let _ = attached.report.send(Health::Down(format!("this build has no builtin agent `{kind}`")));
                     Backend::Builtin(&builtin::echo::AGENT, Arc::default())
                 }
             },
         };
-        Self {
-            key,
-            checked,
-            backend,
-            slots: Arc::new(Semaphore::new(slots)),
-            in_flight: Arc::default(),
-            queued: Arc::default(),
-            health,
-            stopped,
-        }
+        Self { key, checked, backend, slots: Slots::new(slots), in_flight: Arc::default(), queued: Arc::default(), health, stopped }
     }
 
     /// Its id.
@@ -170,44 +174,71 @@ impl Agent {
         })
     }
 
-    /// Has the agent do one call. `accepted` is told once the call has its place, from which on it may have effects.
+    /// Has the agent do one call.
     ///
     /// # Errors
-    /// Whatever keeps the call from a good end. Nothing was done if `accepted` was not told.
-    pub async fn invoke(
-        &self,
-        invocation: Invocation,
-        accepted: Option<oneshot::Sender<()>>,
-        cancel: &CancellationToken,
-    ) -> Result<Output, Failure> {
+    /// Whatever keeps the call from a good end, and whether the agent may have begun by then.
+    pub async fn invoke(&self, mut invocation: Invocation, cancel: &CancellationToken) -> Result<Output, Failed> {
+        let mut begun = false;
+        let result = self.invoke_inner(&mut invocation, cancel, &mut begun).await;
+        result.map_err(|failure| Failed { failure, begun })
+    }
+
+    async fn invoke_inner(&self, invocation: &mut Invocation, cancel: &CancellationToken, begun: &mut bool) -> Result<Output, Failure> {
         self.check_up()?;
-        let offered = self.offered(&invocation).ok_or_else(|| {
+        let offered = self.offered(invocation).ok_or_else(|| {
             let message = format!("agent `{}` does not offer `{}` in a version that fits", self.name(), invocation.capability);
             Failure::new(ErrorCode::CapabilityNotFound, message)
         })?;
         // Bytes that go on unread must still be JSON, and an agent that takes anything gets nothing else.
-        let input: Value = serde_json::from_slice(&invocation.input)
-            .map_err(|error| Failure::new(ErrorCode::InvalidRequest, format!("the input is not JSON: {error}")).with("path", "/"))?;
-        check_input(offered, &input)?;
-        let permit = match Arc::clone(&self.slots).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let _waiting = self.wait_in_line()?;
-                let permit = self.wait_for_slot(&invocation, cancel).await?;
+        let input = if self.reads_input(offered) { Input::Read(read_json(&invocation.input)?) } else { Input::Unread };
+        if let Input::Read(value) = &input {
+            check_input(offered, value)?;
+        } else {
+            read_json::<&RawValue>(&invocation.input)?;
+            check_depth(&invocation.input)?;
+        }
+        let line_max = usize::try_from(self.checked.definition.queue_len_max()).unwrap_or(usize::MAX);
+        let permit = match self.slots.take(invocation.priority, line_max).map_err(|_| self.busy())? {
+            Place::Free(permit) => permit,
+            Place::Waiting(place) => {
+                let _waiting = Counted::new(&self.queued);
+                let permit = self.wait_for_slot(place, invocation, cancel).await?;
                 // Whoever worked before may have taken the agent down; who only stood in line may still go elsewhere.
                 self.check_up()?;
                 permit
             }
         };
-        tell(accepted);
+        if let Some(confirm) = invocation.confirm.take() {
+            self.confirm(confirm, invocation, cancel).await?;
+            self.check_up()?;
+        }
+        *begun = true;
         let working = Working { _permit: permit, _counted: Counted::new(&self.in_flight) };
         let started = Instant::now();
-        let answer = self.run(&invocation, offered, input, working, cancel).await;
+        let answer = self.run(invocation, offered, input, working, cancel).await;
         let took = started.elapsed();
         let answer = answer?;
         check_output(self.name(), offered, &answer.output)?;
-        let payload = serde_json::to_vec(&answer.output).map_err(|error| Failure::new(ErrorCode::Internal, error.to_string()))?;
-        Ok(Output { payload: payload.into(), units: answer.units, took })
+        Ok(Output { payload: answer.output, units: answer.units, took })
+    }
+
+    /// Whether anybody on this side looks into the input: a schema, a constraint, or a builtin agent other than `echo`.
+    fn reads_input(&self, offered: &Offered) -> bool {
+        let constraints = &offered.definition.constraints;
+        let constrained = offered.input.is_some() || constraints.max_input_length.is_some() || !constraints.supported_languages.is_empty();
+        constrained || matches!(&self.backend, Backend::Builtin(builtin, _) if builtin.name != builtin::echo::AGENT.name)
+    }
+
+    /// Waits for the caller's word.
+    async fn confirm(&self, confirm: Confirm, invocation: &Invocation, cancel: &CancellationToken) -> Result<(), Failure> {
+        let _ = confirm.ready.send(());
+        tokio::select! {
+            went = confirm.go => went.map_err(|_| cancelled()),
+            () = cancel.cancelled() => Err(cancelled()),
+            () = self.stopped.cancelled() => Err(stopped(self.name())),
+            () = tokio::time::sleep_until(invocation.deadline) => Err(timed_out(self.name())),
+        }
     }
 
     fn check_up(&self) -> Result<(), Failure> {
@@ -217,21 +248,22 @@ impl Agent {
         }
     }
 
-    fn wait_in_line(&self) -> Result<Counted, Failure> {
-        let queue_max = self.checked.definition.queue_len_max();
-        let waiting = Counted::new(&self.queued);
-        let before = self.queued.load(Ordering::Relaxed);
-        if before > queue_max {
-            let message =
-                format!("agent `{}` works on {} calls and {queue_max} more wait", self.name(), self.checked.definition.concurrency);
-            return Err(Failure::new(ErrorCode::Busy, message).with("limit", queue_max).with("retry_after_ms", 100));
-        }
-        Ok(waiting)
+    fn busy(&self) -> Failure {
+        let definition = &self.checked.definition;
+        let queue_max = definition.queue_len_max();
+        let message =
+            format!("agent `{}` works on {} calls and as many wait as may (queue {queue_max})", self.name(), definition.concurrency);
+        Failure::new(ErrorCode::Busy, message).with("limit", queue_max).with("retry_after_ms", 100)
     }
 
-    async fn wait_for_slot(&self, invocation: &Invocation, cancel: &CancellationToken) -> Result<OwnedSemaphorePermit, Failure> {
+    async fn wait_for_slot(
+        &self,
+        place: oneshot::Receiver<Result<Permit, super::slots::Full>>,
+        invocation: &Invocation,
+        cancel: &CancellationToken,
+    ) -> Result<Permit, Failure> {
         tokio::select! {
-            permit = Arc::clone(&self.slots).acquire_owned() => permit.map_err(|_| stopped(self.name())),
+            permit = place => permit.map_err(|_| stopped(self.name()))?.map_err(|_| self.busy()),
             () = cancel.cancelled() => Err(cancelled()),
             () = self.stopped.cancelled() => Err(stopped(self.name())),
             () = tokio::time::sleep_until(invocation.deadline) => {
@@ -244,7 +276,7 @@ impl Agent {
         &self,
         invocation: &Invocation,
         offered: &Offered,
-        input: Value,
+        input: Input,
         working: Working,
         cancel: &CancellationToken,
     ) -> Result<Answer, Failure> {
@@ -252,9 +284,11 @@ impl Agent {
         match &self.backend {
             Backend::Process(process) => process.run(invocation, &capability, cancel).await,
             Backend::Http(http) => http.run(invocation, &capability, cancel).await,
-            Backend::Builtin(builtin, settings) => {
-                run_builtin(builtin, settings, capability, input, working, invocation.deadline, cancel).await
-            }
+            Backend::Builtin(builtin, settings) => match input {
+                // Only `echo` gives back what nobody has read.
+                Input::Unread => Ok(Answer { output: invocation.input.clone(), units: None }),
+                Input::Read(value) => run_builtin(builtin, settings, capability, value, working, invocation.deadline, cancel).await,
+            },
         }
     }
 }
@@ -265,10 +299,40 @@ impl Drop for Agent {
     }
 }
 
-fn tell(accepted: Option<oneshot::Sender<()>>) {
-    if let Some(accepted) = accepted {
-        let _ = accepted.send(());
+/// The input of a call, as far as somebody has looked into it.
+enum Input {
+    Read(Value),
+    Unread,
+}
+
+/// Levels of arrays and objects in an input that goes on unread: what a reader further on may choke on (threat T27).
+const DEPTH_MAX: usize = 128;
+
+/// Refuses JSON that is nested too deeply; the text is known to be JSON.
+fn check_depth(text: &[u8]) -> Result<(), Failure> {
+    let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b'{' | b'[' if !quoted => {
+                depth += 1;
+                if depth > DEPTH_MAX {
+                    let failure = Failure::new(ErrorCode::InvalidRequest, "the input is nested too deeply").with("limit", DEPTH_MAX);
+                    return Err(failure.with("path", "/"));
+                }
+            }
+            b'}' | b']' if !quoted => depth = depth.saturating_sub(1),
+            _ => {}
+        }
     }
+    Ok(())
+}
+
+fn read_json<'a, T: serde::Deserialize<'a>>(text: &'a [u8]) -> Result<T, Failure> {
+    serde_json::from_slice(text)
+        .map_err(|error| Failure::new(ErrorCode::InvalidRequest, format!("the input is not JSON: {error}")).with("path", "/"))
 }
 
 async fn run_builtin(
@@ -281,22 +345,19 @@ async fn run_builtin(
     cancel: &CancellationToken,
 ) -> Result<Answer, Failure> {
     let settings = Arc::clone(settings);
-    let quick = builtin.name == builtin::echo::AGENT.name;
-    let result = if quick {
-        (builtin.run)(capability.as_str(), &input, &settings)
-    } else {
-        let work = tokio::task::spawn_blocking(move || {
-            let _working = working;
-            (builtin.run)(capability.as_str(), &input, &settings)
-        });
-        tokio::select! {
-            done = work => done.map_err(|_| Failure::new(ErrorCode::AgentFailed, format!("builtin agent `{}` broke off", builtin.name)))?,
-            () = cancel.cancelled() => return Err(cancelled()),
-            () = tokio::time::sleep_until(deadline) => return Err(timed_out(builtin.name)),
-        }
+    let work = tokio::task::spawn_blocking(move || {
+        let _working = working;
+        let output = (builtin.run)(capability.as_str(), &input, &settings)?;
+        let text = serde_json::to_vec(&output.value).map_err(|error| builtin::Failure::Failed(error.to_string()))?;
+        Ok((text, output.units))
+    });
+    let result = tokio::select! {
+        done = work => done.map_err(|_| Failure::new(ErrorCode::AgentFailed, format!("builtin agent `{}` broke off", builtin.name)))?,
+        () = cancel.cancelled() => return Err(cancelled()),
+        () = tokio::time::sleep_until(deadline) => return Err(timed_out(builtin.name)),
     };
     match result {
-        Ok(output) => Ok(Answer { output: output.value, units: output.units }),
+        Ok((text, units)) => Ok(Answer { output: text.into(), units }),
         Err(builtin::Failure::BadInput { path, message }) => Err(Failure::new(ErrorCode::InvalidSchema, message).with("path", path)),
         Err(builtin::Failure::Forbidden(message)) => Err(Failure::new(ErrorCode::AccessDenied, message)),
         Err(builtin::Failure::Failed(message)) => Err(Failure::new(ErrorCode::AgentFailed, message).retryable(false)),
@@ -334,9 +395,11 @@ fn check_input(offered: &Offered, input: &Value) -> Result<(), Failure> {
     Ok(())
 }
 
-fn check_output(name: &str, offered: &Offered, output: &Value) -> Result<(), Failure> {
+fn check_output(name: &str, offered: &Offered, output: &[u8]) -> Result<(), Failure> {
     let Some(schema) = &offered.output else { return Ok(()) };
-    schema.check(output).map_err(|faults| schema_failure(&format!("output of agent `{name}`"), &faults).retryable(true))
+    let output: Value = serde_json::from_slice(output)
+        .map_err(|error| Failure::new(ErrorCode::AgentFailed, format!("the output of agent `{name}` is not JSON: {error}")))?;
+    schema.check(&output).map_err(|faults| schema_failure(&format!("output of agent `{name}`"), &faults).retryable(true))
 }
 
 /// Characters in all strings of a value (AMP's `max_input_length`).

@@ -5,11 +5,16 @@
 use bytes::Bytes;
 use rust_decimal::Decimal;
 use serde::Deserialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use crate::model::{CapabilityName, ErrorCode, Failure, InvocationId, VersionRequirement, printable};
+use crate::model::{CapabilityName, ErrorCode, Failure, InvocationId, Priority, VersionRequirement, printable};
+use crate::wire::invocation::INLINE_BYTES_MAX;
+
+/// The largest part of a streamed answer.
+pub(super) const CHUNK_BYTES_MAX: usize = INLINE_BYTES_MAX;
 
 /// Whether an agent can be called.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +25,29 @@ pub enum Health {
     Down(String),
 }
 
+/// What every adapter is started with.
+pub(super) struct Attached<'a> {
+    /// The agent's name.
+    pub(super) name: &'a str,
+    /// The largest output that is of use.
+    pub(super) output_bytes_max: usize,
+    /// Where its health goes.
+    pub(super) report: watch::Sender<Health>,
+    /// Cancelled when it is detached.
+    pub(super) stop: CancellationToken,
+}
+
+/// How a caller confirms a call that must not be done twice.
+#[derive(Debug)]
+pub struct Confirm {
+    /// Told once the agent is free.
+    pub ready: oneshot::Sender<()>,
+    /// The work begins when this comes, and never if it is dropped.
+    pub go: oneshot::Receiver<()>,
+}
+
 /// One call of an agent.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Invocation {
     /// The same on every node.
     pub id: InvocationId,
@@ -35,6 +61,12 @@ pub struct Invocation {
     pub deadline: Instant,
     /// The caller's idempotency key.
     pub key: Option<String>,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// What the work waits for once the agent is free.
+    pub confirm: Option<Confirm>,
+    /// Where the parts of the answer go, each as JSON text of at most [`CHUNK_BYTES_MAX`]; whoever sends waits until there is room.
+    pub chunks: Option<mpsc::Sender<Bytes>>,
 }
 
 impl Invocation {
@@ -47,7 +79,8 @@ impl Invocation {
 /// An answer before it was checked against its schema.
 #[derive(Debug)]
 pub(super) struct Answer {
-    pub(super) output: Value,
+    /// JSON text, as the agent wrote it.
+    pub(super) output: Bytes,
     pub(super) units: Option<Decimal>,
 }
 
@@ -67,7 +100,9 @@ pub(super) struct Reply {
     #[serde(default)]
     pub(super) id: Option<String>,
     #[serde(default, deserialize_with = "present")]
-    pub(super) output: Option<Value>,
+    pub(super) output: Option<Box<RawValue>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) chunk: Option<Box<RawValue>>,
     #[serde(default)]
     pub(super) units: Option<Decimal>,
     #[serde(default)]
@@ -75,8 +110,8 @@ pub(super) struct Reply {
 }
 
 /// `null` is an output like any other.
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    Value::deserialize(deserializer).map(Some)
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
 #[derive(Deserialize)]
@@ -107,8 +142,25 @@ impl Reply {
             return Some(Err(failure.retryable(retryable)));
         }
         let units = self.units.filter(|units| !units.is_sign_negative());
-        self.output.map(|output| Ok(Answer { output, units }))
+        self.output.map(|output| Ok(Answer { output: text(output), units }))
     }
+
+    /// The part of an answer that this reply is.
+    ///
+    /// # Errors
+    /// `AGENT_FAILED` if it is too large to travel.
+    pub(super) fn take_chunk(&mut self, name: &str) -> Option<Result<Bytes, Failure>> {
+        let chunk = text(self.chunk.take()?);
+        if chunk.len() <= CHUNK_BYTES_MAX {
+            return Some(Ok(chunk));
+        }
+        let message = format!("agent `{name}` sent a chunk of {} bytes, at most {CHUNK_BYTES_MAX} are allowed", chunk.len());
+        Some(Err(Failure::new(ErrorCode::AgentFailed, message).retryable(false)))
+    }
+}
+
+fn text(value: Box<RawValue>) -> Bytes {
+    Bytes::from(String::from(Box::<str>::from(value)).into_bytes())
 }
 
 /// The line or body that an agent is sent.

@@ -9,20 +9,23 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use eventsource_stream::Eventsource;
 use futures::StreamExt;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
 use super::definition::is_public;
-use super::exchange::{Answer, Health, Invocation, Reply, cancelled, request, stopped, timed_out};
+use super::exchange::{Answer, Attached, Health, Invocation, Reply, cancelled, request, stopped, timed_out};
 use crate::model::{CapabilityName, ErrorCode, Failure, HealthCheck, printable};
 
-/// Largest answer.
-const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// What an answer may have beside the largest output.
+const BODY_BYTES_SPARE: usize = 64 * 1024;
+/// Largest stream of events, all chunks together, in outputs of the largest size.
+const STREAM_OUTPUTS_MAX: usize = 64;
 /// How long connecting may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
@@ -72,19 +75,13 @@ pub(super) struct HttpAgent {
     endpoint: String,
     token: Token,
     client: Result<reqwest::Client, String>,
+    body_bytes_max: usize,
     stop: CancellationToken,
 }
 
 impl HttpAgent {
-    pub(super) fn start(
-        name: &str,
-        endpoint: &str,
-        health: Option<HealthCheck>,
-        token: Token,
-        allow_private: bool,
-        report: watch::Sender<Health>,
-        stop: CancellationToken,
-    ) -> Self {
+    pub(super) fn start(attached: Attached<'_>, endpoint: &str, health: Option<HealthCheck>, token: Token, allow_private: bool) -> Self {
+        let Attached { name, output_bytes_max, report, stop } = attached;
         let builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_MAX)
             .redirect(reqwest::redirect::Policy::none())
@@ -106,7 +103,8 @@ impl HttpAgent {
                 drop(report);
             });
         }
-        Self { name: name.to_owned(), endpoint: endpoint.to_owned(), token, client, stop }
+        let body_bytes_max = output_bytes_max.saturating_add(BODY_BYTES_SPARE);
+        Self { name: name.to_owned(), endpoint: endpoint.to_owned(), token, client, body_bytes_max, stop }
     }
 
     pub(super) async fn run(
@@ -134,7 +132,7 @@ impl HttpAgent {
         let status = response.status();
         let is_stream = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         if status.is_success() && is_stream {
-            return self.read_events(response).await;
+            return self.read_events(response, invocation.chunks.as_ref()).await;
         }
         let body = self.read_body(response).await?;
         let reply: Option<Reply> = serde_json::from_slice(&body).ok();
@@ -153,26 +151,38 @@ impl HttpAgent {
         let mut stream = response.bytes_stream();
         while let Some(piece) = stream.next().await {
             body.extend_from_slice(&piece.map_err(|error| self.failed(&root_cause(&error)))?);
-            if body.len() > BODY_BYTES_MAX {
-                return Err(self.failed(&format!("its answer has more than {BODY_BYTES_MAX} bytes")).retryable(false));
+            if body.len() > self.body_bytes_max {
+                return Err(self.failed(&format!("its answer has more than {} bytes", self.body_bytes_max)).retryable(false));
             }
         }
         Ok(body)
     }
 
-    async fn read_events(&self, response: reqwest::Response) -> Result<Answer, Failure> {
+    async fn read_events(&self, response: reqwest::Response, chunks: Option<&mpsc::Sender<Bytes>>) -> Result<Answer, Failure> {
         let mut read = 0_usize;
+        let stream_bytes_max = self.body_bytes_max.saturating_mul(STREAM_OUTPUTS_MAX);
         let bounded = response.bytes_stream().map(move |piece| match piece {
             Ok(piece) => {
                 read = read.saturating_add(piece.len());
-                if read > BODY_BYTES_MAX { Err(format!("its answer has more than {BODY_BYTES_MAX} bytes")) } else { Ok(piece) }
+                if read > stream_bytes_max { Err(format!("its stream has more than {stream_bytes_max} bytes")) } else { Ok(piece) }
             }
             Err(error) => Err(root_cause(&error)),
         });
         let mut events = Box::pin(bounded.eventsource());
         while let Some(event) = events.next().await {
             let event = event.map_err(|error| self.failed(&error.to_string()))?;
-            let reply: Option<Reply> = serde_json::from_str(&event.data).ok();
+            if event.data.len() > self.body_bytes_max {
+                return Err(self.failed(&format!("an event of its stream has more than {} bytes", self.body_bytes_max)).retryable(false));
+            }
+            let mut reply: Option<Reply> = serde_json::from_str(&event.data).ok();
+            if let Some(chunk) = reply.as_mut().and_then(|reply| reply.take_chunk(&self.name)) {
+                let chunk = chunk?;
+                if let Some(chunks) = chunks {
+                    // Nothing is read while a chunk waits for its reader, so that the agent comes to wait as well.
+                    let _ = chunks.send(chunk).await;
+                }
+                continue;
+            }
             if let Some(end) = reply.and_then(|reply| reply.end(&self.name)) {
                 return end;
             }

@@ -13,7 +13,8 @@ mod http;
 mod process;
 mod registry;
 pub mod schema;
+mod slots;
 
-pub use agent::{Agent, Output, schema_failure};
-pub use exchange::{Health, Invocation};
+pub use agent::{Agent, Failed, Output, schema_failure};
+pub use exchange::{Confirm, Health, Invocation};
 pub use registry::{Change, Registry};

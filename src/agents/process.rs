@@ -3,24 +3,26 @@
 //! One long-lived child per slot of concurrency. A call is one line on its stdin; the answer is the line on its stdout that carries the
 //! call's id. Lines that are no JSON, or answer no running call, are logged and passed over. A child that dies is started again with
 //! growing pauses; while none of an agent's children lives, the agent is down. A child that does not answer by the deadline is killed,
-//! and so is one that writes a line beyond any bound.
+//! and so is one that writes a line beyond any bound. A part of a streamed answer (`{"id","chunk"}`) that nobody takes makes the child
+//! wait.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::exchange::{Answer, Health, Invocation, Reply, cancelled, request, stopped, timed_out};
+use super::exchange::{Answer, Attached, Health, Invocation, Reply, cancelled, request, stopped, timed_out};
 use crate::model::{CapabilityName, ErrorCode, Failure, printable};
 
-/// Longest line that a child may write.
-const LINE_BYTES_MAX: usize = 1024 * 1024;
+/// What a line may have beside the largest output.
+const LINE_BYTES_SPARE: usize = 64 * 1024;
 /// Bytes of a child's stderr that are taken for one line at most.
 const LOG_BYTES_MAX: usize = 64 * 1024;
 /// Longest line of a child's stderr that is logged.
@@ -42,6 +44,7 @@ struct Recipe {
     command: Vec<String>,
     folder: PathBuf,
     pass_env: Vec<String>,
+    output_bytes_max: usize,
 }
 
 struct Job {
@@ -49,6 +52,7 @@ struct Job {
     line: Vec<u8>,
     deadline: Instant,
     cancel: CancellationToken,
+    chunks: Option<mpsc::Sender<Bytes>>,
     reply: oneshot::Sender<Result<Answer, Failure>>,
 }
 
@@ -59,20 +63,14 @@ pub(super) struct ProcessAgent {
 }
 
 impl ProcessAgent {
-    pub(super) fn start(
-        name: &str,
-        command: &[String],
-        folder: &Path,
-        pass_env: &[String],
-        slots: usize,
-        report: watch::Sender<Health>,
-        stop: CancellationToken,
-    ) -> Self {
+    pub(super) fn start(attached: Attached<'_>, command: &[String], folder: &Path, pass_env: &[String], slots: usize) -> Self {
+        let Attached { name, output_bytes_max, report, stop } = attached;
         let recipe = Arc::new(Recipe {
             name: name.to_owned(),
             command: command.to_vec(),
             folder: folder.to_path_buf(),
             pass_env: pass_env.to_vec(),
+            output_bytes_max,
         });
         // The agent lets in no more calls than it has slots, so one place each is enough.
         let (jobs, queue) = mpsc::channel(slots.max(1));
@@ -95,7 +93,8 @@ impl ProcessAgent {
         line.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
         line.push(b'\n');
         let (reply, answer) = oneshot::channel();
-        let job = Job { id: invocation.id.to_string(), line, deadline: invocation.deadline, cancel: cancel.clone(), reply };
+        let chunks = invocation.chunks.clone();
+        let job = Job { id: invocation.id.to_string(), line, deadline: invocation.deadline, cancel: cancel.clone(), chunks, reply };
         self.jobs.send(job).await.map_err(|_| stopped(&self.name))?;
         tokio::select! {
             answer = answer => answer.map_err(|_| stopped(&self.name))?,
@@ -139,7 +138,8 @@ async fn keep_alive(recipe: Arc<Recipe>, queue: Arc<Mutex<mpsc::Receiver<Job>>>,
         let started = Instant::now();
         let end = match spawn(&recipe) {
             Ok((child, pipes)) => {
-                let slot = Slot { name: &recipe.name, pipes, queue: &queue, living: &living, counted: &mut counted };
+                let line_bytes_max = recipe.output_bytes_max.saturating_add(LINE_BYTES_SPARE);
+                let slot = Slot { name: &recipe.name, line_bytes_max, pipes, queue: &queue, living: &living, counted: &mut counted };
                 slot.serve(child, &stop).await
             }
             Err(error) => Some(format!("`{}` cannot be started: {error}", recipe.command.first().map_or("", String::as_str))),
@@ -232,6 +232,7 @@ async fn read_line<R: tokio::io::AsyncBufRead + Unpin>(reader: &mut R, line: &mu
 
 struct Slot<'a> {
     name: &'a str,
+    line_bytes_max: usize,
     pipes: Pipes,
     queue: &'a Mutex<mpsc::Receiver<Job>>,
     living: &'a Living,
@@ -246,7 +247,7 @@ impl Slot<'_> {
             let job = tokio::select! {
                 biased;
                 () = stop.cancelled() => return None,
-                line = read_line(&mut self.pipes.stdout, &mut self.pipes.partial, LINE_BYTES_MAX) => match line {
+                line = read_line(&mut self.pipes.stdout, &mut self.pipes.partial, self.line_bytes_max) => match line {
                     Ok(true) => {
                         self.pass_over();
                         continue;
@@ -281,7 +282,7 @@ impl Slot<'_> {
 
     /// Has the child do one call. Returns why the child must go, if it must.
     async fn work(&mut self, job: Job, child: &mut Child, stop: &CancellationToken) -> Option<String> {
-        let Job { id, line, deadline, cancel, reply } = job;
+        let Job { id, line, deadline, cancel, chunks, reply } = job;
         // What nobody waits for any more must not cost a child its life.
         if cancel.is_cancelled() || reply.is_closed() || deadline <= Instant::now() {
             let _ = reply.send(Err(if cancel.is_cancelled() { cancelled() } else { timed_out(self.name) }));
@@ -301,16 +302,25 @@ impl Slot<'_> {
         }
         let mut until = deadline;
         let mut told = false;
+        let mut chunk = None;
         loop {
             tokio::select! {
                 biased;
-                line = read_line(&mut self.pipes.stdout, &mut self.pipes.partial, LINE_BYTES_MAX) => match line {
-                    Ok(true) => {
-                        if let Some(end) = self.answer(&id) {
+                // While a chunk waits for its reader nothing is read, so that the child comes to wait as well.
+                line = read_line(&mut self.pipes.stdout, &mut self.pipes.partial, self.line_bytes_max), if chunk.is_none() => match line {
+                    Ok(true) => match self.answer(&id) {
+                        Some(Said::End(end)) => {
                             let _ = reply.send(if told { Err(cancelled()) } else { end });
                             return None;
                         }
-                    }
+                        Some(Said::Chunk(Ok(part))) => chunk = Some(part).filter(|_| chunks.is_some()),
+                        Some(Said::Chunk(Err(failure))) => {
+                            let reason = failure.message.clone();
+                            let _ = reply.send(Err(failure));
+                            return Some(reason);
+                        }
+                        None => {}
+                    },
                     Ok(false) => {
                         let reason = ended(child).await;
                         let _ = reply.send(Err(failed(self.name, &format!("its process ended during the call: {reason}"))));
@@ -321,6 +331,11 @@ impl Slot<'_> {
                         return Some(error.to_string());
                     }
                 },
+                room = room(chunks.as_ref()), if chunk.is_some() => {
+                    if let (Some(room), Some(chunk)) = (room, chunk.take()) {
+                        room.send(chunk);
+                    }
+                }
                 () = cancel.cancelled(), if !told => {
                     told = true;
                     until = until.min(Instant::now() + CANCEL_GRACE);
@@ -339,14 +354,17 @@ impl Slot<'_> {
         }
     }
 
-    /// Reads the line that has just arrived as the end of call `id`.
-    fn answer(&mut self, id: &str) -> Option<Result<Answer, Failure>> {
+    /// Reads the line that has just arrived as a part or the end of call `id`.
+    fn answer(&mut self, id: &str) -> Option<Said> {
         let reply: Option<Reply> = serde_json::from_slice(&self.pipes.partial).ok();
-        let end = reply.filter(|reply| reply.id.as_deref() == Some(id)).and_then(|reply| reply.end(self.name));
-        match end {
-            Some(end) => {
+        let said = reply.filter(|reply| reply.id.as_deref() == Some(id)).and_then(|mut reply| match reply.take_chunk(self.name) {
+            Some(chunk) => Some(Said::Chunk(chunk)),
+            None => reply.end(self.name).map(Said::End),
+        });
+        match said {
+            Some(said) => {
                 self.pipes.partial.clear();
-                Some(end)
+                Some(said)
             }
             None => {
                 self.pass_over();
@@ -354,6 +372,17 @@ impl Slot<'_> {
             }
         }
     }
+}
+
+/// What a child said about the call that it works on.
+enum Said {
+    Chunk(Result<Bytes, Failure>),
+    End(Result<Answer, Failure>),
+}
+
+/// Room for one more chunk; `None` if nobody reads any more.
+async fn room(chunks: Option<&mpsc::Sender<Bytes>>) -> Option<mpsc::Permit<'_, Bytes>> {
+    chunks?.reserve().await.ok()
 }
 
 async fn next_job(queue: &Mutex<mpsc::Receiver<Job>>) -> Option<Job> {

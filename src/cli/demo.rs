@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::local::{self, Scratch};
 use super::{CliError, Global};
 use crate::model::{CapabilityName, ErrorCode, Failure, printable};
-use crate::node::{Handle, InvokeReply, InvokeRequest, Node, PAYLOAD_BYTES_MAX, Query, Wanted};
+use crate::node::{Handle, InvokeReply, InvokeRequest, Node, Query, Wanted};
 
 /// The document that is used when none is named.
 const SAMPLE: &[u8] = include_bytes!("../agents/builtin/assets/sample.pdf");
@@ -23,7 +23,7 @@ const TEXT_BYTES_MAX: usize = 40 * 1024;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   meshwork demo                  on a document that ships inside
-  meshwork demo report.pdf       on yours: PDF, Markdown or text, up to 45 KB
+  meshwork demo report.pdf       on yours: PDF, Markdown or text, up to 3.9 MB
 
 Starts four nodes on loopback that find each other, attaches agents to three of them, and has the fourth extract the document's text,
 analyse it and sum it up, each step by whichever agent the mesh offers. Nothing is left behind.")]
@@ -84,7 +84,7 @@ fn read(file: Option<PathBuf>) -> Result<(String, String), CliError> {
     };
     let url = format!("data:{kind};base64,{}", STANDARD.encode(&bytes));
     // The input of a call is bounded, and its JSON adds a little to the document.
-    let bytes_max = PAYLOAD_BYTES_MAX - 256;
+    let bytes_max = usize::try_from(crate::config::Limits::default().payload_bytes_max).unwrap_or(usize::MAX) - 256;
     if url.len() > bytes_max {
         let message = format!("{title} has {} bytes; documents of up to {} bytes travel in one call", bytes.len(), bytes_max / 4 * 3 - 64);
         return Err(CliError::from(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", bytes_max / 4 * 3 - 64)));

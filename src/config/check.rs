@@ -47,6 +47,11 @@ pub(super) fn check(config: &Config, place: &PlaceOf<'_>, faults: &mut Faults) {
         faults.add("routing.weight_match", problem, Some("give at least one weight".to_owned()), place("routing.weight_match"));
     }
     let limits = &config.limits;
+    if limits.announced_per_peer_bytes_max < u64::from(limits.payload_bytes_max) {
+        let allowed = format!("at least limits.payload_bytes_max, which is {}", limits.payload_bytes_max);
+        let key = "limits.announced_per_peer_bytes_max";
+        faults.add_value(key, limits.announced_per_peer_bytes_max, &allowed, place(key).or_else(|| place("limits.payload_bytes_max")));
+    }
     if limits.call_timeout_ms_default > limits.call_timeout_ms_max {
         let allowed = format!("at most limits.call_timeout_ms_max, which is {}", limits.call_timeout_ms_max);
         let key = "limits.call_timeout_ms_default";

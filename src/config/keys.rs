@@ -138,7 +138,7 @@ const fn fraction(key: &'static str, max: f64) -> Bounds {
 const DAY_MS: f64 = 86_400_000.0;
 
 /// The bounds of every number among the settings.
-pub(super) const BOUNDS: [Bounds; 28] = [
+pub(super) const BOUNDS: [Bounds; 30] = [
     between("mesh.limits.pending_in_max", 1.0, 4_096.0),
     between("mesh.limits.pending_out_max", 1.0, 4_096.0),
     between("mesh.limits.established_in_max", 1.0, 65_536.0),
@@ -156,7 +156,9 @@ pub(super) const BOUNDS: [Bounds; 28] = [
     fraction("routing.exploration", 0.5),
     between("routing.failures_to_withdraw", 1.0, 100.0),
     between("routing.suspect_ms", 100.0, 600_000.0),
-    between("limits.payload_bytes_max", 256.0, 65_536.0),
+    between("limits.payload_bytes_max", 256.0, 67_108_864.0),
+    between("limits.announced_bytes_max", 65_536.0, 1_099_511_627_776.0),
+    between("limits.announced_per_peer_bytes_max", 65_536.0, 1_099_511_627_776.0),
     between("limits.call_timeout_ms_default", 1.0, DAY_MS),
     between("limits.call_timeout_ms_max", 1.0, DAY_MS),
     between("limits.calls_in_flight_max", 1.0, 1_048_576.0),

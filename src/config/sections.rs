@@ -204,8 +204,12 @@ impl Default for Routing {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Largest input or output of a call, in bytes. Bounded by one frame of a lane, so that no call holds up those behind it.
+    /// Largest input or output of a call, in bytes (MAOP-10 asks for 5 MB). What does not fit into a frame of a lane travels beside it.
     pub payload_bytes_max: u32,
+    /// Bytes of large inputs and outputs that peers may have announced to this node and not finished sending.
+    pub announced_bytes_max: u64,
+    /// The same for one peer.
+    pub announced_per_peer_bytes_max: u64,
     /// Deadline of a call that names none, in milliseconds: long enough for a language model.
     pub call_timeout_ms_default: u64,
     /// Longest deadline that a call may ask for, in milliseconds: what it holds is held that long.
@@ -233,7 +237,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            payload_bytes_max: 65_536,
+            payload_bytes_max: 5_242_880,
+            announced_bytes_max: 268_435_456,
+            announced_per_peer_bytes_max: 67_108_864,
             call_timeout_ms_default: 60_000,
             call_timeout_ms_max: 600_000,
             calls_in_flight_max: 4_096,
@@ -243,7 +249,7 @@ impl Default for Limits {
             records_max: 100_000,
             results_kept_max: 1_000,
             results_kept_ms: 600_000,
-            http_body_bytes_max: 1_048_576,
+            http_body_bytes_max: 6_291_456,
             drain_ms_max: 30_000,
         }
     }

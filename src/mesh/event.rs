@@ -2,7 +2,7 @@
 
 use libp2p::{Multiaddr, Stream};
 
-use super::lanes::{self, Direction};
+use super::streams::{Direction, OpenError};
 use super::swarm::{ControlId, ReplyTo, SearchId, Stamp};
 use crate::model::NodeId;
 use crate::wire;
@@ -81,13 +81,24 @@ pub enum Event {
     Lane {
         /// With whom.
         node: NodeId,
-        /// Who calls on it.
+        /// Who calls on it; the tag is the priority.
         direction: Direction,
         /// The lane.
         stream: Stream,
     },
-    /// A lane that was asked for cannot be.
-    LaneFailed(NodeId, lanes::OpenError),
+    /// A lane that was asked for, with its tag, cannot be.
+    LaneFailed(NodeId, u64, OpenError),
+    /// The substream of a blob stands.
+    Blob {
+        /// With whom.
+        node: NodeId,
+        /// Who sends on it.
+        direction: Direction,
+        /// The substream.
+        stream: Stream,
+    },
+    /// The substream of a blob that was asked for, with its tag, cannot be.
+    BlobFailed(NodeId, u64, OpenError),
     /// A peer did something that an honest one does not.
     Misbehaved(NodeId, &'static str),
 }

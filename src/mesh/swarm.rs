@@ -13,8 +13,8 @@ use super::address::{self, AddressClass, AddressClasses, DialBudget, Policy};
 use super::behaviour::Behaviour;
 use super::event::Event;
 use super::inbound::root_cause;
-use super::{control, gossip, kademlia, lanes, limits, transport};
-use crate::model::{CapabilityName, NodeId, Shard};
+use super::{blobs, control, gossip, kademlia, lanes, limits, streams, transport};
+use crate::model::{CapabilityName, NodeId, Priority, Shard};
 use crate::wire::NodeKey;
 use crate::wire::directory::{Control, Reply};
 
@@ -202,7 +202,9 @@ impl Mesh {
             kademlia: kademlia::behaviour(peer, settings.client_only),
             gossip: gossip::behaviour(&keypair, &gossip::exempt_networks(&own))?,
             control: request_response::Behaviour::with_codec(control::Codec, protocols, control_config),
-            lanes: lanes::Behaviour::default(),
+            lanes: streams::Behaviour::new(lanes::PROTOCOL, lanes::INBOUND_PER_CONNECTION_MAX),
+            // How many of these are open at once is bounded by what is announced; over a long life they may be many.
+            blobs: streams::Behaviour::new(blobs::PROTOCOL, usize::MAX),
         };
         let config = libp2p::swarm::Config::with_tokio_executor()
             .with_idle_connection_timeout(Duration::from_secs(60))
@@ -417,8 +419,13 @@ impl Mesh {
     }
 
     /// Opens a lane to a node. Ends in [`Event::Lane`] or [`Event::LaneFailed`].
-    pub fn open_lane(&mut self, node: NodeId) {
-        self.swarm.behaviour_mut().lanes.open(node.peer_id());
+    pub fn open_lane(&mut self, node: NodeId, priority: Priority) {
+        self.swarm.behaviour_mut().lanes.open(node.peer_id(), priority as u64);
+    }
+
+    /// Opens a substream for a blob. Ends in [`Event::Blob`] or [`Event::BlobFailed`] with this tag.
+    pub fn open_blob(&mut self, node: NodeId, tag: u64) {
+        self.swarm.behaviour_mut().blobs.open(node.peer_id(), tag);
     }
 
     /// Whether a connection to `node` stands.

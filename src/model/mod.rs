@@ -10,6 +10,7 @@ mod failure;
 mod figure;
 mod id;
 mod price;
+mod priority;
 mod text;
 mod time;
 
@@ -20,5 +21,6 @@ pub use failure::Failure;
 pub use figure::{Figure, Source};
 pub use id::{AgentId, InvocationId, NodeId, ParseError};
 pub use price::{Currency, Price};
+pub use priority::Priority;
 pub use text::{nearest, percent_decoded, printable};
 pub use time::{Now, Timestamp};

@@ -1,20 +1,23 @@
 //! A call from the side of the agent's node: whose agent, under which key, with what result.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::oneshot;
+use bytes::Bytes;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::blobs;
 use super::keyed::Ask;
-use super::shared::{Counted, Shared, lock};
-use crate::agents::{Agent, Invocation};
-use crate::mesh::lanes::Executor;
+use super::shared::{Counted, Shared};
+use crate::agents::{Agent, Confirm, Invocation};
+use crate::mesh::lanes::{Executor, Orders};
 use crate::model::{ErrorCode, Failure, NodeId};
 use crate::proto::invocation::call::AttemptFailure;
-use crate::wire::invocation::{HOPS_MAX, PAYLOAD_BYTES_MAX, Request, Success};
+use crate::wire::blob::Part;
+use crate::wire::invocation::{Body, HOPS_MAX, Request, Success};
 
 pub(super) use crate::agents::schema_failure;
 
@@ -27,42 +30,57 @@ pub(super) struct AgentsHere {
 
 #[async_trait]
 impl Executor for AgentsHere {
-    async fn execute(
-        &self,
-        caller: NodeId,
-        request: Request,
-        deadline: Duration,
-        accepted: oneshot::Sender<()>,
-        cancel: CancellationToken,
-    ) -> Result<Success, Failure> {
+    async fn execute(&self, caller: NodeId, request: Request, deadline: Duration, orders: Orders) -> Result<Success, AttemptFailure> {
         let limits = &self.shared.config.limits;
         let running_max = usize::try_from(limits.calls_per_peer_max).unwrap_or(usize::MAX);
         let _running = Counted::new(&self.running);
-        if self.running.load(Ordering::Relaxed) > running_max {
+        if self.running.load(Ordering::Relaxed) > request.priority.room(running_max) {
             let failure = Failure::new(ErrorCode::Busy, format!("{running_max} calls of this peer are running"));
-            return Err(failure.with("limit", running_max).with("retry_after_ms", 50));
+            return Err(not_begun(failure.with("limit", running_max).with("retry_after_ms", 50)));
         }
         // A peer's deadline is clamped to what this node allows anybody.
         let longest = Duration::from_millis(limits.call_timeout_ms_max);
         let deadline = deadline.min(self.shared.mono().saturating_add(longest));
-        execute(&self.shared, caller, request, deadline, Some(accepted), &cancel).await
+        let invocation = request.invocation;
+        let (request, input) = blobs::taken_out(request);
+        let input = blobs::bytes_of(&self.shared, caller, invocation, Part::Input, input, &orders.cancel).await.map_err(not_begun)?;
+        let request = Request { body: Body::Inline(input), ..request };
+        let success = execute(&self.shared, caller, request, deadline, orders).await?;
+        let (body, blob) = blobs::announced(invocation, Part::Output, success.body);
+        if let Some((head, bytes)) = blob {
+            let shared = Arc::clone(&self.shared);
+            tokio::spawn(async move {
+                if let Err(failure) = blobs::push(&shared, caller, head, bytes).await {
+                    tracing::debug!(%invocation, %failure, "an output was not taken");
+                }
+            });
+        }
+        Ok(Success { body, ..success })
     }
 }
 
+fn not_begun(failure: Failure) -> AttemptFailure {
+    AttemptFailure { failure, accepted: false }
+}
+
 /// Has an agent of this node do a call of this node's own client.
-pub(super) async fn here(shared: &Arc<Shared>, request: Request, deadline: Duration) -> Result<Success, AttemptFailure> {
-    let (accept, mut accepted) = oneshot::channel();
+pub(super) async fn here(
+    shared: &Arc<Shared>,
+    request: Request,
+    deadline: Duration,
+    chunks: Option<mpsc::Sender<Bytes>>,
+) -> Result<Success, AttemptFailure> {
     let cancel = CancellationToken::new();
     // Dropping this future drops the guard, which tells the agent to stop.
     let _guard = cancel.clone().drop_guard();
     let task = {
         let (shared, caller) = (Arc::clone(shared), shared.node());
+        let orders = Orders { cancel, chunks, confirm: None };
         // The agent is told to stop by the token, and must be able to hear it after this future is gone.
-        tokio::spawn(async move { execute(&shared, caller, request, deadline, Some(accept), &cancel).await })
+        tokio::spawn(async move { execute(&shared, caller, request, deadline, orders).await })
     };
-    let broke_off = |_| Err(Failure::new(ErrorCode::Internal, "the call broke off"));
-    let result = task.await.unwrap_or_else(broke_off);
-    result.map_err(|failure| AttemptFailure { failure, accepted: accepted.try_recv().is_ok() })
+    let broke_off = |_| Err(AttemptFailure { failure: Failure::new(ErrorCode::Internal, "the call broke off"), accepted: true });
+    task.await.unwrap_or_else(broke_off)
 }
 
 async fn execute(
@@ -70,12 +88,11 @@ async fn execute(
     caller: NodeId,
     request: Request,
     deadline: Duration,
-    accepted: Option<oneshot::Sender<()>>,
-    cancel: &CancellationToken,
-) -> Result<Success, Failure> {
+    orders: Orders,
+) -> Result<Success, AttemptFailure> {
     let _serving = Counted::new(&shared.serving);
-    let result = under_key(shared, caller, request, deadline, accepted, cancel).await;
-    shared.metrics.call("agent", result.as_ref().map_or_else(|failure| failure.code.as_str(), |_| "success"));
+    let result = under_key(shared, caller, request, deadline, orders).await;
+    shared.metrics.call("agent", result.as_ref().map_or_else(|failed| failed.failure.code.as_str(), |_| "success"));
     result
 }
 
@@ -84,63 +101,72 @@ async fn under_key(
     caller: NodeId,
     request: Request,
     deadline: Duration,
-    accepted: Option<oneshot::Sender<()>>,
-    cancel: &CancellationToken,
-) -> Result<Success, Failure> {
+    orders: Orders,
+) -> Result<Success, AttemptFailure> {
     if request.hops.len() >= HOPS_MAX {
-        return Err(Failure::new(ErrorCode::InvalidRequest, format!("the call has passed {HOPS_MAX} nodes")).with("limit", HOPS_MAX));
+        let failure = Failure::new(ErrorCode::InvalidRequest, format!("{HOPS_MAX} calls have led to this one"));
+        return Err(not_begun(failure.with("limit", HOPS_MAX)));
     }
     let agent = shared.registry.get(request.agent).ok_or_else(|| {
         let message = format!("agent {} is not on node {}", request.agent, shared.node().short());
-        Failure::new(ErrorCode::AgentNotFound, message)
+        not_begun(Failure::new(ErrorCode::AgentNotFound, message))
     })?;
-    let Some(word) = request.key.clone() else { return run(shared, &agent, request, deadline, accepted, cancel).await };
+    let Some(word) = request.key.clone() else { return run(shared, &agent, request, deadline, orders).await };
+    let cancel = orders.cancel.clone();
     let ask = Ask {
         key: (caller, request.agent, format!("{}\n{word}", request.capability)),
-        input: *blake3::hash(&request.payload).as_bytes(),
+        input: input_hash(&request.body),
         deadline,
-        cancel,
+        cancel: &cancel,
     };
-    // Only one of the two tells the caller: whoever runs, when the agent takes it; whoever waits, at once.
-    let accepted = Arc::new(Mutex::new(accepted));
-    let waits = Arc::clone(&accepted);
-    let joined = move || {
-        if let Some(accepted) = lock(&waits).take() {
-            let _ = accepted.send(());
-        }
-    };
+    let begun = Arc::new(AtomicBool::new(false));
+    let (joined, ran) = (Arc::clone(&begun), Arc::clone(&begun));
     let here = Arc::clone(shared);
     let start = |stop: CancellationToken| async move {
-        let accepted = lock(&accepted).take();
-        run(&here, &agent, request, deadline, accepted, &stop).await
+        let result = run(&here, &agent, request, deadline, Orders { cancel: stop, ..orders }).await;
+        result.map_err(|failed| {
+            ran.store(failed.accepted, Ordering::Relaxed);
+            failed.failure
+        })
     };
-    shared.results_by_key.once(ask, joined, start).await
+    // Whoever waits for somebody else's run cannot know that it has not begun.
+    let result = shared.results_by_key.once(ask, || joined.store(true, Ordering::Relaxed), start).await;
+    result.map_err(|failure| AttemptFailure { failure, accepted: begun.load(Ordering::Relaxed) })
 }
 
-async fn run(
-    shared: &Shared,
-    agent: &Agent,
-    request: Request,
-    deadline: Duration,
-    accepted: Option<oneshot::Sender<()>>,
-    cancel: &CancellationToken,
-) -> Result<Success, Failure> {
+fn input_hash(body: &Body) -> [u8; 32] {
+    match body {
+        Body::Inline(bytes) => *blake3::hash(bytes).as_bytes(),
+        Body::Blob(blob) => blob.hash,
+    }
+}
+
+async fn run(shared: &Shared, agent: &Agent, request: Request, deadline: Duration, orders: Orders) -> Result<Success, AttemptFailure> {
+    let Body::Inline(input) = request.body else {
+        return Err(not_begun(Failure::new(ErrorCode::Internal, "the input has not been fetched")));
+    };
     let invocation = Invocation {
         id: request.invocation,
         capability: request.capability,
         version: request.version,
-        input: request.payload,
+        input,
         deadline: shared.clock.zero() + deadline,
         key: request.key,
+        priority: request.priority,
+        confirm: orders.confirm.map(|(ready, go)| Confirm { ready, go }),
+        chunks: orders.chunks,
     };
-    let output = agent.invoke(invocation, accepted, cancel).await?;
-    if output.payload.len() > PAYLOAD_BYTES_MAX {
-        let message = format!("the output has {} bytes, at most {PAYLOAD_BYTES_MAX} are allowed", output.payload.len());
-        return Err(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", PAYLOAD_BYTES_MAX));
+    let result = agent.invoke(invocation, &orders.cancel).await;
+    let output = result.map_err(|failed| AttemptFailure { failure: failed.failure, accepted: failed.begun })?;
+    let bytes_max = usize::try_from(shared.config.limits.payload_bytes_max).unwrap_or(usize::MAX);
+    if output.payload.len() > bytes_max {
+        let message = format!("the output has {} bytes, at most {bytes_max} are allowed", output.payload.len());
+        let failure = Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", bytes_max);
+        return Err(AttemptFailure { failure, accepted: true });
     }
     Ok(Success {
         units: output.units.map(|units| units.to_string()),
         execution_us: u64::try_from(output.took.as_micros()).unwrap_or(u64::MAX),
-        payload: output.payload,
+        body: Body::Inline(output.payload),
     })
 }

@@ -172,7 +172,8 @@ impl Handle {
             self.shared.schemas.insert(offered.definition.input_schema.clone());
             self.shared.schemas.insert(offered.definition.output_schema.clone());
         }
-        let agent = Agent::start(Arc::new(key), checked, self.disk.dir.path());
+        let output_bytes_max = usize::try_from(self.shared.config.limits.payload_bytes_max).unwrap_or(usize::MAX);
+        let agent = Agent::start(Arc::new(key), checked, self.disk.dir.path(), output_bytes_max);
         let id = agent.id();
         self.shared.registry.insert(agent);
         self.agent_changed(id).await?;

@@ -8,23 +8,27 @@ use bytes::Bytes;
 use rand::Rng;
 use rust_decimal::Decimal;
 use serde_json::Value;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::blobs;
 use super::execute;
 use super::find;
 use super::keyed::Ask;
 use super::lanes::lane_to;
 use super::schemas::schemas_of;
 use super::shared::{Counted, Shared, lock};
+use super::stream;
 use crate::agents::definition::ANYTHING;
-use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, InvocationId, NodeId, VersionRequirement};
+use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, InvocationId, NodeId, Priority, VersionRequirement};
 use crate::proto::directory::Reach;
 use crate::proto::directory::rank::{Answer, Candidate};
 use crate::proto::invocation::call::{self, AttemptFailure, Step};
 use crate::proto::invocation::client::Outcome as LaneOutcome;
 use crate::proto::peers::trust::Outcome;
+use crate::wire::blob::Part;
 use crate::wire::directory::{Query, Wanted};
-use crate::wire::invocation::{HOPS_MAX, KEY_BYTES_MAX, PAYLOAD_BYTES_MAX, Priority, Request, Success};
+use crate::wire::invocation::{Body, KEY_BYTES_MAX, Request, Success};
 
 /// How long a call waits for the schemas of an agent; without them only the agent's node checks.
 const SCHEMAS_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -54,6 +58,12 @@ pub struct InvokeRequest {
     pub traceparent: Option<String>,
     /// Whether the reply says how it came about.
     pub explain: bool,
+    /// Where the parts of the answer go, each as JSON text; whoever sends waits until there is room. `None`: the whole answer is enough.
+    pub chunks: Option<mpsc::Sender<Bytes>>,
+    /// How long the first part of a streamed answer may take.
+    pub first_chunk: Option<Duration>,
+    /// How long the pause after a part may be.
+    pub idle: Option<Duration>,
 }
 
 impl InvokeRequest {
@@ -71,6 +81,9 @@ impl InvokeRequest {
             constraints: Wanted::default(),
             traceparent: None,
             explain: false,
+            chunks: None,
+            first_chunk: None,
+            idle: None,
         }
     }
 }
@@ -162,11 +175,11 @@ fn admit(shared: &Shared, request: &mut InvokeRequest) -> Result<(), Failure> {
         return Err(Failure::new(ErrorCode::Unavailable, "this node is stopping").retryable(false));
     }
     let in_flight_max = usize::try_from(limits.calls_in_flight_max).unwrap_or(usize::MAX);
-    if shared.in_flight.load(Ordering::Relaxed) >= in_flight_max {
+    if shared.in_flight.load(Ordering::Relaxed) >= request.priority.room(in_flight_max) {
         let failure = Failure::new(ErrorCode::Busy, format!("{in_flight_max} calls of this node's clients are running"));
         return Err(failure.with("limit", in_flight_max).with("retry_after_ms", 50));
     }
-    let bytes_max = usize::try_from(limits.payload_bytes_max).unwrap_or(usize::MAX).min(PAYLOAD_BYTES_MAX);
+    let bytes_max = usize::try_from(limits.payload_bytes_max).unwrap_or(usize::MAX);
     if request.input.len() > bytes_max {
         let message = format!("the input has {} bytes, at most {bytes_max} are allowed", request.input.len());
         return Err(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", bytes_max).with("path", "/input"));
@@ -176,13 +189,13 @@ fn admit(shared: &Shared, request: &mut InvokeRequest) -> Result<(), Failure> {
         return invalid("idempotency_key", format!("an idempotency key has 1 to {KEY_BYTES_MAX} printable characters"));
     }
     let timeout_max = Duration::from_millis(limits.call_timeout_ms_max);
-    if let Some(timeout) = request.timeout {
-        if timeout.is_zero() {
-            return invalid("timeout_ms", "a timeout is at least 1 ms".to_owned());
-        }
-        if timeout > timeout_max {
-            return invalid("timeout_ms", format!("a timeout is at most {} ms (limits.call_timeout_ms_max)", timeout_max.as_millis()));
-        }
+    let zero = |timeout: &Option<Duration>| timeout.is_some_and(|timeout| timeout.is_zero());
+    let timeouts = [("timeout_ms", request.timeout), ("first_chunk_timeout_ms", request.first_chunk), ("idle_timeout_ms", request.idle)];
+    if let Some((field, _)) = timeouts.iter().find(|(_, timeout)| zero(timeout)) {
+        return invalid(field, "a timeout is at least 1 ms".to_owned());
+    }
+    if request.timeout.is_some_and(|timeout| timeout > timeout_max) {
+        return invalid("timeout_ms", format!("a timeout is at most {} ms (limits.call_timeout_ms_max)", timeout_max.as_millis()));
     }
     request.traceparent = request.traceparent.take().filter(|text| text.len() <= 128 && text.is_ascii());
     Ok(())
@@ -254,7 +267,10 @@ async fn run(shared: &Arc<Shared>, request: InvokeRequest, id: InvocationId) -> 
             Step::Ask(candidate) => {
                 explained = explained.or(kept);
                 shared.metrics.attempt();
-                let outcome = attempt(shared, &request, id, &candidate, deadline).await;
+                let (outcome, streamed) = attempt(shared, &request, id, &candidate, deadline).await;
+                if streamed {
+                    machine.on_chunk();
+                }
                 let now = shared.mono();
                 match outcome {
                     Ok(success) => {
@@ -307,7 +323,10 @@ fn reply(
     let price = candidate.capability().and_then(|capability| capability.price.as_ref());
     InvokeReply {
         id,
-        output: success.payload,
+        output: match success.body {
+            Body::Inline(text) => text,
+            Body::Blob(_) => Bytes::new(),
+        },
         agent: candidate.agent(),
         node: candidate.entry.record.node,
         attempts: machine.attempts().len(),
@@ -325,10 +344,11 @@ async fn attempt(
     id: InvocationId,
     candidate: &Candidate,
     deadline: Duration,
-) -> Result<Success, AttemptFailure> {
+) -> (Result<Success, AttemptFailure>, bool) {
     let record = &candidate.entry.record;
+    let refuse = |failure: Failure| (Err(AttemptFailure { failure, accepted: false }), false);
     let Some(offered) = candidate.capability() else {
-        return Err(AttemptFailure { failure: Failure::new(ErrorCode::Internal, "the candidate lost its capability"), accepted: false });
+        return refuse(Failure::new(ErrorCode::Internal, "the candidate lost its capability"));
     };
     let is_here = record.node == shared.node();
     let mut output_schema = None;
@@ -340,9 +360,10 @@ async fn attempt(
         let fetch = schemas_of(shared, record.node, &hashes);
         let known = tokio::time::timeout(wait, fetch).await.unwrap_or_default();
         let schema = |hash| known.iter().find(|(known, _)| *known == hash).and_then(|(_, known)| known.schema.clone());
-        if let Some(schema) = schema(offered.input_schema) {
-            let refused = check(&schema, &request.input, "input");
-            refused.map_err(|failure| AttemptFailure { failure, accepted: false })?;
+        if let Some(schema) = schema(offered.input_schema)
+            && let Err(failure) = check(&schema, &request.input, "input")
+        {
+            return refuse(failure);
         }
         output_schema = schema(offered.output_schema);
     }
@@ -355,18 +376,26 @@ async fn attempt(
         priority: request.priority,
         key: request.key.clone(),
         traceparent: request.traceparent.clone(),
-        hops: vec![shared.node()].into_iter().take(HOPS_MAX).collect(),
-        payload: request.input.clone(),
+        hops: Vec::new(),
+        confirm: request.key.is_none() && !offered.idempotent,
+        window: 0,
+        body: Body::Inline(request.input.clone()),
     };
-    let mut outcome =
-        if is_here { execute::here(shared, wire, deadline).await } else { over_lane(shared, record.node, wire, deadline).await };
+    let (mut outcome, streamed) = match &request.chunks {
+        Some(chunks) => {
+            let (sender, parts) = mpsc::channel(1);
+            let call = ask(shared, record.node, wire, deadline, Some(sender));
+            stream::pass_on(call, parts, chunks, stream::Patience::new(request, shared.clock.zero() + deadline)).await
+        }
+        None => (ask(shared, record.node, wire, deadline, None).await, false),
+    };
     if let (Ok(success), Some(schema)) = (&outcome, &output_schema)
-        && let Err(failure) = check(schema, &success.payload, "output")
+        && let Err(failure) = check(schema, success_text(success), "output")
     {
         outcome = Err(AttemptFailure { failure: failure.retryable(true), accepted: true });
     }
     observe(shared, candidate, offered.id.clone(), &outcome, shared.mono().saturating_sub(started));
-    outcome
+    (outcome, streamed)
 }
 
 fn check(schema: &crate::agents::schema::Schema, text: &[u8], what: &str) -> Result<(), Failure> {
@@ -375,13 +404,66 @@ fn check(schema: &crate::agents::schema::Schema, text: &[u8], what: &str) -> Res
     schema.check(&value).map_err(|faults| execute::schema_failure(what, &faults))
 }
 
-async fn over_lane(shared: &Shared, node: NodeId, request: Request, deadline: Duration) -> Result<Success, AttemptFailure> {
+fn success_text(success: &Success) -> &[u8] {
+    match &success.body {
+        Body::Inline(text) => text,
+        Body::Blob(_) => &[],
+    }
+}
+
+/// Asks the agent here, or over a lane.
+async fn ask(
+    shared: &Arc<Shared>,
+    node: NodeId,
+    request: Request,
+    deadline: Duration,
+    chunks: Option<mpsc::Sender<Bytes>>,
+) -> Result<Success, AttemptFailure> {
+    if node == shared.node() {
+        return execute::here(shared, request, deadline, chunks).await;
+    }
     let refuse = |failure: Failure| AttemptFailure { failure, accepted: false };
-    let lane = lane_to(shared, node).await.map_err(refuse)?;
-    match lane.call(request, deadline).await {
+    let lane = lane_to(shared, node, request.priority).await.map_err(refuse)?;
+    let invocation = request.invocation;
+    let (request, body) = blobs::taken_out(request);
+    let (body, blob) = blobs::announced(invocation, Part::Input, body);
+    let call = lane.call(Request { body, ..request }, deadline, chunks.as_ref());
+    let outcome = match blob {
+        None => call.await,
+        Some((head, bytes)) => {
+            let push = async {
+                // Whoever does not take it says why on the lane.
+                if let Err(failure) = blobs::push(shared, node, head, bytes).await {
+                    tracing::debug!(%invocation, %failure, "an input was not taken");
+                }
+                std::future::pending().await
+            };
+            tokio::select! {
+                outcome = call => outcome,
+                () = push => return Err(refuse(Failure::new(ErrorCode::Internal, "an endless wait ended"))),
+            }
+        }
+    };
+    let success = settled(node, outcome)?;
+    let Body::Blob(_) = success.body else { return Ok(success) };
+    let (cancel, left) = (CancellationToken::new(), deadline.saturating_sub(shared.mono()));
+    let body = blobs::bytes_of(shared, node, invocation, Part::Output, success.body, &cancel);
+    let late = |_| Err(Failure::new(ErrorCode::Timeout, "the output did not arrive before the deadline"));
+    match tokio::time::timeout(left, body).await.unwrap_or_else(late) {
+        Ok(text) => Ok(Success { body: Body::Inline(text), ..success }),
+        Err(failure) if failure.code == ErrorCode::InvalidRequest => {
+            let failure = Failure::new(ErrorCode::AgentFailed, failure.message).retryable(true);
+            Err(AttemptFailure { failure, accepted: true })
+        }
+        Err(failure) => Err(AttemptFailure { failure, accepted: true }),
+    }
+}
+
+fn settled(node: NodeId, outcome: LaneOutcome) -> Result<Success, AttemptFailure> {
+    match outcome {
         LaneOutcome::Success(success) => Ok(success),
-        LaneOutcome::Failed { failure, accepted } => Err(AttemptFailure { failure, accepted }),
-        LaneOutcome::Lost { accepted } => {
+        LaneOutcome::Failed { failure, begun } => Err(AttemptFailure { failure, accepted: begun }),
+        LaneOutcome::Lost { begun: accepted } => {
             let message = if accepted {
                 format!("node {} was lost while its agent worked; what it did is unknown", node.short())
             } else {
@@ -391,7 +473,7 @@ async fn over_lane(shared: &Shared, node: NodeId, request: Request, deadline: Du
             let failure = Failure::new(code, message).with("outcome", if accepted { "unknown" } else { "not_started" });
             Err(AttemptFailure { failure, accepted })
         }
-        LaneOutcome::TimedOut { accepted } => {
+        LaneOutcome::TimedOut { begun: accepted } => {
             let failure = Failure::new(ErrorCode::Timeout, "the agent did not answer before the deadline");
             Err(AttemptFailure { failure, accepted })
         }

@@ -5,6 +5,7 @@
 //! back as inputs. Calls do not pass through it: they read the directory through a snapshot that the loop replaces, travel on lanes that
 //! have tasks of their own, and report how they ended in batches.
 
+mod blobs;
 mod clock;
 mod event_loop;
 mod execute;
@@ -18,6 +19,7 @@ mod lanes;
 mod schemas;
 mod shared;
 mod start;
+mod stream;
 mod view;
 
 pub(crate) use handle::label;
@@ -28,7 +30,7 @@ pub use view::{Check, Event, Level, NodeView, State};
 
 // What questions and answers are made of, so that doors and verbs need to know no other layer.
 pub use crate::mesh::Peer;
+pub use crate::model::Priority;
 pub use crate::proto::directory::rank::{Answer, Candidate};
 pub use crate::proto::directory::{Availability, Entry, Reach};
 pub use crate::wire::directory::{Query, SchemaHash, Wanted};
-pub use crate::wire::invocation::{PAYLOAD_BYTES_MAX, Priority};

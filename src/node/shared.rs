@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::blobs::Blobs;
 use super::clock::Clock;
 use super::invoke::InvokeReply;
 use super::keyed::Calls;
@@ -19,7 +20,7 @@ use crate::agents::Registry;
 use crate::config::Config;
 use crate::mesh::Peer;
 use crate::mesh::lanes::Lane;
-use crate::model::{AgentId, CapabilityName, Failure, InvocationId, NodeId};
+use crate::model::{AgentId, CapabilityName, Failure, InvocationId, NodeId, Priority};
 use crate::proto::directory::rank::{Answer, Weights};
 use crate::proto::directory::{Entry, Routes};
 use crate::proto::peers::trust::{Ledger, Outcome};
@@ -40,7 +41,11 @@ pub(super) enum Command {
     /// Answer a query, looking further than the directory if it does not hold `enough` candidates.
     Find { query: Query, enough: usize, reply: oneshot::Sender<Answer> },
     /// A lane to this node.
-    OpenLane { node: NodeId, reply: oneshot::Sender<Result<Lane, Failure>> },
+    OpenLane { node: NodeId, priority: Priority, reply: oneshot::Sender<Result<Lane, Failure>> },
+    /// A substream for a blob to this node.
+    OpenBlob { node: NodeId, reply: oneshot::Sender<libp2p::Stream> },
+    /// A peer did what an honest one does not.
+    Penalise { node: NodeId, what: &'static str },
     /// Schemas that this node's records name.
     Schemas { node: NodeId, hashes: Vec<SchemaHash>, reply: oneshot::Sender<Result<Vec<String>, Failure>> },
     /// Everything in the directory.
@@ -85,6 +90,7 @@ pub(super) struct Shared {
     pub(super) weights: Weights,
     pub(super) ledger: RwLock<Ledger>,
     pub(super) lanes: Lanes,
+    pub(super) blobs: Blobs,
     pub(super) schemas: Schemas,
     pub(super) calls_by_key: Arc<Calls<Arc<InvokeReply>>>,
     pub(super) results_by_key: Arc<Calls<Success>>,

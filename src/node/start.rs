@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
+use super::blobs::Blobs;
 use super::clock::Clock;
 use super::event_loop::{EventLoop, Inputs, REPORTS_MAX};
 use super::handle::Handle;
@@ -29,6 +30,7 @@ use crate::mesh::{self, Event, Mesh, limits};
 use crate::model::{Definition, Failure, NodeId, Timestamp};
 use crate::proto::directory::rank::Weights;
 use crate::proto::directory::{self, Routes};
+use crate::proto::invocation::blobs as proto_blobs;
 use crate::proto::peers::bootstrap::{self, LAST_GOOD_MAX};
 use crate::proto::peers::penalties::{self, Penalties};
 use crate::proto::peers::trust::Ledger;
@@ -205,6 +207,12 @@ impl Node {
         directory_config.failures_to_suspect = routing.failures_to_withdraw;
         directory_config.suspect = Duration::from_millis(routing.suspect_ms);
         directory_config.weights = weights;
+        let limits = &config.limits;
+        let blobs = proto_blobs::Config {
+            bytes_max: u64::from(limits.payload_bytes_max),
+            bytes_per_peer_max: limits.announced_per_peer_bytes_max,
+            bytes_total_max: limits.announced_bytes_max,
+        };
         let results_max = usize::try_from(config.limits.results_kept_max).unwrap_or(usize::MAX);
         let keep = Duration::from_millis(config.limits.results_kept_ms);
         let shared = Arc::new(Shared {
@@ -215,6 +223,7 @@ impl Node {
             weights,
             ledger: RwLock::new(Ledger::new(EVIDENCE_MAX)),
             lanes: Lanes::default(),
+            blobs: Blobs::new(blobs, clock),
             schemas: Schemas::default(),
             calls_by_key: Arc::new(Calls::new(results_max, keep, clock)),
             results_by_key: Arc::new(Calls::new(results_max, keep, clock)),

@@ -1,25 +1,32 @@
 //! Frames of a lane (design.md section 5).
 //!
 //! A lane is one long-lived substream on which the opener calls and the other side answers. Each frame is a length of four bytes, big
-//! end first, and a CBOR array whose first element says which frame it is. The payload is a byte string at the end of the array, sliced
-//! out of the receive buffer rather than copied.
+//! end first, and a CBOR array whose first element says which frame it is. A body is a byte string at the end of the array, sliced out of
+//! the receive buffer rather than copied; one over [`INLINE_BYTES_MAX`] is announced by hash and length, and travels on a substream of its
+//! own ([`super::blob`]), so that it never stands in the way of a small call.
 //!
-//! Every [`Request`] has exactly one final [`Frame::Result`] or [`Frame::Error`]. [`Frame::Accepted`] comes before it as soon as the
-//! agent's node has taken responsibility: what fails without it may be tried elsewhere without asking. AMP-3, AMP-4, MEAP-1: the
+//! Every [`Request`] has exactly one final [`Frame::Result`] or [`Frame::Error`]. A request that must not be done twice asks to be
+//! confirmed: the agent's node says [`Frame::Accepted`] once the agent is free, and the work begins at [`Frame::Go`]. Until its caller has
+//! sent that, the call has surely not begun and may be tried elsewhere; a call that may be repeated saves itself the round trip. Chunks of a
+//! streamed answer come within the credit that the caller has granted, counted in [`chunk_cost`]. AMP-3, AMP-4, MEAP-1, MEAP-7: the
 //! envelope's fields; who sends is proven by the channel and so not written again.
 
 use bytes::Bytes;
 use minicbor::{Decoder, Encoder, decode, encode};
 
 use super::{Error, malformed};
-use crate::model::{AgentId, CapabilityName, Failure, InvocationId, NodeId, VersionRequirement};
+use crate::model::{AgentId, CapabilityName, Failure, InvocationId, NodeId, Priority, VersionRequirement};
 
-/// The largest payload that travels on a lane.
-pub const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
-/// The largest frame: a payload and its head.
-pub const FRAME_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 8 * 1024;
-/// Nodes that a call may pass (threat T20).
+/// The largest body or chunk that travels on a lane itself.
+pub const INLINE_BYTES_MAX: usize = 64 * 1024;
+/// The largest frame: a body and its head.
+pub const FRAME_BYTES_MAX: usize = INLINE_BYTES_MAX + 8 * 1024;
+/// Calls in turn that may lead to a call (threat T20).
 pub const HOPS_MAX: usize = 8;
+/// The largest credit that a caller may have granted and not seen used.
+pub const WINDOW_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// What the smallest chunk costs, so that credit bounds the number of chunks under way as well as their bytes.
+pub const CHUNK_COST_MIN: u64 = 256;
 /// Longest idempotency key, in bytes.
 pub const KEY_BYTES_MAX: usize = 128;
 /// The four bytes before each frame.
@@ -29,17 +36,58 @@ const KIND: &str = "frame";
 const TEXT_BYTES_MAX: usize = 256;
 const FAILURE_BYTES_MAX: usize = 4 * 1024;
 
-/// How urgent a call is (AITP-1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Priority {
-    /// May wait.
-    Low,
-    /// The usual.
-    #[default]
-    Normal,
-    /// Goes first.
-    High,
+/// A call that led to this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hop {
+    /// The node on which it was made.
+    pub node: NodeId,
+    /// The agent that made it.
+    pub agent: AgentId,
+}
+
+/// An input or output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// JSON text, at most [`INLINE_BYTES_MAX`].
+    Inline(Bytes),
+    /// JSON text that travels on a substream of its own.
+    Blob(BlobId),
+}
+
+/// What a blob is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlobId {
+    /// BLAKE3 of its bytes.
+    pub hash: [u8; 32],
+    /// How many there are.
+    pub length: u64,
+}
+
+impl BlobId {
+    /// The id of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self { hash: *blake3::hash(bytes).as_bytes(), length: u64::try_from(bytes.len()).unwrap_or(u64::MAX) }
+    }
+}
+
+impl Body {
+    /// How many bytes the text has.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Inline(bytes) => u64::try_from(bytes.len()).unwrap_or(u64::MAX),
+            Self::Blob(blob) => blob.length,
+        }
+    }
+
+    /// Whether there is no byte, which is never JSON.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What a chunk of this many bytes takes of the credit.
+pub fn chunk_cost(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX).max(CHUNK_COST_MIN)
 }
 
 /// One call as it travels to the agent's node.
@@ -61,10 +109,14 @@ pub struct Request {
     pub key: Option<String>,
     /// W3C trace context.
     pub traceparent: Option<String>,
-    /// Nodes that the call has passed, first the one where it began.
-    pub hops: Vec<NodeId>,
+    /// The calls that led to this one, outermost first; none where a client made it.
+    pub hops: Vec<Hop>,
+    /// Whether the work waits for [`Frame::Go`].
+    pub confirm: bool,
+    /// Credit for chunks of the answer; 0 if the caller wants none.
+    pub window: u64,
     /// The input, as JSON text.
-    pub payload: Bytes,
+    pub body: Body,
 }
 
 /// The good end of a call.
@@ -75,7 +127,7 @@ pub struct Success {
     /// How long the agent worked, in microseconds.
     pub execution_us: u64,
     /// The output, as JSON text.
-    pub payload: Bytes,
+    pub body: Body,
 }
 
 /// One message on a lane. `id` numbers the calls of one lane and means nothing elsewhere.
@@ -98,7 +150,7 @@ pub enum Frame {
         /// Comes back in the answer.
         nonce: u64,
     },
-    /// Answerer: the call is mine, an answer will follow.
+    /// Answerer: the agent is free, and waits for [`Frame::Go`].
     Accepted {
         /// The call's number.
         id: u64,
@@ -114,6 +166,8 @@ pub enum Frame {
     Error {
         /// The call's number.
         id: u64,
+        /// Whether the agent may have begun.
+        begun: bool,
         /// Why, as JSON text of a [`Failure`].
         failure: Bytes,
     },
@@ -122,18 +176,37 @@ pub enum Frame {
         /// The nonce of the ping.
         nonce: u64,
     },
+    /// Answerer: a part of the answer.
+    Chunk {
+        /// The call's number.
+        id: u64,
+        /// The part, as JSON text.
+        chunk: Bytes,
+    },
+    /// Caller: this much of the chunks has been taken.
+    Credit {
+        /// The call's number.
+        id: u64,
+        /// What may be sent in addition.
+        bytes: u64,
+    },
+    /// Caller: begin.
+    Go {
+        /// The call's number.
+        id: u64,
+    },
 }
 
 impl Frame {
     /// A final error frame.
-    pub fn error(id: u64, failure: &Failure) -> Self {
+    pub fn error(id: u64, begun: bool, failure: &Failure) -> Self {
         let text = serde_json::to_vec(failure).unwrap_or_default();
         let slim = || {
             let bare = Failure::new(failure.code, &failure.message).retryable(failure.retryable);
             serde_json::to_vec(&bare).unwrap_or_default()
         };
         let failure = if text.len() <= FAILURE_BYTES_MAX { text } else { slim() };
-        Self::Error { id, failure: failure.into() }
+        Self::Error { id, begun, failure: failure.into() }
     }
 
     /// Appends the frame with its length to `buffer`.
@@ -164,16 +237,17 @@ impl Frame {
     fn write(&self, e: &mut Encoder<&mut Vec<u8>>) -> Result<(), encode::Error<std::convert::Infallible>> {
         match self {
             Self::Request { id, request } => {
-                e.array(12)?.u8(0)?.u64(*id)?.bytes(&request.invocation.to_bytes())?.str(request.capability.as_str())?;
+                e.array(14)?.u8(0)?.u64(*id)?.bytes(&request.invocation.to_bytes())?.str(request.capability.as_str())?;
                 text(e, request.version.as_ref().map(ToString::to_string).as_deref())?;
                 e.bytes(&request.agent.public_key())?.u64(request.budget_ms)?.u8(request.priority as u8)?;
                 text(e, request.key.as_deref())?;
                 text(e, request.traceparent.as_deref())?;
                 e.array(u64::try_from(request.hops.len()).unwrap_or(u64::MAX))?;
                 for hop in &request.hops {
-                    e.bytes(&hop.peer_id().to_bytes())?;
+                    e.array(2)?.bytes(&hop.node.peer_id().to_bytes())?.bytes(&hop.agent.public_key())?;
                 }
-                e.bytes(&request.payload)?;
+                e.bool(request.confirm)?.u64(request.window)?;
+                body(e, &request.body)?;
             }
             Self::Cancel { id } => {
                 e.array(2)?.u8(1)?.u64(*id)?;
@@ -187,13 +261,23 @@ impl Frame {
             Self::Result { id, success } => {
                 e.array(5)?.u8(4)?.u64(*id)?;
                 text(e, success.units.as_deref())?;
-                e.u64(success.execution_us)?.bytes(&success.payload)?;
+                e.u64(success.execution_us)?;
+                body(e, &success.body)?;
             }
-            Self::Error { id, failure } => {
-                e.array(3)?.u8(5)?.u64(*id)?.bytes(failure)?;
+            Self::Error { id, begun, failure } => {
+                e.array(4)?.u8(5)?.u64(*id)?.bool(*begun)?.bytes(failure)?;
             }
             Self::Pong { nonce } => {
                 e.array(2)?.u8(6)?.u64(*nonce)?;
+            }
+            Self::Chunk { id, chunk } => {
+                e.array(3)?.u8(7)?.u64(*id)?.bytes(chunk)?;
+            }
+            Self::Credit { id, bytes } => {
+                e.array(3)?.u8(8)?.u64(*id)?.u64(*bytes)?;
+            }
+            Self::Go { id } => {
+                e.array(2)?.u8(9)?.u64(*id)?;
             }
         }
         Ok(())
@@ -224,14 +308,23 @@ fn text(e: &mut Encoder<&mut Vec<u8>>, value: Option<&str>) -> Result<(), encode
     Ok(())
 }
 
+fn body(e: &mut Encoder<&mut Vec<u8>>, body: &Body) -> Result<(), encode::Error<std::convert::Infallible>> {
+    match body {
+        Body::Inline(bytes) => e.bytes(bytes)?,
+        Body::Blob(blob) => e.array(2)?.bytes(&blob.hash)?.u64(blob.length)?,
+    };
+    Ok(())
+}
+
 fn read(d: &mut Decoder<'_>, whole: &Bytes) -> Result<Frame, decode::Error> {
     let length = d.array()?.ok_or_else(|| decode::Error::message("an array without a length"))?;
     let kind = d.u8()?;
     let expected = match kind {
-        0 => 12,
-        1..=3 | 6 => 2,
+        0 => 14,
+        1..=3 | 6 | 9 => 2,
         4 => 5,
-        5 => 3,
+        5 => 4,
+        7 | 8 => 3,
         _ => return Err(decode::Error::message("an unknown kind of frame")),
     };
     if length != expected {
@@ -246,10 +339,13 @@ fn read(d: &mut Decoder<'_>, whole: &Bytes) -> Result<Frame, decode::Error> {
         4 => {
             let units = read_text(d, 64)?;
             let execution_us = d.u64()?;
-            Frame::Result { id, success: Success { units, execution_us, payload: slice(d, whole, PAYLOAD_BYTES_MAX)? } }
+            Frame::Result { id, success: Success { units, execution_us, body: read_body(d, whole)? } }
         }
-        5 => Frame::Error { id, failure: slice(d, whole, FAILURE_BYTES_MAX)? },
-        _ => Frame::Pong { nonce: id },
+        5 => Frame::Error { id, begun: d.bool()?, failure: slice(d, whole, FAILURE_BYTES_MAX)? },
+        6 => Frame::Pong { nonce: id },
+        7 => Frame::Chunk { id, chunk: slice(d, whole, INLINE_BYTES_MAX)? },
+        8 => Frame::Credit { id, bytes: d.u64()? },
+        _ => Frame::Go { id },
     })
 }
 
@@ -271,11 +367,29 @@ fn read_request(d: &mut Decoder<'_>, whole: &Bytes) -> Result<Request, decode::E
     let hops_len = usize::try_from(hops_len).ok().filter(|len| *len <= HOPS_MAX).ok_or_else(|| decode::Error::message("too many hops"))?;
     let mut hops = Vec::with_capacity(hops_len);
     for _ in 0..hops_len {
+        if d.array()? != Some(2) {
+            return Err(decode::Error::message("a hop is a node and an agent"));
+        }
         let peer = libp2p_identity::PeerId::from_bytes(d.bytes()?).map_err(|_| decode::Error::message("a hop is not a node id"))?;
-        hops.push(peer.into());
+        hops.push(Hop { node: peer.into(), agent: AgentId::from_public_key(fixed(d)?) });
     }
-    let payload = slice(d, whole, PAYLOAD_BYTES_MAX)?;
-    Ok(Request { invocation, capability, version, agent, budget_ms, priority, key, traceparent, hops, payload })
+    let confirm = d.bool()?;
+    let window = d.u64()?;
+    if window > WINDOW_BYTES_MAX {
+        return Err(decode::Error::message("a window is too large"));
+    }
+    let body = read_body(d, whole)?;
+    Ok(Request { invocation, capability, version, agent, budget_ms, priority, key, traceparent, hops, confirm, window, body })
+}
+
+fn read_body(d: &mut Decoder<'_>, whole: &Bytes) -> Result<Body, decode::Error> {
+    if d.datatype()? != minicbor::data::Type::Array {
+        return slice(d, whole, INLINE_BYTES_MAX).map(Body::Inline);
+    }
+    if d.array()? != Some(2) {
+        return Err(decode::Error::message("a blob is a hash and a length"));
+    }
+    Ok(Body::Blob(BlobId { hash: fixed(d)?, length: d.u64()? }))
 }
 
 fn read_text(d: &mut Decoder<'_>, bytes_max: usize) -> Result<Option<String>, decode::Error> {
@@ -317,22 +431,29 @@ mod tests {
             priority: Priority::High,
             key: Some("k".to_owned()),
             traceparent: None,
-            hops: vec![hop.into()],
-            payload: Bytes::from_static(payload),
+            hops: vec![Hop { node: hop.into(), agent: AgentId::from_public_key([4; 32]) }],
+            confirm: true,
+            window: 262_144,
+            body: Body::Inline(Bytes::from_static(payload)),
         };
         Frame::Request { id: u64::MAX, request: Box::new(request) }
     }
 
     fn frames() -> Vec<Frame> {
-        let success = Success { units: Some("2.5".to_owned()), execution_us: 12, payload: Bytes::from_static(b"[1]") };
+        let success = Success { units: Some("2.5".to_owned()), execution_us: 12, body: Body::Inline(Bytes::from_static(b"[1]")) };
+        let large = Success { units: None, execution_us: 12, body: Body::Blob(BlobId::of(b"many")) };
         vec![
             request(b"{}"),
             Frame::Cancel { id: 1 },
             Frame::Ping { nonce: 2 },
             Frame::Accepted { id: 3 },
             Frame::Result { id: 4, success },
-            Frame::error(5, &Failure::new(ErrorCode::Busy, "later").with("retry_after_ms", 10)),
+            Frame::Result { id: 4, success: large },
+            Frame::error(5, true, &Failure::new(ErrorCode::Busy, "later").with("retry_after_ms", 10)),
             Frame::Pong { nonce: 6 },
+            Frame::Chunk { id: 7, chunk: Bytes::from_static(b"\"part\"") },
+            Frame::Credit { id: 8, bytes: 65_536 },
+            Frame::Go { id: 9 },
         ]
     }
 

@@ -10,6 +10,7 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
+pub mod blob;
 pub mod directory;
 pub mod invocation;
 mod signed;

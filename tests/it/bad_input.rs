@@ -57,11 +57,11 @@ async fn an_output_against_its_schema_does_not_reach_the_caller() {
 async fn a_body_beyond_the_limit_is_refused_with_the_limit() {
     let node = Node::builder().agent(builtin("echo", "echo")).spawn().await;
 
-    let error = node.invoke(json!({ "capability": "echo", "input": "x".repeat(70_000) })).await.refused(413, "PAYLOAD_TOO_LARGE");
-    assert_eq!(error["details"]["limit"], 65_536, "{error}");
-    let body = format!("{{\"capability\":\"echo\",\"input\":\"{}\"}}", "x".repeat(1_100_000));
+    let error = node.invoke(json!({ "capability": "echo", "input": "x".repeat(5_242_880) })).await.refused(413, "PAYLOAD_TOO_LARGE");
+    assert_eq!(error["details"]["limit"], 5_242_880, "{error}");
+    let body = format!("{{\"capability\":\"echo\",\"input\":\"{}\"}}", "x".repeat(6_300_000));
     let error = node.post_text("/v1/invoke", body).await.refused(413, "PAYLOAD_TOO_LARGE");
-    assert_eq!(error["details"]["limit"], 1_048_576, "{error}");
+    assert_eq!(error["details"]["limit"], 6_291_456, "{error}");
 }
 
 #[tokio::test]

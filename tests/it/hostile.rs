@@ -9,11 +9,11 @@ use bytes::Bytes;
 use futures::future::join_all;
 use meshwork::{
     agents::definition::schema_hash,
-    model::{AgentId, ErrorCode, Failure, Shard, Timestamp},
+    model::{AgentId, ErrorCode, Failure, Priority, Shard, Timestamp},
     wire::{
         Signed,
         directory::{AgentPulse, Control, GossipContent, Query, Record, Reply, Wanted},
-        invocation::{FRAME_BYTES_MAX, Frame, PAYLOAD_BYTES_MAX, Success},
+        invocation::{Body, FRAME_BYTES_MAX, Frame, Hop, INLINE_BYTES_MAX, Success},
     },
 };
 use serde_bytes::ByteBuf;
@@ -467,8 +467,8 @@ async fn a_frame_out_of_order_closes_its_lane() {
     until_dropped(&node, "Lane", "violation", 1).await;
 
     let failure = Failure::new(ErrorCode::Internal, "not asked");
-    let success = Success { units: None, execution_us: 0, payload: Bytes::from_static(b"1") };
-    let answers = [Frame::Accepted { id: 1 }, Frame::Result { id: 1, success }, Frame::error(1, &failure), Frame::Pong { nonce: 1 }];
+    let success = Success { units: None, execution_us: 0, body: Body::Inline(Bytes::from_static(b"1")) };
+    let answers = [Frame::Accepted { id: 1 }, Frame::Result { id: 1, success }, Frame::error(1, false, &failure), Frame::Pong { nonce: 1 }];
     for (number, frame) in (2..).zip(answers) {
         let hostile = HostilePeer::joined(&node).await;
         let mut lane = hostile.open_lane(&node).await;
@@ -491,9 +491,9 @@ async fn calls_that_cannot_be_done_are_answered_on_a_lane_that_goes_on() {
     let mut lane = hostile.open_lane(&node).await;
     let good = request(echo, "echo", &json!("good"));
     let mut hops = good.clone();
-    hops.hops = vec![hostile.forger().id(); 8];
+    hops.hops = vec![Hop { node: hostile.forger().id(), agent: echo }; 8];
     let mut no_json = good.clone();
-    no_json.payload = Bytes::from_static(b"{\"open");
+    no_json.body = Body::Inline(Bytes::from_static(b"{\"open"));
     let mut no_time = good.clone();
     no_time.budget_ms = 0;
     let mut version = good.clone();
@@ -516,7 +516,7 @@ async fn calls_that_cannot_be_done_are_answered_on_a_lane_that_goes_on() {
     forever.budget_ms = u64::MAX;
     lane.call(u64::MAX, forever).await;
     let Some((u64::MAX, Frame::Result { success, .. })) = lane.end().await else { panic!("a result") };
-    assert_eq!(success.payload, "\"good\"");
+    assert_eq!(success.body, Body::Inline("\"good\"".into()));
     assert_eq!(metric(&node, "meshwork_penalties_total").await, 0, "none of this is a fault");
     still_serves(&node, &honest).await;
 }
@@ -531,7 +531,9 @@ async fn more_calls_than_a_peer_may_have_are_told_to_wait() {
     let busy = agent(&node, "slow").await;
     let hostile = HostilePeer::joined(&node).await;
     let mut lane = hostile.open_lane(&node).await;
-    let call = request(busy, "test.slow", &json!({ "ms": 20_000 }));
+    let mut call = request(busy, "test.slow", &json!({ "ms": 20_000 }));
+    // Only the most urgent may have every place.
+    call.priority = Priority::High;
     let last = CALLS_MAX as u64;
 
     let calls: Vec<Frame> = (0..=last).map(|id| Frame::Request { id, request: Box::new(call.clone()) }).collect();
@@ -543,9 +545,14 @@ async fn more_calls_than_a_peer_may_have_are_told_to_wait() {
         match lane.next().await.expect("the lane goes on") {
             Frame::Accepted { id } => assert!(accepted.insert(id), "{id} is accepted twice"),
             frame @ Frame::Error { id, .. } => refused.push((id, failure(&frame))),
-            frame @ (Frame::Request { .. } | Frame::Cancel { .. } | Frame::Ping { .. } | Frame::Result { .. } | Frame::Pong { .. }) => {
-                panic!("unexpected: {frame:?}")
-            }
+            frame @ (Frame::Request { .. }
+            | Frame::Cancel { .. }
+            | Frame::Ping { .. }
+            | Frame::Result { .. }
+            | Frame::Pong { .. }
+            | Frame::Chunk { .. }
+            | Frame::Credit { .. }
+            | Frame::Go { .. }) => panic!("unexpected: {frame:?}"),
         }
     }
     assert_eq!(refused.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [last]);
@@ -593,22 +600,22 @@ async fn calls_to_a_full_agent_are_told_to_wait() {
     serves(&node).await;
 }
 
-/// Threat T4: a payload has at most 64 KiB, and what is larger is not even read as a frame.
+/// Threat T4: a body on a lane has at most 64 KiB, and what is larger is not even read as a frame.
 #[tokio::test]
-async fn a_payload_over_64_kib_closes_its_lane() {
+async fn a_body_over_64_kib_closes_its_lane() {
     let (node, honest) = served().await;
     let echo = agent(&node, "echo").await;
     let sized = |bytes: usize| {
         let mut call = request(echo, "echo", &json!(null));
-        call.payload = Bytes::from(format!("\"{}\"", "x".repeat(bytes - 2)));
+        call.body = Body::Inline(Bytes::from(format!("\"{}\"", "x".repeat(bytes - 2))));
         call
     };
 
     let hostile = HostilePeer::joined(&node).await;
     let mut lane = hostile.open_lane(&node).await;
-    lane.call(1, sized(PAYLOAD_BYTES_MAX)).await;
-    assert!(matches!(lane.end().await, Some((1, Frame::Result { success, .. })) if success.payload.len() == PAYLOAD_BYTES_MAX));
-    lane.call(2, sized(PAYLOAD_BYTES_MAX + 1)).await;
+    lane.call(1, sized(INLINE_BYTES_MAX)).await;
+    assert!(matches!(lane.end().await, Some((1, Frame::Result { success, .. })) if success.body.len() == 65_536));
+    lane.call(2, sized(INLINE_BYTES_MAX + 1)).await;
     lane.closed().await;
 
     until_dropped(&node, "Lane", "violation", 1).await;
@@ -1068,7 +1075,7 @@ async fn drip(lane: &mut RawLane) {
 }
 
 fn result(id: u64, output: &'static str) -> Frame {
-    Frame::Result { id, success: Success { units: None, execution_us: 1, payload: Bytes::from_static(output.as_bytes()) } }
+    Frame::Result { id, success: Success { units: None, execution_us: 1, body: Body::Inline(Bytes::from_static(output.as_bytes())) } }
 }
 
 /// What an error frame says.

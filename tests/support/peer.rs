@@ -21,11 +21,12 @@ use libp2p::{
 };
 use meshwork::{
     mesh::lanes,
-    model::{AgentId, CapabilityName, Constraints, Framework, InvocationId, NodeId, Shard, Timestamp},
+    mesh::streams::{self, Direction},
+    model::{AgentId, CapabilityName, Constraints, Framework, InvocationId, NodeId, Priority, Shard, Timestamp},
     wire::{
         self,
         directory::{AgentPulse, Capability, Control, Gossip, GossipContent, LIFETIME_MS_MAX, Pulse, Record, Reply, SchemaHash},
-        invocation::{Frame, LENGTH_BYTES, Priority, Request},
+        invocation::{Body, Frame, LENGTH_BYTES, Request},
     },
 };
 use serde::Serialize;
@@ -219,7 +220,9 @@ pub(crate) fn request(agent: AgentId, capability: &str, input: &Value) -> Reques
         key: None,
         traceparent: None,
         hops: Vec::new(),
-        payload: Bytes::from(input.to_string()),
+        confirm: true,
+        window: 0,
+        body: Body::Inline(Bytes::from(input.to_string())),
     }
 }
 
@@ -341,7 +344,7 @@ struct Behaviour {
     gossip: gossipsub::Behaviour,
     control: request_response::Behaviour<Raw>,
     kademlia: kad::Behaviour<kad::store::MemoryStore>,
-    lanes: Toggle<lanes::Behaviour>,
+    lanes: Toggle<streams::Behaviour>,
 }
 
 type Told<T> = oneshot::Sender<Result<T, String>>;
@@ -546,7 +549,7 @@ fn swarm(key: &Keypair, habits: &Habits) -> Swarm<Behaviour> {
             request_response::Config::default(),
         ),
         kademlia,
-        lanes: habits.lanes.then(lanes::Behaviour::default).into(),
+        lanes: habits.lanes.then(|| streams::Behaviour::new(lanes::PROTOCOL, usize::MAX)).into(),
     };
     SwarmBuilder::with_existing_identity(key.clone())
         .with_tokio()
@@ -614,7 +617,7 @@ impl Driver {
             }
             Order::OpenLane { node, told } => match behaviour.lanes.as_mut() {
                 Some(lanes) => {
-                    lanes.open(node);
+                    lanes.open(node, 0);
                     self.openers.push_back(told);
                 }
                 None => drop(told.send(Err("this peer speaks no lanes".to_owned()))),
@@ -703,15 +706,15 @@ impl Driver {
         }
     }
 
-    fn on_lane(&mut self, event: lanes::Event) {
+    fn on_lane(&mut self, event: streams::Event) {
         match event {
-            lanes::Event::Opened { direction: lanes::Direction::Inbound, stream, .. } => drop(self.lanes_in.try_send(stream)),
-            lanes::Event::Opened { direction: lanes::Direction::Outbound, stream, .. } => {
+            streams::Event::Opened { direction: Direction::Inbound, stream, .. } => drop(self.lanes_in.try_send(stream)),
+            streams::Event::Opened { direction: Direction::Outbound(_), stream, .. } => {
                 if let Some(told) = self.openers.pop_front() {
                     let _ = told.send(Ok(stream));
                 }
             }
-            lanes::Event::OpenFailed { error, .. } => {
+            streams::Event::OpenFailed { error, .. } => {
                 if let Some(told) = self.openers.pop_front() {
                     let _ = told.send(Err(error.to_string()));
                 }
@@ -778,8 +781,17 @@ impl RawLane {
         self.send(&[Frame::Request { id, request: Box::new(request) }]).await;
     }
 
-    /// The next frame; `None` once the node has closed the lane.
+    /// The next frame; `None` once the node has closed the lane. A call that has been accepted is told to go.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
+        let frame = self.next_silently().await;
+        if let Some(Frame::Accepted { id }) = frame {
+            self.send(&[Frame::Go { id }]).await;
+        }
+        frame
+    }
+
+    /// The next frame, to which nothing is said.
+    pub(crate) async fn next_silently(&mut self) -> Option<Frame> {
         within("a frame or the end of the lane", SETTLE, self.read()).await
     }
 
@@ -788,7 +800,14 @@ impl RawLane {
         loop {
             match self.next().await? {
                 frame @ (Frame::Result { id, .. } | Frame::Error { id, .. }) => return Some((id, frame)),
-                Frame::Request { .. } | Frame::Cancel { .. } | Frame::Ping { .. } | Frame::Accepted { .. } | Frame::Pong { .. } => {}
+                Frame::Request { .. }
+                | Frame::Cancel { .. }
+                | Frame::Ping { .. }
+                | Frame::Accepted { .. }
+                | Frame::Pong { .. }
+                | Frame::Chunk { .. }
+                | Frame::Credit { .. }
+                | Frame::Go { .. } => {}
             }
         }
     }
@@ -799,7 +818,14 @@ impl RawLane {
             match self.next().await? {
                 Frame::Request { id, request } => return Some((id, request)),
                 Frame::Ping { nonce } => self.send(&[Frame::Pong { nonce }]).await,
-                Frame::Cancel { .. } | Frame::Accepted { .. } | Frame::Result { .. } | Frame::Error { .. } | Frame::Pong { .. } => {}
+                Frame::Cancel { .. }
+                | Frame::Accepted { .. }
+                | Frame::Result { .. }
+                | Frame::Error { .. }
+                | Frame::Pong { .. }
+                | Frame::Chunk { .. }
+                | Frame::Credit { .. }
+                | Frame::Go { .. } => {}
             }
         }
     }

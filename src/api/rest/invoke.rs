@@ -1,13 +1,15 @@
 //! Calls.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures::FutureExt;
+use bytes::Bytes;
+use tokio::sync::mpsc;
 
 use super::super::ApiError;
 use super::body::Body;
@@ -39,6 +41,8 @@ pub(super) async fn invoke(State(handle): State<Handle>, headers: HeaderMap, Bod
         constraints: body.constraints.into(),
         traceparent: headers.get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned),
         explain: body.explain,
+        first_chunk: body.first_chunk_timeout_ms.map(Duration::from_millis),
+        idle: body.idle_timeout_ms.map(Duration::from_millis),
         ..InvokeRequest::new(body.capability, input.into())
     };
     // The invocation's id is as long as a trace id, and stands in where the client brought no trace.
@@ -47,22 +51,50 @@ pub(super) async fn invoke(State(handle): State<Handle>, headers: HeaderMap, Bod
     let trace_id = Some(traced.unwrap_or_else(|| id.to_string()));
     let request = InvokeRequest { id: Some(id), ..request };
     let here = handle.node_id();
+    let (sender, chunks) = body.stream.then(|| mpsc::channel(1)).unzip();
+    let request = InvokeRequest { chunks: sender, ..request };
     let call = async move {
         let reply = handle.invoke(request).await.map_err(|failure| ApiError { failure, trace_id })?;
         Ok::<String, ApiError>(invoked(&reply, here))
     };
-    if !body.stream {
+    let Some(chunks) = chunks else {
         return Ok(([(header::CONTENT_TYPE, "application/json")], call.await?).into_response());
-    }
-    // A failure comes as an event too: the stream has begun with status 200 by then.
-    let end = call.map(|result| {
-        let event = match result {
-            Ok(document) => Event::default().event("result").data(document),
-            Err(error) => Event::default().event("error").data(error.document().to_string()),
+    };
+    let events = futures::stream::unfold(Answering::Running(Box::pin(call), chunks), |answering| answering.next());
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response())
+}
+
+/// A streamed answer on its way: the next part is asked for when the client has taken the one before.
+enum Answering<F> {
+    Running(Pin<Box<F>>, mpsc::Receiver<Bytes>),
+    Ending(Event, mpsc::Receiver<Bytes>),
+    Over,
+}
+
+impl<F: Future<Output = Result<String, ApiError>>> Answering<F> {
+    async fn next(self) -> Option<(Result<Event, Infallible>, Self)> {
+        let (end, mut chunks) = match self {
+            Self::Running(mut call, mut chunks) => tokio::select! {
+                biased;
+                Some(chunk) = chunks.recv() => return Some((Ok(part(&chunk)), Self::Running(call, chunks))),
+                // A failure comes as an event too: the stream has begun with status 200 by then.
+                result = &mut call => (match result {
+                    Ok(document) => Event::default().event("result").data(document),
+                    Err(error) => Event::default().event("error").data(error.document().to_string()),
+                }, chunks),
+            },
+            Self::Ending(end, chunks) => (end, chunks),
+            Self::Over => return None,
         };
-        Ok::<Event, Infallible>(event)
-    });
-    Ok(Sse::new(futures::stream::once(end)).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response())
+        match chunks.recv().await {
+            Some(chunk) => Some((Ok(part(&chunk)), Self::Ending(end, chunks))),
+            None => Some((Ok(end), Self::Over)),
+        }
+    }
+}
+
+fn part(chunk: &[u8]) -> Event {
+    Event::default().event("chunk").data(String::from_utf8_lossy(chunk))
 }
 
 /// Cancels a call that a client of this node waits for.

@@ -151,9 +151,16 @@ pub(super) struct InvokeBody {
     /// What else must hold of the agent.
     #[serde(default)]
     pub(super) constraints: Constraints,
-    /// Whether the answer comes as server-sent events: one `result` or `error`. Agents' answers come whole, so there are no chunks.
+    /// Whether the answer comes as server-sent events: any number of `chunk`, then one `result` or `error`. A client that reads slowly
+    /// slows the agent down.
     #[serde(default)]
     pub(super) stream: bool,
+    /// How long the first chunk of a streamed answer may take.
+    #[serde(default)]
+    pub(super) first_chunk_timeout_ms: Option<u64>,
+    /// How long the pause after a chunk may be.
+    #[serde(default)]
+    pub(super) idle_timeout_ms: Option<u64>,
     /// Whether the answer says how it came about.
     #[serde(default)]
     pub(super) explain: bool,

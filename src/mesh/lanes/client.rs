@@ -1,20 +1,21 @@
 //! The calling end of a lane: a handle that many callers share, and the task behind it.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::Stream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::io::{self, OUTPUT_HIGH_BYTES};
-use crate::model::{ErrorCode, Failure, NodeId};
+use crate::model::{ErrorCode, Failure, NodeId, Priority};
 use crate::proto::invocation::client::{Closed, Outcome, Output, State};
-use crate::wire::invocation::{Frame, Request};
+use crate::wire::invocation::{CHUNK_COST_MIN, Frame, Request, chunk_cost};
 
 /// Calls that may wait to be taken by the task.
 const COMMANDS_MAX: usize = 1_024;
@@ -22,10 +23,15 @@ const COMMANDS_MAX: usize = 1_024;
 const PENDING_MAX: usize = 4_096;
 /// Commands taken before the lane looks at its stream again.
 const COMMANDS_PER_TURN: usize = 256;
+/// Credit for the chunks of a call that wants them: what a round trip of a tenth of a second needs at 2.5 MB/s.
+const WINDOW_BYTES: u64 = 256 * 1024;
+/// Chunks that fit into the credit.
+const CHUNKS_MAX: usize = (WINDOW_BYTES / CHUNK_COST_MIN) as usize;
 
 enum Command {
-    Call { token: u64, request: Box<Request>, deadline: Duration, reply: oneshot::Sender<Outcome> },
-    Cancel { token: u64 },
+    Call { id: u64, request: Box<Request>, deadline: Duration, reply: oneshot::Sender<Outcome>, chunks: Option<mpsc::Sender<Bytes>> },
+    Taken { id: u64, cost: u64 },
+    Cancel { id: u64 },
 }
 
 /// Why a lane ended.
@@ -43,15 +49,17 @@ pub enum LaneEnd {
 #[derive(Debug, Clone)]
 pub struct Lane {
     node: NodeId,
+    priority: Priority,
     commands: mpsc::Sender<Command>,
-    tokens: Arc<AtomicU64>,
+    ids: Arc<AtomicU64>,
     outstanding: Arc<AtomicUsize>,
+    clock: Instant,
 }
 
 /// Tells the lane when a caller goes away before its answer.
 struct CancelOnDrop<'a> {
     lane: &'a Lane,
-    token: u64,
+    id: u64,
     armed: bool,
 }
 
@@ -60,25 +68,30 @@ impl Drop for CancelOnDrop<'_> {
         self.lane.outstanding.fetch_sub(1, Ordering::Relaxed);
         if self.armed {
             // With the queue full the deadline ends the call instead.
-            let _ = self.lane.commands.try_send(Command::Cancel { token: self.token });
+            let _ = self.lane.commands.try_send(Command::Cancel { id: self.id });
         }
     }
 }
 
 impl Lane {
     /// The calling end of `stream`, and the task that drives it. `clock` is the zero of every deadline.
-    pub fn new(node: NodeId, stream: Stream, clock: Instant) -> (Self, impl Future<Output = LaneEnd> + Send) {
+    pub fn new(node: NodeId, priority: Priority, stream: Stream, clock: Instant) -> (Self, impl Future<Output = LaneEnd> + Send) {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let lane = Self { node, commands, tokens: Arc::default(), outstanding: Arc::default() };
+        let lane = Self { node, priority, commands, ids: Arc::default(), outstanding: Arc::default(), clock };
         let (reader, writer) = io::split(stream);
         let machine = State::new(PENDING_MAX, clock.elapsed());
-        let task = Task { reader, writer, inbox, machine, ids_by_token: BTreeMap::new(), outputs: Vec::new(), clock };
+        let task = Task { reader, writer, inbox, machine, chunks_by_id: HashMap::new(), outputs: Vec::new(), clock };
         (lane, task.run())
     }
 
     /// The node at the other end.
     pub fn node(&self) -> NodeId {
         self.node
+    }
+
+    /// How urgent the calls on it are.
+    pub fn priority(&self) -> Priority {
+        self.priority
     }
 
     /// Whether the lane can take calls no more.
@@ -91,25 +104,73 @@ impl Lane {
         self.outstanding.load(Ordering::Relaxed)
     }
 
-    /// Makes one call and waits for its end. Dropping the future cancels the call, also at the other end.
-    pub async fn call(&self, request: Request, deadline: Duration) -> Outcome {
-        let token = self.tokens.fetch_add(1, Ordering::Relaxed);
+    /// Makes one call and waits for its end. The parts of a streamed answer go to `chunks`, and the other side may send more as these are
+    /// taken. Dropping the future cancels the call, also at the other end.
+    pub async fn call(&self, mut request: Request, deadline: Duration, chunks: Option<&mpsc::Sender<Bytes>>) -> Outcome {
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
         self.outstanding.fetch_add(1, Ordering::Relaxed);
-        let mut guard = CancelOnDrop { lane: self, token, armed: false };
-        match self.commands.try_send(Command::Call { token, request: Box::new(request), deadline, reply }) {
+        let mut guard = CancelOnDrop { lane: self, id, armed: false };
+        request.window = if chunks.is_some() { WINDOW_BYTES } else { 0 };
+        let (arriving, arrived) = chunks.map(|_| mpsc::channel(CHUNKS_MAX)).unzip();
+        match self.commands.try_send(Command::Call { id, request: Box::new(request), deadline, reply, chunks: arriving }) {
             Ok(()) => {}
-            Err(mpsc::error::TrySendError::Closed(_)) => return Outcome::Lost { accepted: false },
+            Err(mpsc::error::TrySendError::Closed(_)) => return Outcome::Lost { begun: false },
             Err(mpsc::error::TrySendError::Full(_)) => {
                 let failure = Failure::new(ErrorCode::Busy, "too many calls wait for the lane to the agent's node");
-                return Outcome::Failed { failure: failure.with("retry_after_ms", 20), accepted: false };
+                return Outcome::Failed { failure: failure.with("retry_after_ms", 20), begun: false };
             }
         }
         guard.armed = true;
         // The task settles every call that it took; without an answer it never took this one.
-        let outcome = answer.await.unwrap_or(Outcome::Lost { accepted: false });
+        let answer = async { answer.await.unwrap_or(Outcome::Lost { begun: false }) };
+        let outcome = match chunks.zip(arrived) {
+            Some((chunks, arrived)) => self.stream(id, deadline, answer, chunks, arrived).await,
+            None => answer.await,
+        };
         guard.armed = false;
         outcome
+    }
+
+    /// Hands the parts of an answer on, each before the end that follows it.
+    async fn stream(
+        &self,
+        id: u64,
+        deadline: Duration,
+        answer: impl Future<Output = Outcome>,
+        chunks: &mpsc::Sender<Bytes>,
+        mut arrived: mpsc::Receiver<Bytes>,
+    ) -> Outcome {
+        let mut answer = std::pin::pin!(answer);
+        let mut ended = None;
+        loop {
+            let chunk = tokio::select! {
+                biased;
+                chunk = arrived.recv() => chunk,
+                outcome = &mut answer, if ended.is_none() => {
+                    ended = Some(outcome);
+                    continue;
+                }
+            };
+            // The lane drops its end of the channel with the call, so what is left in it comes before the end.
+            let Some(chunk) = chunk else { break };
+            let cost = chunk_cost(chunk.len());
+            tokio::select! {
+                // Nobody reads any more: what is lost then is missed by nobody.
+                _ = chunks.send(chunk) => {}
+                outcome = &mut answer, if ended.is_none() => match outcome {
+                    Outcome::Success(_) => ended = Some(outcome),
+                    // Whoever reads too slowly to hear of a failure in time hears of it now.
+                    Outcome::Failed { .. } | Outcome::Lost { .. } | Outcome::TimedOut { .. } => return outcome,
+                },
+                () = sleep_until(self.clock + deadline) => return Outcome::TimedOut { begun: true },
+            }
+            let _ = self.commands.send(Command::Taken { id, cost }).await;
+        }
+        match ended {
+            Some(outcome) => outcome,
+            None => answer.await,
+        }
     }
 }
 
@@ -118,7 +179,7 @@ struct Task<R, W> {
     writer: io::Writer<W>,
     inbox: mpsc::Receiver<Command>,
     machine: State<(u64, oneshot::Sender<Outcome>)>,
-    ids_by_token: BTreeMap<u64, u64>,
+    chunks_by_id: HashMap<u64, mpsc::Sender<Bytes>>,
     outputs: Vec<Output<(u64, oneshot::Sender<Outcome>)>>,
     clock: Instant,
 }
@@ -134,7 +195,7 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
         self.inbox.close();
         while let Ok(command) = self.inbox.try_recv() {
             if let Command::Call { reply, .. } = command {
-                let _ = reply.send(Outcome::Lost { accepted: false });
+                let _ = reply.send(Outcome::Lost { begun: false });
             }
         }
         self.machine.on_closed(&mut self.outputs);
@@ -201,17 +262,14 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Call { token, request, deadline, reply } => {
-                let id = self.machine.handle_call(*request, (token, reply), deadline, self.clock.elapsed(), &mut self.outputs);
-                if let Some(id) = id {
-                    self.ids_by_token.insert(token, id);
+            Command::Call { id, request, deadline, reply, chunks } => {
+                if let Some(chunks) = chunks {
+                    self.chunks_by_id.insert(id, chunks);
                 }
+                self.machine.handle_call(id, *request, (id, reply), deadline, self.clock.elapsed(), &mut self.outputs);
             }
-            Command::Cancel { token } => {
-                if let Some(id) = self.ids_by_token.get(&token) {
-                    self.machine.handle_cancel(*id, &mut self.outputs);
-                }
-            }
+            Command::Taken { id, cost } => self.machine.handle_taken(id, cost, &mut self.outputs),
+            Command::Cancel { id } => self.machine.handle_cancel(id, &mut self.outputs),
         }
     }
 
@@ -224,8 +282,16 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
                         self.machine.handle_unsendable(*id, &error, &mut self.outputs);
                     }
                 }
-                Output::Settle((token, reply), outcome) => {
-                    self.ids_by_token.remove(&token);
+                Output::Chunk(id, chunk) => {
+                    // The credit is smaller than the channel, so it is never full; a caller that has gone misses nothing.
+                    if let Some(chunks) = self.chunks_by_id.get(&id) {
+                        let _ = chunks.try_send(chunk);
+                    }
+                }
+                Output::Settle((id, reply), outcome) => {
+                    if !self.chunks_by_id.is_empty() {
+                        self.chunks_by_id.remove(&id);
+                    }
                     let _ = reply.send(outcome);
                 }
                 Output::Close(Closed::Silent) => end = Some(LaneEnd::Silent),

@@ -1,41 +1,62 @@
 //! The answering end of a lane: takes requests, has them executed, sends one final frame for each.
+//!
+//! A call is polled once where its bytes arrived: what is answered without waiting (the larger part of the calls of quick agents) never
+//! costs a task of its own. Everything else goes on as a task that reports back.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use futures::FutureExt;
 use libp2p::Stream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::io::{self, OUTPUT_HIGH_BYTES};
-use crate::model::{Failure, NodeId};
+use crate::model::{ErrorCode, Failure, NodeId};
+use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::server::{Output, State};
-use crate::wire::invocation::{Request, Success};
+use crate::wire::invocation::{Body, Frame, Request, Success};
 
-/// Finished calls that may wait for the lane's task.
-const DONE_MAX: usize = 1_024;
+/// Finished calls and chunks that may wait for the lane's task.
+const REPORTS_MAX: usize = 1_024;
+/// Bodies up to this size are looked at where they arrive; larger ones would hold up the calls behind them.
+const INLINE_WORK_BYTES_MAX: usize = 4 * 1024;
+
+/// What goes with a call besides its request.
+#[derive(Debug)]
+pub struct Orders {
+    /// Cancelled when the caller no longer waits.
+    pub cancel: CancellationToken,
+    /// Where the parts of the answer go, if the caller wants them.
+    pub chunks: Option<mpsc::Sender<Bytes>>,
+    /// To be told once the agent is free, and what to wait for before it begins, if the caller wants to confirm.
+    pub confirm: Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>,
+}
 
 /// Whoever does the work: the node, through its agents.
 #[async_trait]
 pub trait Executor: Send + Sync + 'static {
-    /// Does what `caller` asks for. Sends on `accepted` once an agent has taken responsibility, returns the result, and ends soon after
-    /// `cancel` is cancelled or `deadline` (since the start of the node) has passed.
-    async fn execute(
-        &self,
-        caller: NodeId,
-        request: Request,
-        deadline: Duration,
-        accepted: oneshot::Sender<()>,
-        cancel: CancellationToken,
-    ) -> Result<Success, Failure>;
+    /// Does what `caller` asks for, returns the result, and ends soon after it is cancelled or `deadline` (since the start of the node)
+    /// has passed.
+    async fn execute(&self, caller: NodeId, request: Request, deadline: Duration, orders: Orders) -> Result<Success, AttemptFailure>;
 }
 
 enum Report {
     Accepted(u64),
-    Done(u64, Result<Success, Failure>),
+    Chunk(u64, Bytes),
+    Done(u64, Result<Success, AttemptFailure>),
+}
+
+/// What the lane's task holds of a call that runs.
+struct Call {
+    cancel: CancellationToken,
+    go: Option<oneshot::Sender<()>>,
+    /// One permit per chunk that may be reported.
+    next: Option<Arc<Semaphore>>,
 }
 
 /// Drives the answering end until the lane is gone. Returns what the peer did wrong, if it did. Once `drain` is cancelled, new calls are
@@ -49,10 +70,9 @@ pub async fn serve(
     drain: CancellationToken,
 ) -> Option<&'static str> {
     let (mut reader, mut writer) = io::split(stream);
-    let (reports, mut inbox) = mpsc::channel(DONE_MAX);
-    let mut machine = State::new(calls_max);
-    let mut outputs = Vec::new();
-    let mut cancels: BTreeMap<u64, CancellationToken> = BTreeMap::new();
+    let (reports, mut inbox) = mpsc::channel(REPORTS_MAX);
+    let mut lane =
+        Answering { peer, executor, clock, reports, machine: State::new(calls_max), calls_by_id: HashMap::new(), outputs: Vec::new() };
     let mut draining = false;
     let violation = loop {
         let reading = writer.waiting() < OUTPUT_HIGH_BYTES;
@@ -61,19 +81,14 @@ pub async fn serve(
             reader.partial_since = None;
         }
         let stuck = io::progress_deadline(&reader, &writer);
+        let timer = lane.machine.poll_timeout().and_then(|at| clock.checked_add(at));
+        let wake = [timer, stuck].into_iter().flatten().min();
         tokio::select! {
             biased;
             Some(report) = inbox.recv() => {
-                let mut next = Some(report);
-                while let Some(report) = next {
-                    match report {
-                        Report::Accepted(id) => machine.handle_accepted(id, &mut outputs),
-                        Report::Done(id, result) => {
-                            cancels.remove(&id);
-                            machine.handle_done(id, result, &mut outputs);
-                        }
-                    }
-                    next = inbox.try_recv().ok();
+                lane.on_report(report);
+                while let Ok(report) = inbox.try_recv() {
+                    lane.on_report(report);
                 }
             }
             filled = reader.fill(), if reading => {
@@ -83,7 +98,7 @@ pub async fn serve(
                 let now = clock.elapsed();
                 let malformed = loop {
                     match reader.frame(Instant::now()) {
-                        Ok(Some(frame)) => machine.on_frame(frame, now, &mut outputs),
+                        Ok(Some(frame)) => lane.machine.on_frame(frame, now, &mut lane.outputs),
                         Ok(None) => break false,
                         Err(_) => break true,
                     }
@@ -99,70 +114,137 @@ pub async fn serve(
             }
             () = drain.cancelled(), if !draining => {
                 draining = true;
-                machine.handle_drain();
+                lane.machine.handle_drain();
             }
-            () = sleep_until(stuck.unwrap_or_else(Instant::now)), if stuck.is_some() => {
+            () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                 if io::progress_deadline(&reader, &writer).is_some_and(|stuck| stuck <= Instant::now()) {
                     break Some("no progress");
                 }
+                lane.machine.handle_timeout(clock.elapsed(), &mut lane.outputs);
             }
         }
-        let mut violation = None;
-        for output in outputs.drain(..) {
-            match output {
-                Output::Send(frame) => {
-                    let too_large = writer.push(&frame).is_err();
-                    if let (true, crate::wire::invocation::Frame::Result { id, .. }) = (too_large, &frame) {
-                        let failure = Failure::new(crate::model::ErrorCode::PayloadTooLarge, "the output does not fit into a frame");
-                        let _ = writer.push(&crate::wire::invocation::Frame::error(*id, &failure));
-                    }
-                }
-                Output::Run { id, request, deadline } => {
-                    let cancel = CancellationToken::new();
-                    cancels.insert(id, cancel.clone());
-                    tokio::spawn(run(Arc::clone(&executor), peer, id, *request, deadline, cancel, reports.clone()));
-                }
-                Output::Stop { id } => {
-                    if let Some(cancel) = cancels.get(&id) {
-                        cancel.cancel();
-                    }
-                }
-                Output::Close(why) => violation = Some(why),
-            }
-        }
-        if violation.is_some() {
-            break violation;
+        if let Some(violation) = lane.apply(&mut writer) {
+            break Some(violation);
         }
     };
-    machine.on_closed(&mut outputs);
-    for cancel in cancels.into_values() {
-        cancel.cancel();
+    lane.machine.on_closed(&mut lane.outputs);
+    for call in lane.calls_by_id.into_values() {
+        call.cancel.cancel();
     }
     violation
 }
 
-async fn run(
-    executor: Arc<dyn Executor>,
+struct Answering {
     peer: NodeId,
-    id: u64,
-    request: Request,
-    deadline: Duration,
-    cancel: CancellationToken,
+    executor: Arc<dyn Executor>,
+    clock: Instant,
     reports: mpsc::Sender<Report>,
-) {
-    let (accept, mut accepted) = oneshot::channel();
-    let mut execution = executor.execute(peer, request, deadline, accept, cancel);
-    let (result, told) = tokio::select! {
-        biased;
-        result = &mut execution => (result, false),
-        Ok(()) = &mut accepted => {
-            let _ = reports.send(Report::Accepted(id)).await;
-            (execution.await, true)
+    machine: State,
+    calls_by_id: HashMap<u64, Call>,
+    outputs: Vec<Output>,
+}
+
+impl Answering {
+    fn on_report(&mut self, report: Report) {
+        let now = self.clock.elapsed();
+        match report {
+            Report::Accepted(id) => self.machine.handle_accepted(id, now, &mut self.outputs),
+            Report::Chunk(id, chunk) => self.machine.handle_chunk(id, chunk, now, &mut self.outputs),
+            Report::Done(id, result) => self.done(id, result),
         }
-    };
-    // A result speaks for itself; a failure must say whether the agent had taken the call.
-    if !told && result.is_err() && accepted.try_recv().is_ok() {
-        let _ = reports.send(Report::Accepted(id)).await;
     }
-    let _ = reports.send(Report::Done(id, result)).await;
+
+    fn done(&mut self, id: u64, result: Result<Success, AttemptFailure>) {
+        self.calls_by_id.remove(&id);
+        self.machine.handle_done(id, result, &mut self.outputs);
+    }
+
+    /// Carries out what the machine wants, until it wants nothing more. Returns what the peer did wrong, if it did.
+    fn apply<W: futures::AsyncWrite + Unpin>(&mut self, writer: &mut io::Writer<W>) -> Option<&'static str> {
+        let mut violation = None;
+        while !self.outputs.is_empty() {
+            for output in std::mem::take(&mut self.outputs) {
+                match output {
+                    Output::Send(frame) => send(writer, &frame),
+                    Output::Run { id, request, deadline } => self.run(id, *request, deadline),
+                    Output::Go { id } => {
+                        if let Some(go) = self.calls_by_id.get_mut(&id).and_then(|call| call.go.take()) {
+                            let _ = go.send(());
+                        }
+                    }
+                    Output::Next { id } => {
+                        if let Some(next) = self.calls_by_id.get(&id).and_then(|call| call.next.as_ref()) {
+                            next.add_permits(1);
+                        }
+                    }
+                    Output::Stop { id } => {
+                        if let Some(call) = self.calls_by_id.get(&id) {
+                            call.cancel.cancel();
+                        }
+                    }
+                    Output::Close(why) => violation = Some(why),
+                }
+            }
+        }
+        violation
+    }
+
+    fn run(&mut self, id: u64, request: Request, deadline: Duration) {
+        let cancel = CancellationToken::new();
+        let quick = matches!(&request.body, Body::Inline(bytes) if bytes.len() <= INLINE_WORK_BYTES_MAX);
+        if !request.confirm && request.window == 0 {
+            let (executor, peer, token) = (Arc::clone(&self.executor), self.peer, cancel.clone());
+            let orders = Orders { cancel: token, chunks: None, confirm: None };
+            let mut execution = Box::pin(async move { executor.execute(peer, request, deadline, orders).await });
+            if quick && let Some(result) = execution.as_mut().now_or_never() {
+                return self.done(id, result);
+            }
+            self.calls_by_id.insert(id, Call { cancel, go: None, next: None });
+            let reports = self.reports.clone();
+            tokio::spawn(async move {
+                let result = execution.await;
+                let _ = reports.send(Report::Done(id, result)).await;
+            });
+            return;
+        }
+        let (ready, is_ready) = oneshot::channel();
+        let (go, gone) = oneshot::channel();
+        let (chunks, arriving) = mpsc::channel(1);
+        let next = Arc::new(Semaphore::new(1));
+        let confirm = request.confirm.then_some((ready, gone));
+        let chunks = (request.window > 0).then_some(chunks);
+        let orders = Orders { cancel: cancel.clone(), chunks, confirm };
+        self.calls_by_id.insert(id, Call { cancel: cancel.clone(), go: Some(go), next: Some(Arc::clone(&next)) });
+        let (executor, peer, reports) = (Arc::clone(&self.executor), self.peer, self.reports.clone());
+        tokio::spawn(async move {
+            let told = reports.clone();
+            let tell = async {
+                if is_ready.await.is_ok() {
+                    let _ = told.send(Report::Accepted(id)).await;
+                }
+            };
+            let pass_on = pass_on(id, arriving, &next, &reports, &cancel);
+            let ((), (), result) = tokio::join!(tell, pass_on, executor.execute(peer, request, deadline, orders));
+            let _ = reports.send(Report::Done(id, result)).await;
+        });
+    }
+}
+
+/// Reports chunks one at a time, each when the one before it is on its way.
+async fn pass_on(id: u64, mut chunks: mpsc::Receiver<Bytes>, next: &Semaphore, reports: &mpsc::Sender<Report>, cancel: &CancellationToken) {
+    while let Some(chunk) = chunks.recv().await {
+        tokio::select! {
+            Ok(permit) = next.acquire() => permit.forget(),
+            () = cancel.cancelled() => return,
+        }
+        let _ = reports.send(Report::Chunk(id, chunk)).await;
+    }
+}
+
+fn send<W: futures::AsyncWrite + Unpin>(writer: &mut io::Writer<W>, frame: &Frame) {
+    let too_large = writer.push(frame).is_err();
+    if let (true, Frame::Result { id, .. }) = (too_large, frame) {
+        let failure = Failure::new(ErrorCode::PayloadTooLarge, "the output does not fit into a frame");
+        let _ = writer.push(&Frame::error(*id, true, &failure));
+    }
 }

@@ -1,31 +1,34 @@
-//! The loop's part in lanes: opening them, serving them, and what their ends say about a peer.
+//! The loop's part in lanes and blobs: opening and serving them, and what the end of a lane says about a peer.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use libp2p::Multiaddr;
 use tokio::sync::oneshot;
 
-use super::turn::{Ended, EventLoop, LANES_PER_PEER_MAX, fault};
-use crate::mesh::lanes::{self, Direction, Lane, LaneEnd};
-use crate::model::{Failure, NodeId};
+use super::turn::{Ended, EventLoop, LANES_PER_PEER_MAX, LaneReply, fault};
+use crate::mesh::lanes::{self, Lane, LaneEnd};
+use crate::mesh::streams::Direction;
+use crate::model::{Failure, NodeId, Priority};
+use crate::node::blobs;
 use crate::node::execute::AgentsHere;
 use crate::telemetry::Kind;
 
 impl EventLoop {
-    pub(super) fn open_lane(&mut self, node: NodeId, reply: oneshot::Sender<Result<Lane, Failure>>) {
-        if let Some(lane) = self.shared.lanes.get(node) {
+    pub(super) fn open_lane(&mut self, node: NodeId, priority: Priority, reply: LaneReply) {
+        if let Some(lane) = self.shared.lanes.get(node, priority) {
             let _ = reply.send(Ok(lane));
             return;
         }
         let waiters = self.lane_waiters_by_node.entry(node).or_default();
-        waiters.retain(|waiter| !waiter.is_closed());
-        let first = waiters.is_empty();
-        waiters.push(reply);
+        waiters.retain(|(_, waiter)| !waiter.is_closed());
+        let first = !waiters.iter().any(|(of, _)| *of == priority);
+        waiters.push((priority, reply));
         if !first {
             return;
         }
         if self.mesh.is_connected(node) {
-            self.mesh.open_lane(node);
+            self.mesh.open_lane(node, priority);
         } else {
             let addresses = self.directory.entries().find(|entry| entry.record.node == node).map(|entry| entry.record.addresses.clone());
             let addresses: Vec<Multiaddr> = addresses.unwrap_or_default().iter().filter_map(|address| address.parse().ok()).collect();
@@ -33,33 +36,67 @@ impl EventLoop {
         }
     }
 
-    pub(super) fn refuse_lane(&mut self, node: NodeId, failure: &Failure) {
-        for waiter in self.lane_waiters_by_node.remove(&node).unwrap_or_default() {
+    /// Tells everybody who waits for a lane to `node` that there will be none.
+    pub(super) fn refuse_lanes(&mut self, node: NodeId, failure: &Failure) {
+        for (_, waiter) in self.lane_waiters_by_node.remove(&node).unwrap_or_default() {
             let _ = waiter.send(Err(failure.clone()));
+        }
+    }
+
+    /// A connection stands: opens the lanes that somebody waits for.
+    pub(super) fn open_lanes_waited_for(&mut self, node: NodeId) {
+        let waiters = self.lane_waiters_by_node.get(&node).into_iter().flatten();
+        let priorities: BTreeSet<Priority> = waiters.map(|(priority, _)| *priority).collect();
+        for priority in priorities {
+            self.mesh.open_lane(node, priority);
+        }
+    }
+
+    fn lane_opened(&mut self, lane: &Lane) {
+        let Some(waiters) = self.lane_waiters_by_node.get_mut(&lane.node()) else { return };
+        for (_, waiter) in waiters.extract_if(.., |(priority, _)| *priority == lane.priority()) {
+            let _ = waiter.send(Ok(lane.clone()));
+        }
+        if waiters.is_empty() {
+            self.lane_waiters_by_node.remove(&lane.node());
+        }
+    }
+
+    pub(super) fn open_blob(&mut self, node: NodeId, reply: oneshot::Sender<libp2p::Stream>) {
+        self.blob_waiters_by_tag.retain(|_, waiter| !waiter.is_closed());
+        self.blobs_opened = self.blobs_opened.wrapping_add(1);
+        self.blob_waiters_by_tag.insert(self.blobs_opened, reply);
+        self.mesh.open_blob(node, self.blobs_opened);
+    }
+
+    pub(super) fn on_blob(&mut self, node: NodeId, direction: Direction, stream: libp2p::Stream) {
+        match direction {
+            Direction::Inbound => blobs::accept(&self.shared, node, stream),
+            Direction::Outbound(tag) => {
+                if let Some(waiter) = self.blob_waiters_by_tag.remove(&tag) {
+                    let _ = waiter.send(stream);
+                }
+            }
         }
     }
 
     pub(super) fn on_lane(&mut self, node: NodeId, direction: Direction, stream: libp2p::Stream) {
         let (ended, clock) = (self.inputs.ended.0.clone(), self.shared.clock.zero());
         match direction {
-            Direction::Outbound => {
+            Direction::Outbound(tag) => {
+                let Some(priority) = Priority::ALL.into_iter().find(|priority| *priority as u64 == tag) else { return };
                 // Two may have been asked for while the first took long; one is enough.
-                let known = self.shared.lanes.get(node);
-                if let Some(lane) = known {
-                    for waiter in self.lane_waiters_by_node.remove(&node).unwrap_or_default() {
-                        let _ = waiter.send(Ok(lane.clone()));
-                    }
+                if let Some(lane) = self.shared.lanes.get(node, priority) {
+                    self.lane_opened(&lane);
                     return;
                 }
-                let (lane, task) = Lane::new(node, stream, clock);
+                let (lane, task) = Lane::new(node, priority, stream, clock);
                 self.shared.lanes.insert(lane.clone());
                 tokio::spawn(async move {
                     let end = task.await;
                     let _ = ended.send(Ended::Called(node, end)).await;
                 });
-                for waiter in self.lane_waiters_by_node.remove(&node).unwrap_or_default() {
-                    let _ = waiter.send(Ok(lane.clone()));
-                }
+                self.lane_opened(&lane);
             }
             Direction::Inbound => {
                 let served = self.served_by_node.entry(node).or_default();

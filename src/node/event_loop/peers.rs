@@ -8,7 +8,7 @@ use libp2p::gossipsub::MessageAcceptance;
 use serde_bytes::ByteBuf;
 
 use super::turn::{Asked, EventLoop, REPROVIDE_PEERS_MAX, fault};
-use crate::mesh::lanes;
+use crate::mesh::streams::OpenError;
 use crate::mesh::{ControlId, Event, ReplyTo, Stamp};
 use crate::model::{AgentId, ErrorCode, Failure, NodeId, Now, Shard};
 use crate::node::gossip::{self, Document, Purpose, Report, VERIFYING_MAX};
@@ -45,7 +45,10 @@ impl EventLoop {
                 tracing::debug!(%node, reason, "a node cannot be reached");
                 self.directory.on_dial_failed(node, now);
                 self.dialled(node);
-                self.refuse_lane(node, &Failure::new(ErrorCode::Unavailable, format!("node {} cannot be reached: {reason}", node.short())));
+                self.refuse_lanes(
+                    node,
+                    &Failure::new(ErrorCode::Unavailable, format!("node {} cannot be reached: {reason}", node.short())),
+                );
             }
             Event::Proven(node) => self.on_proven(node),
             Event::Foreign(node, family) => {
@@ -63,15 +66,17 @@ impl EventLoop {
                 self.with_search(number, |machine, outputs| machine.on_providers(&name, nodes, done, outputs));
             }
             Event::Lane { node, direction, stream } => self.on_lane(node, direction, stream),
-            Event::LaneFailed(node, error) => {
+            Event::LaneFailed(node, _, error) => {
                 let failure = match error {
-                    lanes::OpenError::Unsupported => Failure::new(ErrorCode::VersionUnsupported, format!("node {}: {error}", node.short())),
-                    lanes::OpenError::NotConnected | lanes::OpenError::Failed => {
+                    OpenError::Unsupported => Failure::new(ErrorCode::VersionUnsupported, format!("node {}: {error}", node.short())),
+                    OpenError::NotConnected | OpenError::Failed => {
                         Failure::new(ErrorCode::Unavailable, format!("no lane to node {}: {error}", node.short()))
                     }
                 };
-                self.refuse_lane(node, &failure);
+                self.refuse_lanes(node, &failure);
             }
+            Event::Blob { node, direction, stream } => self.on_blob(node, direction, stream),
+            Event::BlobFailed(_, tag, _) => drop(self.blob_waiters_by_tag.remove(&tag)),
             Event::Misbehaved(node, what) => self.penalise(node, fault::PROTOCOL, what),
         }
     }
@@ -82,9 +87,7 @@ impl EventLoop {
         self.directory.on_connected(node);
         self.shared.publish(NodeEvent::PeerConnected(node));
         self.dialled(node);
-        if self.lane_waiters_by_node.contains_key(&node) {
-            self.mesh.open_lane(node);
-        }
+        self.open_lanes_waited_for(node);
         self.compatible.insert(node);
         self.ask_digest(node);
         // Gossip reaches a new peer only from the next heartbeat on; until then it learns from the digest.
@@ -97,7 +100,7 @@ impl EventLoop {
         self.bootstrap.on_disconnected(node, now.mono, &mut self.rng);
         self.directory.on_disconnected(node, in_order, now);
         self.shared.publish(NodeEvent::PeerDisconnected(node));
-        self.refuse_lane(node, &Failure::new(ErrorCode::Unavailable, format!("node {} disconnected", node.short())));
+        self.refuse_lanes(node, &Failure::new(ErrorCode::Unavailable, format!("node {} disconnected", node.short())));
     }
 
     pub(super) fn on_proven(&mut self, node: NodeId) {

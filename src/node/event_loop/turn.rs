@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::agents::Change;
 use crate::mesh::lanes::{Lane, LaneEnd};
 use crate::mesh::{ControlId, Mesh, SearchId};
-use crate::model::{AgentId, CapabilityName, Failure, NodeId, Now, Shard};
+use crate::model::{AgentId, CapabilityName, Failure, NodeId, Now, Priority, Shard};
 use crate::node::gossip::Report;
 use crate::node::hosting::{self, Hosting};
 use crate::node::shared::{Command, Network, Observed, Shared};
@@ -93,6 +93,9 @@ pub(in crate::node) struct Issued {
     pub(super) record: Result<Verified<Record>, String>,
 }
 
+/// Where the answer to somebody who asked for a lane goes.
+pub(super) type LaneReply = oneshot::Sender<Result<Lane, Failure>>;
+
 /// The channels into the loop.
 pub(in crate::node) struct Inputs {
     pub(in crate::node) commands: mpsc::Receiver<Command>,
@@ -127,7 +130,9 @@ pub(in crate::node) struct EventLoop {
     pub(super) names_by_lookup: HashMap<SearchId, (u64, CapabilityName)>,
     pub(super) looked_up_at: BTreeMap<CapabilityName, Duration>,
     pub(super) asked_by_control: BTreeMap<ControlId, Asked>,
-    pub(super) lane_waiters_by_node: BTreeMap<NodeId, Vec<oneshot::Sender<Result<Lane, Failure>>>>,
+    pub(super) lane_waiters_by_node: BTreeMap<NodeId, Vec<(Priority, LaneReply)>>,
+    pub(super) blob_waiters_by_tag: BTreeMap<u64, oneshot::Sender<libp2p::Stream>>,
+    pub(super) blobs_opened: u64,
     pub(super) served_by_node: BTreeMap<NodeId, Served>,
     pub(super) repairs_running: usize,
     pub(super) repair_at: Duration,
@@ -169,6 +174,8 @@ impl EventLoop {
             looked_up_at: BTreeMap::new(),
             asked_by_control: BTreeMap::new(),
             lane_waiters_by_node: BTreeMap::new(),
+            blob_waiters_by_tag: BTreeMap::new(),
+            blobs_opened: 0,
             served_by_node: BTreeMap::new(),
             repairs_running: 0,
             repair_at,
@@ -258,6 +265,7 @@ impl EventLoop {
             self.mesh.join(&address);
         }
         self.directory.handle_tick(now);
+        self.shared.blobs.tick(now.mono);
         self.issue_due(now.mono);
         self.pulse(now);
         let numbers: Vec<u64> = self.searches_by_number.keys().copied().collect();
@@ -335,7 +343,9 @@ impl EventLoop {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Find { query, enough, reply } => self.find(query, enough, reply),
-            Command::OpenLane { node, reply } => self.open_lane(node, reply),
+            Command::OpenLane { node, priority, reply } => self.open_lane(node, priority, reply),
+            Command::OpenBlob { node, reply } => self.open_blob(node, reply),
+            Command::Penalise { node, what } => self.penalise(node, fault::PROTOCOL, what),
             Command::Schemas { node, hashes, reply } => {
                 let id = self.mesh.ask(node, Control::Schemas(hashes));
                 self.asked_by_control.insert(id, Asked::Schemas(reply));

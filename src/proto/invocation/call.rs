@@ -73,6 +73,7 @@ pub struct State {
     tried: BTreeSet<AgentId>,
     attempts: Vec<Attempt>,
     asked_idempotent: bool,
+    streamed: bool,
 }
 
 impl State {
@@ -97,6 +98,7 @@ impl State {
             tried: BTreeSet::new(),
             attempts: Vec::new(),
             asked_idempotent: false,
+            streamed: false,
         }
     }
 
@@ -117,7 +119,7 @@ impl State {
             return Step::Fail(self.timeout());
         }
         if let Some(last) = self.attempts.last().and_then(|attempt| attempt.failure.as_ref()) {
-            let safe = !last.accepted || self.repeatable || self.asked_idempotent;
+            let safe = !self.streamed && (!last.accepted || self.repeatable || self.asked_idempotent);
             if !safe || !may_go_elsewhere(last) || self.pinned.is_some() || self.attempts.len() >= self.config.attempts_max as usize {
                 return Step::Fail(self.verdict());
             }
@@ -143,6 +145,11 @@ impl State {
             None if self.attempts.is_empty() => Step::Fail(self.nobody(&answer, known_names)),
             None => Step::Fail(self.verdict()),
         }
+    }
+
+    /// A part of the running attempt's answer went to the client. Another agent's answer would begin anew, so nobody else is asked.
+    pub fn on_chunk(&mut self) {
+        self.streamed = true;
     }
 
     /// The running attempt ended well.

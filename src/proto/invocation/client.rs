@@ -3,12 +3,18 @@
 //! Each call that is taken is settled once: by its final frame, by its deadline, by its caller's cancel, or with the lane. While calls
 //! are outstanding and nothing arrives, the other side is asked for a sign of life every half second; two seconds of silence end the
 //! lane. One late reply to each call that was settled here is harmless; a reply to no call, or a frame that only callers send, ends the lane.
+//!
+//! A call that must not be done twice has surely not begun until this end has sent `Go`; one that may be repeated counts as begun once it is
+//! sent. Credit for chunks is conserved: what is granted, what has arrived and is not yet taken, and what was taken and not yet granted anew
+//! always add up to the window.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::model::{ErrorCode, Failure};
-use crate::wire::invocation::{Frame, Request, Success};
+use crate::wire::invocation::{Frame, Request, Success, chunk_cost};
 
 /// Silence after which a sign of life is asked for.
 pub const PING_AFTER: Duration = Duration::from_millis(500);
@@ -24,18 +30,18 @@ pub enum Outcome {
     Failed {
         /// Why.
         failure: Failure,
-        /// Whether it had taken responsibility.
-        accepted: bool,
+        /// Whether the agent may have begun.
+        begun: bool,
     },
     /// The lane ended first.
     Lost {
-        /// Whether the other side had taken responsibility.
-        accepted: bool,
+        /// Whether the agent may have begun.
+        begun: bool,
     },
     /// The deadline came first.
     TimedOut {
-        /// Whether the other side had taken responsibility.
-        accepted: bool,
+        /// Whether the agent may have begun.
+        begun: bool,
     },
 }
 
@@ -46,6 +52,8 @@ pub enum Output<T> {
     Send(Frame),
     /// Give this outcome to whoever waits.
     Settle(T, Outcome),
+    /// Give this part of the answer to whoever waits for the call with this number; report what is taken with [`State::handle_taken`].
+    Chunk(u64, Bytes),
     /// Close the lane; everything outstanding has been settled.
     Close(Closed),
 }
@@ -63,15 +71,26 @@ pub enum Closed {
 struct Pending<T> {
     token: T,
     deadline: Duration,
-    accepted: bool,
+    begun: bool,
+    credit: Credit,
+}
+
+/// The chunks of one call; all zero where the caller wants none.
+#[derive(Debug, Default)]
+struct Credit {
+    window: u64,
+    /// Granted and not yet used.
+    open: u64,
+    /// Taken and not yet granted anew.
+    taken: u64,
 }
 
 /// The calling end. `T` is what the shell needs to answer its caller.
 #[derive(Debug)]
 pub struct State<T> {
     pending_by_id: BTreeMap<u64, Pending<T>>,
-    ids_by_deadline: std::collections::BTreeSet<(Duration, u64)>,
-    next_id: u64,
+    ids_by_deadline: BTreeSet<(Duration, u64)>,
+    pings: u64,
     pending_max: usize,
     heard_at: Duration,
     pinged_at: Option<Duration>,
@@ -84,8 +103,8 @@ impl<T> State<T> {
     pub fn new(pending_max: usize, now: Duration) -> Self {
         Self {
             pending_by_id: BTreeMap::new(),
-            ids_by_deadline: Default::default(),
-            next_id: 0,
+            ids_by_deadline: BTreeSet::new(),
+            pings: 0,
             pending_max,
             heard_at: now,
             pinged_at: None,
@@ -99,35 +118,26 @@ impl<T> State<T> {
         self.pending_by_id.len()
     }
 
-    /// Takes a call. Returns its number, or settles it at once if the lane is full or closed.
-    pub fn handle_call(
-        &mut self,
-        request: Request,
-        token: T,
-        deadline: Duration,
-        now: Duration,
-        outputs: &mut Vec<Output<T>>,
-    ) -> Option<u64> {
+    /// Takes a call under a number that no other call of this lane has or had, or settles it at once if the lane is full or closed.
+    pub fn handle_call(&mut self, id: u64, request: Request, token: T, deadline: Duration, now: Duration, outputs: &mut Vec<Output<T>>) {
         if self.closed {
-            outputs.push(Output::Settle(token, Outcome::Lost { accepted: false }));
-            return None;
+            outputs.push(Output::Settle(token, Outcome::Lost { begun: false }));
+            return;
         }
         if self.pending_by_id.len() >= self.pending_max {
             let failure = Failure::new(ErrorCode::Busy, "the lane to the agent's node is full").with("retry_after_ms", 50);
-            outputs.push(Output::Settle(token, Outcome::Failed { failure, accepted: false }));
-            return None;
+            outputs.push(Output::Settle(token, Outcome::Failed { failure, begun: false }));
+            return;
         }
         if self.pending_by_id.is_empty() {
             // Silence counts from the moment somebody waits.
             self.heard_at = now;
             self.pinged_at = None;
         }
-        let id = self.next_id;
-        self.next_id = self.next_id.wrapping_add(1);
-        self.pending_by_id.insert(id, Pending { token, deadline, accepted: false });
+        let credit = Credit { window: request.window, open: request.window, taken: 0 };
+        self.pending_by_id.insert(id, Pending { token, deadline, begun: !request.confirm, credit });
         self.ids_by_deadline.insert((deadline, id));
         outputs.push(Output::Send(Frame::Request { id, request: Box::new(request) }));
-        Some(id)
     }
 
     /// The caller no longer waits.
@@ -136,7 +146,22 @@ impl<T> State<T> {
             self.settled_early = self.settled_early.saturating_add(1);
             outputs.push(Output::Send(Frame::Cancel { id }));
             let failure = Failure::new(ErrorCode::Cancelled, "the call was cancelled");
-            outputs.push(Output::Settle(pending.token, Outcome::Failed { failure, accepted: pending.accepted }));
+            outputs.push(Output::Settle(pending.token, Outcome::Failed { failure, begun: pending.begun }));
+        }
+    }
+
+    /// The caller has taken chunks that cost this much.
+    pub fn handle_taken(&mut self, id: u64, cost: u64, outputs: &mut Vec<Output<T>>) {
+        let Some(pending) = self.pending_by_id.get_mut(&id) else { return };
+        let credit = &mut pending.credit;
+        // More than has arrived cannot have been taken.
+        let under_way = credit.window.saturating_sub(credit.open).saturating_sub(credit.taken);
+        credit.taken = credit.taken.saturating_add(cost.min(under_way));
+        // A grant for each chunk would double the frames; half a window keeps the sender going.
+        if credit.taken > 0 && credit.taken >= credit.window / 2 {
+            let bytes = std::mem::take(&mut credit.taken);
+            credit.open = credit.open.saturating_add(bytes);
+            outputs.push(Output::Send(Frame::Credit { id, bytes }));
         }
     }
 
@@ -144,7 +169,7 @@ impl<T> State<T> {
     pub fn handle_unsendable(&mut self, id: u64, why: &crate::wire::Error, outputs: &mut Vec<Output<T>>) {
         if let Some(pending) = self.remove(id) {
             let failure = Failure::new(ErrorCode::PayloadTooLarge, format!("the call cannot be sent: {why}"));
-            outputs.push(Output::Settle(pending.token, Outcome::Failed { failure, accepted: false }));
+            outputs.push(Output::Settle(pending.token, Outcome::Failed { failure, begun: false }));
         }
     }
 
@@ -163,22 +188,42 @@ impl<T> State<T> {
         self.pinged_at = None;
         match frame {
             Frame::Accepted { id } => {
-                if let Some(pending) = self.pending_by_id.get_mut(&id) {
-                    pending.accepted = true;
+                if let Some(pending) = self.pending_by_id.get_mut(&id).filter(|pending| !pending.begun) {
+                    pending.begun = true;
+                    outputs.push(Output::Send(Frame::Go { id }));
                 }
             }
             Frame::Result { id, success } => match self.remove(id) {
                 Some(pending) => outputs.push(Output::Settle(pending.token, Outcome::Success(success))),
                 None => self.stray(outputs),
             },
-            Frame::Error { id, failure } => match self.remove(id) {
-                Some(pending) => outputs.push(Output::Settle(pending.token, failed(&failure, pending.accepted))),
+            Frame::Error { id, begun, failure } => match self.remove(id) {
+                // A call that was never told to go has not begun, whatever the other side says.
+                Some(pending) => outputs.push(Output::Settle(pending.token, failed(&failure, begun && pending.begun))),
                 None => self.stray(outputs),
             },
+            Frame::Chunk { id, chunk } => self.on_chunk(id, chunk, outputs),
             Frame::Pong { .. } => {}
-            Frame::Request { .. } | Frame::Cancel { .. } | Frame::Ping { .. } => {
+            Frame::Request { .. } | Frame::Cancel { .. } | Frame::Ping { .. } | Frame::Credit { .. } | Frame::Go { .. } => {
                 self.close(Closed::Violation("a request on a lane that only answers"), outputs);
             }
+        }
+    }
+
+    fn on_chunk(&mut self, id: u64, chunk: Bytes, outputs: &mut Vec<Output<T>>) {
+        let Some(pending) = self.pending_by_id.get_mut(&id) else {
+            // Chunks may cross a cancel like the final frame that follows them.
+            if self.settled_early == 0 {
+                self.close(Closed::Violation("a chunk of no call"), outputs);
+            }
+            return;
+        };
+        match pending.credit.open.checked_sub(chunk_cost(chunk.len())) {
+            Some(open) => {
+                pending.credit.open = open;
+                outputs.push(Output::Chunk(id, chunk));
+            }
+            None => self.close(Closed::Violation("a chunk beyond the credit"), outputs),
         }
     }
 
@@ -195,7 +240,7 @@ impl<T> State<T> {
         self.closed = true;
         self.ids_by_deadline.clear();
         for (_, pending) in std::mem::take(&mut self.pending_by_id) {
-            outputs.push(Output::Settle(pending.token, Outcome::Lost { accepted: pending.accepted }));
+            outputs.push(Output::Settle(pending.token, Outcome::Lost { begun: pending.begun }));
         }
     }
 
@@ -208,7 +253,7 @@ impl<T> State<T> {
             if let Some(pending) = self.remove(id) {
                 self.settled_early = self.settled_early.saturating_add(1);
                 outputs.push(Output::Send(Frame::Cancel { id }));
-                outputs.push(Output::Settle(pending.token, Outcome::TimedOut { accepted: pending.accepted }));
+                outputs.push(Output::Settle(pending.token, Outcome::TimedOut { begun: pending.begun }));
             }
         }
         if self.pending_by_id.is_empty() || self.closed {
@@ -219,7 +264,8 @@ impl<T> State<T> {
             self.close(Closed::Silent, outputs);
         } else if silence >= PING_AFTER && self.pinged_at.is_none_or(|at| now.saturating_sub(at) >= PING_AFTER) {
             self.pinged_at = Some(now);
-            outputs.push(Output::Send(Frame::Ping { nonce: self.next_id }));
+            self.pings = self.pings.wrapping_add(1);
+            outputs.push(Output::Send(Frame::Ping { nonce: self.pings }));
         }
     }
 
@@ -252,25 +298,24 @@ impl<T> State<T> {
     }
 }
 
-fn failed(text: &[u8], accepted: bool) -> Outcome {
+fn failed(text: &[u8], begun: bool) -> Outcome {
     let garbled = |_| Failure::new(ErrorCode::Internal, "the agent's node sent an error that cannot be read").retryable(true);
     let failure = serde_json::from_slice::<Failure>(text).unwrap_or_else(garbled);
     // Whatever a peer wrote is cut and made printable on the way in.
     let mut shown = Failure::new(failure.code, &failure.message).retryable(failure.retryable);
     shown.details = failure.details;
-    Outcome::Failed { failure: shown, accepted }
+    Outcome::Failed { failure: shown, begun }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
     use proptest::prelude::*;
     use proptest::test_runner::RngSeed;
 
     use super::*;
+    use crate::model::Priority;
     use crate::model::{AgentId, InvocationId};
-    use crate::wire::invocation::Priority;
+    use crate::wire::invocation::Body;
 
     #[test]
     fn a_call_is_settled_by_its_result() {
@@ -280,7 +325,8 @@ mod tests {
         outputs.clear();
 
         lane.on_frame(Frame::Accepted { id }, ms(1), &mut outputs);
-        assert_eq!(outputs, []);
+        assert_eq!(outputs, [Output::Send(Frame::Go { id })]);
+        outputs.clear();
         lane.on_frame(Frame::Result { id, success: success() }, ms(2), &mut outputs);
 
         assert_eq!(outputs, [Output::Settle('a', Outcome::Success(success()))]);
@@ -288,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_whether_the_call_had_been_accepted() {
+    fn an_error_says_whether_the_agent_may_have_begun() {
         for accepted in [false, true] {
             let (mut lane, mut outputs) = lane();
             let id = call(&mut lane, 'a', 60_000, &mut outputs);
@@ -297,9 +343,58 @@ mod tests {
             }
             outputs.clear();
             let failure = Failure::new(ErrorCode::AgentFailed, "no").with("limit", 3);
-            lane.on_frame(Frame::error(id, &failure), ms(2), &mut outputs);
-            assert_eq!(outputs, [Output::Settle('a', Outcome::Failed { failure, accepted })]);
+            lane.on_frame(Frame::error(id, true, &failure), ms(2), &mut outputs);
+            assert_eq!(outputs, [Output::Settle('a', Outcome::Failed { failure, begun: accepted })]);
         }
+    }
+
+    #[test]
+    fn a_call_that_may_be_repeated_counts_as_begun_once_it_is_sent() {
+        let (mut lane, mut outputs) = lane();
+        let request = Request { confirm: false, ..request() };
+        let id = 0;
+        lane.handle_call(id, request, 'a', ms(60_000), ms(0), &mut outputs);
+        lane.on_frame(Frame::Accepted { id }, ms(1), &mut outputs);
+        outputs.clear();
+        lane.on_closed(&mut outputs);
+        assert_eq!(outputs, [Output::Settle('a', Outcome::Lost { begun: true })]);
+    }
+
+    /// MEAP-7: a slow reader grants less, and never more than it took.
+    #[test]
+    fn chunks_use_credit_and_what_is_taken_is_granted_anew() {
+        let (mut lane, mut outputs) = lane();
+        let id = call(&mut lane, 'a', 60_000, &mut outputs);
+        outputs.clear();
+        let chunk = Bytes::from(vec![b'1'; 300]);
+        for _ in 0..3 {
+            lane.on_frame(Frame::Chunk { id, chunk: chunk.clone() }, ms(1), &mut outputs);
+        }
+        assert_eq!(outputs, vec![Output::Chunk(id, chunk); 3]);
+        outputs.clear();
+        lane.handle_taken(id, 300, &mut outputs);
+        assert_eq!(outputs, []);
+        lane.handle_taken(id, 300, &mut outputs);
+        assert_eq!(outputs, [Output::Send(Frame::Credit { id, bytes: 600 })]);
+        outputs.clear();
+        // What never arrived cannot have been taken.
+        lane.handle_taken(id, 10_000, &mut outputs);
+        assert_eq!(outputs, []);
+        lane.on_frame(Frame::Chunk { id, chunk: Bytes::from(vec![b'1'; 725]) }, ms(1), &mut outputs);
+        assert_eq!(outputs.last(), Some(&Output::Close(Closed::Violation("a chunk beyond the credit"))));
+    }
+
+    #[test]
+    fn a_chunk_that_crosses_a_cancel_is_harmless_and_one_of_no_call_is_not() {
+        let (mut lane, mut outputs) = lane();
+        let id = call(&mut lane, 'a', 60_000, &mut outputs);
+        lane.handle_cancel(id, &mut outputs);
+        outputs.clear();
+        lane.on_frame(Frame::Chunk { id, chunk: "1".into() }, ms(1), &mut outputs);
+        lane.on_frame(Frame::error(id, true, &Failure::new(ErrorCode::Cancelled, "stopped")), ms(1), &mut outputs);
+        assert_eq!(outputs, []);
+        lane.on_frame(Frame::Chunk { id, chunk: "1".into() }, ms(1), &mut outputs);
+        assert_eq!(outputs, [Output::Close(Closed::Violation("a chunk of no call"))]);
     }
 
     #[test]
@@ -307,7 +402,7 @@ mod tests {
         let (mut lane, mut outputs) = lane();
         let id = call(&mut lane, 'a', 60_000, &mut outputs);
         outputs.clear();
-        lane.on_frame(Frame::Error { id, failure: "{".into() }, ms(1), &mut outputs);
+        lane.on_frame(Frame::Error { id, begun: false, failure: "{".into() }, ms(1), &mut outputs);
         assert!(matches!(&outputs[..], [Output::Settle('a', Outcome::Failed { failure, .. })] if failure.code == ErrorCode::Internal));
     }
 
@@ -317,7 +412,7 @@ mod tests {
         let id = call(&mut lane, 'a', 60_000, &mut outputs);
         outputs.clear();
         let text = r#"{"code":"BUSY","message":"\u001b[31mred","retryable":true}"#;
-        lane.on_frame(Frame::Error { id, failure: text.into() }, ms(1), &mut outputs);
+        lane.on_frame(Frame::Error { id, begun: false, failure: text.into() }, ms(1), &mut outputs);
         let [Output::Settle('a', Outcome::Failed { failure, .. })] = &outputs[..] else { panic!("not settled: {outputs:?}") };
         assert_eq!(failure.message, "\u{fffd}[31mred");
     }
@@ -329,8 +424,8 @@ mod tests {
             call(&mut lane, token, 60_000, &mut outputs);
         }
         outputs.clear();
-        assert_eq!(lane.handle_call(request(), 'd', ms(60_000), ms(0), &mut outputs), None);
-        let [Output::Settle('d', Outcome::Failed { failure, accepted: false })] = &outputs[..] else { panic!("not refused: {outputs:?}") };
+        lane.handle_call(9, request(), 'd', ms(60_000), ms(0), &mut outputs);
+        let [Output::Settle('d', Outcome::Failed { failure, begun: false })] = &outputs[..] else { panic!("not refused: {outputs:?}") };
         assert_eq!((failure.code, failure.retry_after_ms()), (ErrorCode::Busy, Some(50)));
     }
 
@@ -343,7 +438,7 @@ mod tests {
         lane.handle_unsendable(id, &why, &mut outputs);
         lane.handle_unsendable(id, &why, &mut outputs);
         assert!(
-            matches!(&outputs[..], [Output::Settle('a', Outcome::Failed { failure, accepted: false })] if failure.code == ErrorCode::PayloadTooLarge)
+            matches!(&outputs[..], [Output::Settle('a', Outcome::Failed { failure, begun: false })] if failure.code == ErrorCode::PayloadTooLarge)
         );
     }
 
@@ -356,7 +451,7 @@ mod tests {
         lane.handle_timeout(ms(99), &mut outputs);
         assert_eq!(outputs, []);
         lane.handle_timeout(ms(100), &mut outputs);
-        let timed_out = Output::Settle('a', Outcome::TimedOut { accepted: false });
+        let timed_out = Output::Settle('a', Outcome::TimedOut { begun: false });
         assert_eq!(outputs, [Output::Send(Frame::Cancel { id }), timed_out]);
         outputs.clear();
 
@@ -380,7 +475,7 @@ mod tests {
         };
         assert_eq!((*cancelled, failure.code), (id, ErrorCode::Cancelled));
         outputs.clear();
-        lane.on_frame(Frame::error(id, &Failure::new(ErrorCode::Cancelled, "stopped")), ms(1), &mut outputs);
+        lane.on_frame(Frame::error(id, false, &Failure::new(ErrorCode::Cancelled, "stopped")), ms(1), &mut outputs);
         assert_eq!(outputs, []);
     }
 
@@ -394,7 +489,7 @@ mod tests {
 
         lane.on_frame(Frame::Result { id: 99, success: success() }, ms(1), &mut outputs);
 
-        let lost = |token, accepted| Output::Settle(token, Outcome::Lost { accepted });
+        let lost = |token, accepted| Output::Settle(token, Outcome::Lost { begun: accepted });
         assert_eq!(outputs, [lost('a', true), lost('b', false), Output::Close(Closed::Violation("a reply to no call"))]);
     }
 
@@ -411,10 +506,10 @@ mod tests {
     fn a_closed_lane_loses_calls_at_once_and_hears_nothing() {
         let (mut lane, mut outputs) = lane();
         lane.on_closed(&mut outputs);
-        assert_eq!(lane.handle_call(request(), 'a', ms(60_000), ms(0), &mut outputs), None);
+        lane.handle_call(0, request(), 'a', ms(60_000), ms(0), &mut outputs);
         lane.on_frame(Frame::Result { id: 0, success: success() }, ms(1), &mut outputs);
         lane.handle_timeout(ms(100_000), &mut outputs);
-        assert_eq!(outputs, [Output::Settle('a', Outcome::Lost { accepted: false })]);
+        assert_eq!(outputs, [Output::Settle('a', Outcome::Lost { begun: false })]);
     }
 
     /// MEAP-1: heartbeats.
@@ -430,10 +525,10 @@ mod tests {
             said.extend(outputs.drain(..).map(|output| (due.as_millis(), output)));
         }
 
-        let ping = Output::Send(Frame::Ping { nonce: 1 });
-        let end = [Output::Settle('a', Outcome::Lost { accepted: false }), Output::Close(Closed::Silent)];
+        let ping = |nonce| Output::Send(Frame::Ping { nonce });
+        let end = [Output::Settle('a', Outcome::Lost { begun: false }), Output::Close(Closed::Silent)];
         let [lost, closed] = end.map(|output| (2_000, output));
-        assert_eq!(said, [(500, ping.clone()), (1_000, ping.clone()), (1_500, ping), lost, closed]);
+        assert_eq!(said, [(500, ping(1)), (1_000, ping(2)), (1_500, ping(3)), lost, closed]);
     }
 
     #[test]
@@ -457,7 +552,7 @@ mod tests {
         lane.handle_timeout(ms(100_000), &mut outputs);
         assert_eq!((lane.poll_timeout(), &outputs[..]), (None, &[][..]));
 
-        lane.handle_call(request(), 'a', ms(200_000), ms(100_000), &mut outputs);
+        lane.handle_call(0, request(), 'a', ms(200_000), ms(100_000), &mut outputs);
         outputs.clear();
         lane.handle_timeout(ms(100_499), &mut outputs);
         assert_eq!(outputs, []);
@@ -492,6 +587,7 @@ mod tests {
     }
 
     const CALLS_MAX: usize = 3;
+    const WINDOW: u64 = 1_024;
 
     #[derive(Debug, Clone)]
     enum Op {
@@ -535,6 +631,7 @@ mod tests {
         excused: u32,
         heard_at: Duration,
         pinged_at: Option<Duration>,
+        pings: u64,
         closed: bool,
     }
 
@@ -554,18 +651,16 @@ mod tests {
                 Op::Call { budget_ms } => {
                     let (token, deadline) = (self.tokens, self.now + ms(budget_ms));
                     self.tokens += 1;
-                    let id = lane.handle_call(request(), token, deadline, self.now, outputs);
+                    lane.handle_call(self.calls, request(), token, deadline, self.now, outputs);
                     if self.closed {
-                        return vec![Output::Settle(token, Outcome::Lost { accepted: false })];
+                        return vec![Output::Settle(token, Outcome::Lost { begun: false })];
                     }
                     if self.outstanding.len() >= CALLS_MAX {
-                        assert_eq!(id, None);
                         return outputs.iter().filter(|output| is_refusal(output, token)).take(1).cloned().collect();
                     }
                     if self.outstanding.is_empty() {
                         (self.heard_at, self.pinged_at) = (self.now, None);
                     }
-                    assert_eq!(id, Some(self.calls));
                     self.outstanding.push((self.calls, token, deadline, false));
                     self.calls += 1;
                     vec![Output::Send(Frame::Request { id: self.calls - 1, request: Box::new(request()) })]
@@ -575,28 +670,28 @@ mod tests {
                     lane.handle_unsendable(id, &why, outputs);
                     let Some((_, token, ..)) = self.remove(id) else { return Vec::new() };
                     let failure = Failure::new(ErrorCode::PayloadTooLarge, format!("the call cannot be sent: {why}"));
-                    vec![Output::Settle(token, Outcome::Failed { failure, accepted: false })]
+                    vec![Output::Settle(token, Outcome::Failed { failure, begun: false })]
                 }
                 Op::Cancel { id } => {
                     lane.handle_cancel(id, outputs);
                     let Some((_, token, _, accepted)) = self.remove(id) else { return Vec::new() };
                     self.excused += 1;
                     let failure = Failure::new(ErrorCode::Cancelled, "the call was cancelled");
-                    vec![Output::Send(Frame::Cancel { id }), Output::Settle(token, Outcome::Failed { failure, accepted })]
+                    vec![Output::Send(Frame::Cancel { id }), Output::Settle(token, Outcome::Failed { failure, begun: accepted })]
                 }
                 Op::Accepted { id } => {
                     lane.on_frame(Frame::Accepted { id }, self.now, outputs);
                     self.heard();
-                    self.outstanding.iter_mut().filter(|call| call.0 == id).for_each(|call| call.3 = true);
-                    Vec::new()
+                    let first = self.outstanding.iter_mut().find(|call| call.0 == id && !call.3);
+                    first.map(|call| call.3 = true).map(|()| Output::Send(Frame::Go { id })).into_iter().collect()
                 }
                 Op::Result { id } => {
                     lane.on_frame(Frame::Result { id, success: success() }, self.now, outputs);
                     self.final_frame(id, |_| Outcome::Success(success()))
                 }
                 Op::Error { id } => {
-                    lane.on_frame(Frame::error(id, &no), self.now, outputs);
-                    self.final_frame(id, |accepted| Outcome::Failed { failure: no.clone(), accepted })
+                    lane.on_frame(Frame::error(id, true, &no), self.now, outputs);
+                    self.final_frame(id, |accepted| Outcome::Failed { failure: no.clone(), begun: accepted })
                 }
                 Op::Pong => {
                     lane.on_frame(Frame::Pong { nonce: 0 }, self.now, outputs);
@@ -657,7 +752,7 @@ mod tests {
             for (_, id) in due {
                 let (_, token, _, accepted) = self.remove(id).expect("outstanding");
                 self.excused += 1;
-                expected.extend([Output::Send(Frame::Cancel { id }), Output::Settle(token, Outcome::TimedOut { accepted })]);
+                expected.extend([Output::Send(Frame::Cancel { id }), Output::Settle(token, Outcome::TimedOut { begun: accepted })]);
             }
             if self.outstanding.is_empty() {
                 return expected;
@@ -667,22 +762,26 @@ mod tests {
                 expected.extend(self.end(Some(Closed::Silent)));
             } else if self.now - self.pinged_at.unwrap_or(self.heard_at) >= ms(500) {
                 self.pinged_at = Some(self.now);
-                expected.push(Output::Send(Frame::Ping { nonce: self.calls }));
+                self.pings += 1;
+                expected.push(Output::Send(Frame::Ping { nonce: self.pings }));
             }
             expected
         }
 
         fn end(&mut self, why: Option<Closed>) -> Vec<Output<usize>> {
             self.closed = true;
-            let mut expected: Vec<Output<usize>> =
-                self.outstanding.drain(..).map(|(_, token, _, accepted)| Output::Settle(token, Outcome::Lost { accepted })).collect();
+            let mut expected: Vec<Output<usize>> = self
+                .outstanding
+                .drain(..)
+                .map(|(_, token, _, accepted)| Output::Settle(token, Outcome::Lost { begun: accepted }))
+                .collect();
             expected.extend(why.map(Output::Close));
             expected
         }
     }
 
     fn is_refusal(output: &Output<usize>, token: usize) -> bool {
-        matches!(output, Output::Settle(settled, Outcome::Failed { failure, accepted: false }) if *settled == token && failure.code == ErrorCode::Busy)
+        matches!(output, Output::Settle(settled, Outcome::Failed { failure, begun: false }) if *settled == token && failure.code == ErrorCode::Busy)
     }
 
     fn lane() -> (State<char>, Vec<Output<char>>) {
@@ -690,7 +789,9 @@ mod tests {
     }
 
     fn call(lane: &mut State<char>, token: char, deadline_ms: u64, outputs: &mut Vec<Output<char>>) -> u64 {
-        lane.handle_call(request(), token, ms(deadline_ms), ms(0), outputs).expect("taken")
+        let id = u64::from(u32::from(token)) + 1_000;
+        lane.handle_call(id, request(), token, ms(deadline_ms), ms(0), outputs);
+        id
     }
 
     fn ms(ms: u64) -> Duration {
@@ -708,11 +809,13 @@ mod tests {
             key: None,
             traceparent: None,
             hops: Vec::new(),
-            payload: "{}".into(),
+            confirm: true,
+            window: WINDOW,
+            body: Body::Inline("{}".into()),
         }
     }
 
     fn success() -> Success {
-        Success { units: None, execution_us: 1, payload: "1".into() }
+        Success { units: None, execution_us: 1, body: Body::Inline("1".into()) }
     }
 }

@@ -1,4 +1,4 @@
-//! All lanes of a node: which connection a new one is opened on.
+//! All substreams of one protocol: which connection a new one is opened on.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::task::{Context, Poll};
@@ -8,71 +8,80 @@ use libp2p::core::transport::PortUse;
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NotifyHandler, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
-use libp2p::{Multiaddr, PeerId, Stream};
+use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
 
-use super::handler::{Handler, HandlerEvent, OpenLane};
+use super::handler::{Handler, HandlerEvent, Open};
 
-/// Which side opened a lane, and so calls on it.
+/// Which side opened a substream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// The other side calls, this node answers.
+    /// The other side.
     Inbound,
-    /// This node calls.
-    Outbound,
+    /// This node, with this tag.
+    Outbound(u64),
 }
 
-/// Why a lane could not be opened.
+/// Why a substream could not be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// There is no connection to the peer; dial first.
     #[error("not connected")]
     NotConnected,
-    /// The peer does not speak this version of lanes.
-    #[error("the peer does not speak {}", super::PROTOCOL)]
+    /// The peer does not speak this version of the protocol.
+    #[error("the peer does not speak its protocol")]
     Unsupported,
     /// The connection failed meanwhile.
     #[error("the connection failed")]
     Failed,
 }
 
-/// What happened to lanes.
+/// What happened to substreams.
 #[derive(Debug)]
 pub enum Event {
-    /// A lane stands.
+    /// A substream stands.
     Opened {
         /// With whom.
         peer: PeerId,
-        /// Who calls on it.
+        /// Who opened it.
         direction: Direction,
-        /// The lane.
+        /// The substream.
         stream: Stream,
     },
-    /// A lane that was asked for cannot be.
+    /// A substream that was asked for cannot be.
     OpenFailed {
         /// With whom.
         peer: PeerId,
+        /// The opener's tag.
+        tag: u64,
         /// Why.
         error: OpenError,
     },
 }
 
-/// Opens and accepts lanes.
-#[derive(Debug, Default)]
+/// Opens and accepts substreams of one protocol.
+#[derive(Debug)]
 pub struct Behaviour {
+    protocol: StreamProtocol,
+    inbound_max: usize,
     connections_by_peer: BTreeMap<PeerId, Vec<ConnectionId>>,
-    events: VecDeque<ToSwarm<Event, OpenLane>>,
+    events: VecDeque<ToSwarm<Event, Open>>,
 }
 
 impl Behaviour {
-    /// Opens a lane to `peer`. Ends in one [`Event::Opened`] or [`Event::OpenFailed`].
-    pub fn open(&mut self, peer: PeerId) {
+    /// Speaks `protocol`, and accepts at most `inbound_max` substreams on one connection in its life.
+    pub fn new(protocol: StreamProtocol, inbound_max: usize) -> Self {
+        Self { protocol, inbound_max, connections_by_peer: BTreeMap::new(), events: VecDeque::new() }
+    }
+
+    /// Opens a substream to `peer`. Ends in one [`Event::Opened`] or [`Event::OpenFailed`].
+    pub fn open(&mut self, peer: PeerId, tag: u64) {
         match self.connections_by_peer.get(&peer).and_then(|connections| connections.first()) {
             Some(connection) => {
                 let handler = NotifyHandler::One(*connection);
-                self.events.push_back(ToSwarm::NotifyHandler { peer_id: peer, handler, event: OpenLane });
+                self.events.push_back(ToSwarm::NotifyHandler { peer_id: peer, handler, event: Open { tag } });
             }
             None => {
-                let failed = Event::OpenFailed { peer, error: OpenError::NotConnected };
+                let failed = Event::OpenFailed { peer, tag, error: OpenError::NotConnected };
                 self.events.push_back(ToSwarm::GenerateEvent(failed));
             }
         }
@@ -90,7 +99,7 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler::default())
+        Ok(Handler::new(self.protocol.clone(), self.inbound_max))
     }
 
     fn handle_established_outbound_connection(
@@ -101,7 +110,7 @@ impl NetworkBehaviour for Behaviour {
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler::default())
+        Ok(Handler::new(self.protocol.clone(), self.inbound_max))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -125,7 +134,7 @@ impl NetworkBehaviour for Behaviour {
     fn on_connection_handler_event(&mut self, peer: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
         let event = match event {
             HandlerEvent::Opened(direction, stream) => Event::Opened { peer, direction, stream },
-            HandlerEvent::OpenFailed(error) => Event::OpenFailed { peer, error },
+            HandlerEvent::OpenFailed(tag, error) => Event::OpenFailed { peer, tag, error },
         };
         self.events.push_back(ToSwarm::GenerateEvent(event));
     }

@@ -1,0 +1,100 @@
+//! Blobs: large bodies, each on a substream of its own (design.md section 5).
+//!
+//! The sender writes a head and the bytes and closes; the receiver reads as many bytes as were announced and checks their hash as they
+//! come. What was announced, and by whom, is decided in [`crate::proto::invocation::blobs`]; nothing is read before it was. Bytes have to
+//! keep coming at a minimum rate (threat T4).
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::{AsyncReadExt, AsyncWriteExt};
+use libp2p::{Stream, StreamProtocol};
+use tokio::time::timeout;
+
+use crate::wire::blob::{HEAD_BYTES, Head};
+use crate::wire::invocation::BlobId;
+
+/// The name under which peers negotiate a blob.
+pub const PROTOCOL: StreamProtocol = StreamProtocol::new("/meshwork/blob/1");
+
+/// How long a head may take.
+const HEAD_MAX: Duration = Duration::from_secs(5);
+/// Within this time the next [`PIECE_BYTES`] have to come, or be taken.
+const PIECE_MAX: Duration = Duration::from_secs(5);
+/// Bytes that are written or read at once. Small calls on the same connection come between two pieces.
+const PIECE_BYTES: usize = 32 * 1024;
+/// Memory that is taken before any byte has come.
+const RESERVED_BYTES: usize = 256 * 1024;
+
+/// Why a blob did not come. The peer is to blame for all but the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The substream or its connection broke. Happens in normal life.
+    #[error("its substream broke off")]
+    Broken,
+    /// Less than the minimum rate.
+    #[error("it came too slowly")]
+    Slow,
+    /// Another blob than was announced.
+    #[error("it is not what was announced")]
+    Mismatch,
+    /// No head that can be read.
+    #[error("its head cannot be read")]
+    Head,
+}
+
+impl Error {
+    /// Whether only a faulty or hostile peer does this.
+    pub fn blames_peer(self) -> bool {
+        match self {
+            Self::Broken | Self::Slow => false,
+            Self::Mismatch | Self::Head => true,
+        }
+    }
+}
+
+/// Sends a blob.
+///
+/// # Errors
+/// [`Error::Broken`] if the other side does not want it or is gone, [`Error::Slow`] if it does not take it in.
+pub async fn push(mut stream: Stream, head: &Head, bytes: &Bytes) -> Result<(), Error> {
+    let broken = |_| Error::Broken;
+    timeout(HEAD_MAX, stream.write_all(&head.encode())).await.map_err(|_| Error::Slow)?.map_err(broken)?;
+    for piece in bytes.chunks(PIECE_BYTES) {
+        timeout(PIECE_MAX, stream.write_all(piece)).await.map_err(|_| Error::Slow)?.map_err(broken)?;
+    }
+    timeout(PIECE_MAX, stream.close()).await.map_err(|_| Error::Slow)?.map_err(broken)
+}
+
+/// Reads the head of a blob.
+///
+/// # Errors
+/// If it does not come in time, or cannot be read.
+pub async fn read_head(stream: &mut Stream) -> Result<Head, Error> {
+    let mut bytes = [0; HEAD_BYTES];
+    timeout(HEAD_MAX, stream.read_exact(&mut bytes)).await.map_err(|_| Error::Slow)?.map_err(|_| Error::Broken)?;
+    Head::decode(&bytes).map_err(|_| Error::Head)
+}
+
+/// Reads the bytes of an announced blob.
+///
+/// # Errors
+/// If they do not come, or are others.
+pub async fn pull(mut stream: Stream, blob: &BlobId) -> Result<Bytes, Error> {
+    let length = usize::try_from(blob.length).map_err(|_| Error::Mismatch)?;
+    // An announcement is cheap, so memory follows the bytes that really come.
+    let mut bytes = BytesMut::with_capacity(length.min(RESERVED_BYTES));
+    let mut hasher = blake3::Hasher::new();
+    while bytes.len() < length {
+        let start = bytes.len();
+        let end = length.min(start.saturating_add(PIECE_BYTES));
+        bytes.resize(end, 0);
+        let piece = bytes.get_mut(start..).unwrap_or_default();
+        timeout(PIECE_MAX, stream.read_exact(piece)).await.map_err(|_| Error::Slow)?.map_err(|_| Error::Broken)?;
+        hasher.update(piece);
+    }
+    if *hasher.finalize().as_bytes() != blob.hash {
+        return Err(Error::Mismatch);
+    }
+    Ok(bytes.freeze())
+}
