@@ -175,13 +175,26 @@ pub struct Routing {
     pub weight_latency: f64,
     /// Share of the score that cost has, 0 to 1.
     pub weight_cost: f64,
-    /// Trust that an agent must possibly have, 0 to 100. Tests the upper bound of what is believed, so that newcomers at 50 pass.
+    /// Trust that divides proven agents from doubted ones, 0 to 100. Who surely has it comes before who may have it; who surely has not
+    /// is asked only when nobody else is there, or to see whether it has recovered. A stranger stands at 50.
     pub min_trust: f64,
-    /// Share of calls that go to agents of which little is known, 0 to 0.5. At 0 newcomers would never earn trust.
+    /// Share of calls that go to agents of which little is known, or that may have recovered, 0 to 0.5. At 0 newcomers would never earn
+    /// trust while somebody is proven.
     pub exploration: f64,
-    /// Failures in a row after which an agent is withdrawn, 1 to 100. Three, since a single one may be the call's own fault.
-    pub failures_to_withdraw: u32,
-    /// How long a withdrawn agent stays suspect before it is tried again, in milliseconds.
+    /// How calls are spread over near-equals: `least-load`, which sees what other nodes ask of an agent as well, `least-connections`
+    /// (this node's own calls alone) or `round-robin`.
+    pub balance: Balance,
+    /// Retries that burden somebody anew, as a share of calls, 0 to 1. A tenth, so that an overload is not multiplied by its victims.
+    pub retry_budget: f64,
+    /// Failures in a row after which an agent is left alone for a while, 1 to 100. Three, since a single one may be the call's own fault.
+    pub breaker_failures: u32,
+    /// How long it is left alone the first time, in milliseconds; doubles with each failed probe.
+    pub breaker_open_ms: u64,
+    /// The longest that it is left alone between probes, in milliseconds: what an agent that recovered may have to wait.
+    pub breaker_open_ms_max: u64,
+    /// After this many milliseconds an outcome counts half: long enough to tell agents apart by a few calls an hour, short enough to forgive.
+    pub evidence_half_life_ms: u64,
+    /// How long an agent that is down, or the agents of a silent node, stay out of routing unless they show themselves, in milliseconds.
     pub suspect_ms: u64,
 }
 
@@ -194,10 +207,28 @@ impl Default for Routing {
             weight_cost: 0.2,
             min_trust: 50.0,
             exploration: 0.05,
-            failures_to_withdraw: 3,
+            balance: Balance::LeastLoad,
+            retry_budget: 0.1,
+            breaker_failures: 3,
+            breaker_open_ms: 1_000,
+            breaker_open_ms_max: 30_000,
+            evidence_half_life_ms: 1_200_000,
             suspect_ms: 10_000,
         }
     }
+}
+
+/// How calls are spread over near-equals.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balance {
+    /// Each in turn.
+    RoundRobin,
+    /// Whoever this node has the fewest calls at.
+    LeastConnections,
+    /// Whoever has the least to do for its size.
+    #[default]
+    LeastLoad,
 }
 
 /// `[limits]`: what this node accepts at most.

@@ -1,5 +1,6 @@
 //! What doors and verbs can ask of a node. Cheap to clone; the channels behind it stay hidden.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,7 +19,8 @@ use crate::agents::{Agent, Health};
 use crate::mesh::Peer;
 use crate::model::{Adapter, AgentId, CapabilityName, Definition, ErrorCode, Failure, InvocationId, NodeId, nearest};
 use crate::proto::directory::Entry;
-use crate::proto::directory::rank::Answer;
+use crate::proto::directory::rank::{Answer, Standing};
+use crate::proto::invocation::breaker::Phase;
 use crate::proto::peers::trust::Estimate;
 use crate::wire::Document;
 use crate::wire::directory::{AGENTS_PER_NODE_MAX, Query, SchemaHash};
@@ -45,6 +47,10 @@ pub struct TrustView {
     pub entry: Option<Entry>,
     /// The evidence.
     pub estimate: Estimate,
+    /// What comes of it in a ranking.
+    pub standing: Standing,
+    /// How its breaker stands.
+    pub breaker: Phase,
 }
 
 /// A running node.
@@ -95,6 +101,7 @@ impl Handle {
         if let Some(input) = input {
             find::keep_compatible(&self.shared, &mut answer, input, limit).await;
         }
+        self.shared.routing.withhold(&mut answer, self.shared.mono());
         answer.candidates.truncate(limit);
         Ok(answer)
     }
@@ -297,12 +304,19 @@ impl Handle {
     /// `UNAVAILABLE` while the node stops.
     pub async fn trust(&self) -> Result<Vec<TrustView>, Failure> {
         let agents = self.agents().await?;
+        let entries_by_agent: BTreeMap<AgentId, &Entry> = agents.iter().map(|view| (view.entry.record.agent, &view.entry)).collect();
+        let now = self.shared.mono();
+        let tripped = self.shared.routing.tripped(now);
         let ledger = self.shared.ledger.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let view = |(agent, capability, estimate): (AgentId, &CapabilityName, Estimate)| {
-            let entry = agents.iter().find(|view| view.entry.record.agent == agent).map(|view| view.entry.clone());
-            TrustView { agent, capability: capability.clone(), entry, estimate }
+        let view = |(agent, capability, estimate): (AgentId, &CapabilityName, Estimate)| TrustView {
+            agent,
+            capability: capability.clone(),
+            entry: entries_by_agent.get(&agent).map(|entry| (*entry).clone()),
+            estimate,
+            standing: Standing::of(&estimate, self.shared.rules.min_trust),
+            breaker: tripped.get(&(agent, capability.clone())).copied().unwrap_or(Phase::Closed),
         };
-        Ok(ledger.iter(self.shared.mono()).map(view).collect())
+        Ok(ledger.iter(now).map(view).collect())
     }
 
     /// The node at a glance.

@@ -1,4 +1,4 @@
-//! A call from the side of its caller: admission, routing, attempts, reply, evidence.
+//! A call from the side of its caller: admission, its key, and each attempt. Who is asked is decided in `routing`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,21 +13,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::blobs;
 use super::execute;
-use super::find;
 use super::keyed::Ask;
 use super::lanes::lane_to;
+use super::routing::run;
 use super::schemas::schemas_of;
 use super::shared::{Counted, Shared, lock};
 use super::stream;
 use crate::agents::definition::ANYTHING;
 use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, InvocationId, NodeId, Priority, VersionRequirement};
-use crate::proto::directory::Reach;
 use crate::proto::directory::rank::{Answer, Candidate};
-use crate::proto::invocation::call::{self, AttemptFailure, Step};
+use crate::proto::invocation::call::{self, AttemptFailure};
 use crate::proto::invocation::client::Outcome as LaneOutcome;
-use crate::proto::peers::trust::Outcome;
 use crate::wire::blob::Part;
-use crate::wire::directory::{Query, Wanted};
+use crate::wire::directory::Wanted;
 use crate::wire::invocation::{Body, KEY_BYTES_MAX, Request, Success};
 
 /// How long a call waits for the schemas of an agent; without them only the agent's node checks.
@@ -118,6 +116,8 @@ pub struct Explanation {
     pub answer: Answer,
     /// Everybody who was asked.
     pub attempts: Vec<call::Attempt>,
+    /// From request to reply.
+    pub took: Duration,
 }
 
 /// Makes one call. Dropping the future cancels it.
@@ -239,106 +239,13 @@ fn identity(request: &InvokeRequest) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-fn deadline(shared: &Shared, request: &InvokeRequest, now: Duration) -> Duration {
+pub(super) fn deadline(shared: &Shared, request: &InvokeRequest, now: Duration) -> Duration {
     let default = Duration::from_millis(shared.config.limits.call_timeout_ms_default);
     now.saturating_add(request.timeout.unwrap_or(default))
 }
 
-async fn run(shared: &Arc<Shared>, request: InvokeRequest, id: InvocationId) -> Result<InvokeReply, Failure> {
-    let started = shared.mono();
-    let deadline = deadline(shared, &request, started);
-    let config = call::Config { attempts_max: shared.config.limits.attempts_max, exploration: shared.config.routing.exploration };
-    let mut machine = call::State::new(config, request.capability.clone(), request.agent, request.key.is_some(), started, deadline);
-    let query = query_of(shared, &request);
-    let mut explained = None;
-    loop {
-        let now = shared.mono();
-        let answer = rank(shared, &query);
-        let kept = request.explain.then(|| answer.clone());
-        let routes = shared.routes.load();
-        let step = machine.next(answer, &mut routes.names(), now, &mut rand::rng());
-        drop(routes);
-        match step {
-            Step::Fail(failure) => return Err(failure),
-            Step::Search => {
-                let wait = deadline.saturating_sub(now).min(find::SEARCH_MAX);
-                let _ = tokio::time::timeout(wait, find::find(shared, query.clone(), 1)).await;
-            }
-            Step::Ask(candidate) => {
-                explained = explained.or(kept);
-                shared.metrics.attempt();
-                let (outcome, streamed) = attempt(shared, &request, id, &candidate, deadline).await;
-                if streamed {
-                    machine.on_chunk();
-                }
-                let now = shared.mono();
-                match outcome {
-                    Ok(success) => {
-                        machine.on_success(now);
-                        return Ok(reply(id, &candidate, success, &machine, now.saturating_sub(started), explained));
-                    }
-                    Err(failed) => {
-                        tracing::debug!(invocation = %id, agent = %candidate.agent(), accepted = failed.accepted, failure = %failed.failure, "an attempt failed");
-                        machine.on_failure(failed, now);
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn query_of(shared: &Shared, request: &InvokeRequest) -> Query {
-    let mut constraints = request.constraints.clone();
-    // A caller who names the agent has decided whom to trust.
-    if request.agent.is_none() {
-        constraints.min_trust = constraints.min_trust.or(Some(shared.config.routing.min_trust));
-    }
-    Query { capabilities: vec![request.capability.clone()], text: None, version: request.version.clone(), constraints, limit: 16 }
-}
-
-fn rank(shared: &Shared, query: &Query) -> Answer {
-    let ledger = shared.ledger.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut answer = shared.routes.load().rank(query, &shared.weights, &ledger, shared.mono());
-    for candidate in &mut answer.candidates {
-        // What this node has sent there is fresher than the last pulse.
-        let sent = u32::try_from(shared.lanes.outstanding(candidate.entry.record.node)).unwrap_or(u32::MAX);
-        candidate.entry.in_flight = match candidate.entry.reach {
-            Reach::Here => shared.registry.get(candidate.agent()).map_or(0, |agent| agent.load().0),
-            Reach::Connected | Reach::Proven | Reach::Unproven | Reach::Lost => candidate.entry.in_flight.max(sent),
-        };
-    }
-    answer
-}
-
-fn reply(
-    id: InvocationId,
-    candidate: &Candidate,
-    success: Success,
-    machine: &call::State,
-    latency: Duration,
-    answer: Option<Answer>,
-) -> InvokeReply {
-    let units =
-        success.units.and_then(|units| units.parse::<Decimal>().ok()).filter(|units| !units.is_sign_negative()).unwrap_or(Decimal::ONE);
-    let price = candidate.capability().and_then(|capability| capability.price.as_ref());
-    InvokeReply {
-        id,
-        output: match success.body {
-            Body::Inline(text) => text,
-            Body::Blob(_) => Bytes::new(),
-        },
-        agent: candidate.agent(),
-        node: candidate.entry.record.node,
-        attempts: machine.attempts().len(),
-        latency,
-        units,
-        cost: price.map(|price| (price.times(units), price.currency)),
-        explanation: answer.map(|answer| Explanation { answer, attempts: machine.attempts().to_vec() }),
-    }
-}
-
-/// Asks one agent, and takes in what its answer says about it.
-async fn attempt(
+/// Asks one agent. Says also whether a part of its answer went to the client.
+pub(super) async fn attempt(
     shared: &Arc<Shared>,
     request: &InvokeRequest,
     id: InvocationId,
@@ -352,8 +259,6 @@ async fn attempt(
     };
     let is_here = record.node == shared.node();
     let mut output_schema = None;
-    // A node that is slow with its schemas is slow.
-    let started = shared.mono();
     if !is_here && (offered.input_schema != ANYTHING || offered.output_schema != ANYTHING) {
         let wait = deadline.saturating_sub(shared.mono()).min(SCHEMAS_WAIT_MAX);
         let hashes = [offered.input_schema, offered.output_schema];
@@ -394,7 +299,6 @@ async fn attempt(
     {
         outcome = Err(AttemptFailure { failure: failure.retryable(true), accepted: true });
     }
-    observe(shared, candidate, offered.id.clone(), &outcome, shared.mono().saturating_sub(started));
     (outcome, streamed)
 }
 
@@ -478,21 +382,4 @@ fn settled(node: NodeId, outcome: LaneOutcome) -> Result<Success, AttemptFailure
             Err(AttemptFailure { failure, accepted })
         }
     }
-}
-
-/// Refusals say nothing about an agent's work; that it is down or unknown is believed at once.
-fn observe(shared: &Shared, candidate: &Candidate, capability: CapabilityName, outcome: &Result<Success, AttemptFailure>, took: Duration) {
-    let (outcome, down) = match outcome {
-        Ok(_) => (Outcome::Success { latency_ms: took.as_secs_f64() * 1_000.0 }, false),
-        Err(failed) => {
-            let down = matches!(failed.failure.code, ErrorCode::Unavailable | ErrorCode::AgentNotFound) && !failed.accepted;
-            let callers_fault =
-                failed.failure.is_refusal() || (failed.failure.code == ErrorCode::InvalidSchema && !failed.failure.retryable);
-            if callers_fault {
-                return;
-            }
-            (Outcome::Failure, down)
-        }
-    };
-    shared.observe(candidate.agent(), &capability, outcome, down);
 }

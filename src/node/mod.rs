@@ -16,6 +16,7 @@ mod hosting;
 mod invoke;
 mod keyed;
 mod lanes;
+mod routing;
 mod schemas;
 mod shared;
 mod start;
@@ -31,6 +32,7 @@ pub use view::{Check, Event, Level, NodeView, State};
 // What questions and answers are made of, so that doors and verbs need to know no other layer.
 pub use crate::mesh::Peer;
 pub use crate::model::Priority;
-pub use crate::proto::directory::rank::{Answer, Candidate};
+pub use crate::proto::directory::rank::{Answer, Candidate, Standing};
 pub use crate::proto::directory::{Availability, Entry, Reach};
+pub use crate::proto::invocation::breaker::Phase;
 pub use crate::wire::directory::{Query, SchemaHash, Wanted};

@@ -14,6 +14,7 @@ use super::clock::Clock;
 use super::invoke::InvokeReply;
 use super::keyed::Calls;
 use super::lanes::Lanes;
+use super::routing::Routing;
 use super::schemas::Schemas;
 use super::view::{Event, State};
 use crate::agents::Registry;
@@ -21,7 +22,7 @@ use crate::config::Config;
 use crate::mesh::Peer;
 use crate::mesh::lanes::Lane;
 use crate::model::{AgentId, CapabilityName, Failure, InvocationId, NodeId, Priority};
-use crate::proto::directory::rank::{Answer, Weights};
+use crate::proto::directory::rank::{Answer, Rules};
 use crate::proto::directory::{Entry, Routes};
 use crate::proto::peers::trust::{Ledger, Outcome};
 use crate::telemetry::Metrics;
@@ -87,7 +88,8 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
     pub(super) registry: Registry,
     pub(super) routes: ArcSwap<Routes>,
-    pub(super) weights: Weights,
+    pub(super) rules: Rules,
+    pub(super) routing: Routing,
     pub(super) ledger: RwLock<Ledger>,
     pub(super) lanes: Lanes,
     pub(super) blobs: Blobs,

@@ -20,6 +20,7 @@ use super::event_loop::{EventLoop, Inputs, REPORTS_MAX};
 use super::handle::Handle;
 use super::keyed::Calls;
 use super::lanes::Lanes;
+use super::routing::Routing;
 use super::schemas::Schemas;
 use super::shared::{COMMANDS_MAX, EVENTS_MAX, OUTCOMES_MAX, Shared};
 use super::view::State;
@@ -28,7 +29,7 @@ use crate::agents::definition;
 use crate::config::Config;
 use crate::mesh::{self, Event, Mesh, limits};
 use crate::model::{Definition, Failure, NodeId, Timestamp};
-use crate::proto::directory::rank::Weights;
+use crate::proto::directory::rank::{Rules, Weights};
 use crate::proto::directory::{self, Routes};
 use crate::proto::invocation::blobs as proto_blobs;
 use crate::proto::peers::bootstrap::{self, LAST_GOOD_MAX};
@@ -202,11 +203,12 @@ impl Node {
             latency: routing.weight_latency,
             cost: routing.weight_cost,
         };
+        let rules = Rules { weights, min_trust: routing.min_trust };
+        let ledger = Ledger::new(EVIDENCE_MAX).with_half_life(Duration::from_millis(routing.evidence_half_life_ms));
         let mut directory_config = directory::Config::new(node);
         directory_config.records_max = usize::try_from(config.limits.records_max).unwrap_or(usize::MAX);
-        directory_config.failures_to_suspect = routing.failures_to_withdraw;
         directory_config.suspect = Duration::from_millis(routing.suspect_ms);
-        directory_config.weights = weights;
+        directory_config.rules = rules;
         let limits = &config.limits;
         let blobs = proto_blobs::Config {
             bytes_max: u64::from(limits.payload_bytes_max),
@@ -220,8 +222,9 @@ impl Node {
             key,
             clock,
             routes: ArcSwap::from_pointee(Routes::default()),
-            weights,
-            ledger: RwLock::new(Ledger::new(EVIDENCE_MAX)),
+            rules,
+            routing: Routing::new(routing),
+            ledger: RwLock::new(ledger),
             lanes: Lanes::default(),
             blobs: Blobs::new(blobs, clock),
             schemas: Schemas::default(),

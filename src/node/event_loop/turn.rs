@@ -420,14 +420,14 @@ impl EventLoop {
         let now = self.now();
         let mut next = Some(first);
         while let Some(observed) = next {
-            let succeeded = matches!(observed.outcome, Outcome::Success { .. });
+            let succeeded = matches!(observed.outcome, Outcome::Success { .. } | Outcome::Late { .. });
             let mut ledger = self.shared.ledger.write().unwrap_or_else(std::sync::PoisonError::into_inner);
             ledger.handle_outcome(observed.agent, &observed.capability, observed.outcome, now.mono);
             drop(ledger);
             if observed.down {
                 self.directory.on_agent_down(observed.agent, now);
-            } else {
-                self.directory.on_outcome(observed.agent, succeeded, now);
+            } else if succeeded {
+                self.directory.on_success(observed.agent);
             }
             next = self.inputs.outcomes.try_recv().ok();
         }

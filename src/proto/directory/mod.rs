@@ -10,9 +10,10 @@
 
 mod digest;
 pub mod rank;
+mod routes;
 pub mod search;
 mod state;
 
 pub use digest::Digest;
-pub(crate) use state::without;
-pub use state::{Availability, Config, Documents, Entry, Event, Output, Reach, Routes, State, Verdict};
+pub use routes::{Rankings, Routes, is_plain};
+pub use state::{Availability, Config, Documents, Entry, Event, Output, Reach, State, Traffic, Verdict};

@@ -2,9 +2,16 @@
 //!
 //! score = 0.3 match + 0.3 trust/100 + 0.2 (1 - latency/1000 ms) + 0.2 (1 - cost/max_cost), each term clamped to 0..1, so that nobody
 //! can push another below zero or above one by an absurd claim. Measured figures come before claimed ones; where nothing is known the
-//! term is a neutral half. `min_trust` tests the upper end of the confidence interval. The same ranking answers `find` and routes calls.
+//! term is a neutral half. A query's `min_trust` tests the upper end of the confidence interval. The same ranking answers `find` and
+//! routes calls.
+//!
+//! Half of a score is the agent's own word, and words are cheap (threats T16, T17): so whoever is surely trusted ([`Standing::Proven`])
+//! comes before whoever may be, and whoever is surely not comes last, whatever they promise. Within a standing the highest score wins.
+//! [`Ranking`] is such an order with what a call needs of it worked out beforehand: the near-equals of the first, and who may be explored.
 
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
@@ -33,6 +40,69 @@ impl Default for Weights {
     }
 }
 
+impl Weights {
+    fn sum(&self, terms: &Terms) -> f64 {
+        let whole = (self.r#match + self.trust + self.latency + self.cost).max(f64::MIN_POSITIVE);
+        let sum = self.r#match * terms.r#match + self.trust * terms.trust + self.latency * terms.latency + self.cost * terms.cost;
+        (sum / whole).clamp(0.0, 1.0)
+    }
+}
+
+/// What a node ranks by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rules {
+    /// How the terms of a score count.
+    pub weights: Weights,
+    /// The trust, 0 to 100, that divides the proven from the doubted.
+    pub min_trust: f64,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { weights: Weights::default(), min_trust: 50.0 }
+    }
+}
+
+/// How sure this node is that an agent is worth calling. The order is that of a ranking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Even the lower end of what is believed reaches the least trust: three calls that ended well are enough.
+    Proven,
+    /// Too little is known, or it is neither good nor bad.
+    Unproven,
+    /// Even the upper end falls short of the least trust. Asked when nobody else is there, or to see whether it has recovered.
+    Doubted,
+}
+
+impl Standing {
+    /// Of an agent of which this is believed.
+    pub fn of(estimate: &Estimate, min_trust: f64) -> Self {
+        if estimate.high < min_trust {
+            Self::Doubted
+        } else if estimate.low >= min_trust {
+            Self::Proven
+        } else {
+            Self::Unproven
+        }
+    }
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Proven => "proven",
+            Self::Unproven => "unproven",
+            Self::Doubted => "doubted",
+        })
+    }
+}
+
+/// Calls up to which an unproven agent is a newcomer. Three good ones prove an agent, so one that is not after five was found wanting.
+const NEWCOMER_CALLS: f64 = 5.0;
+
+/// Scores within this distance of the best are equals; among them calls are balanced.
+const NEAR: f64 = 0.02;
+
 /// Latency at which its term reaches zero.
 const LATENCY_MS_WORST: f64 = 1_000.0;
 /// The term of what nobody knows.
@@ -44,7 +114,7 @@ const NEUTRAL: f64 = 0.5;
 pub enum Rejection {
     /// Its node says that it takes no calls.
     Unavailable,
-    /// It, or its node, failed moments ago.
+    /// It was down, or its node silent, moments ago.
     Suspect,
     /// Its node has not been reached from here.
     Unreachable,
@@ -62,8 +132,10 @@ pub enum Rejection {
     Language,
     /// Its input schema refuses the input that was shown; this is the first fault.
     Schema(String),
-    /// It already failed within this call.
-    Tried,
+    /// Its breaker is open, for this long.
+    Breaker(Duration),
+    /// Its breaker is half-open, and the one call that may show whether the agent is well again is under way.
+    Probed,
 }
 
 impl fmt::Display for Rejection {
@@ -79,7 +151,8 @@ impl fmt::Display for Rejection {
             Self::Cost(price) => write!(f, "price of {price} is above max_cost"),
             Self::Language => f.write_str("it does not support the language"),
             Self::Schema(fault) => write!(f, "its input schema refuses the input: {fault}"),
-            Self::Tried => f.write_str("it already failed in this call"),
+            Self::Breaker(left) => write!(f, "its breaker is open for another {:.1} s", left.as_secs_f64()),
+            Self::Probed => f.write_str("its breaker is half-open and one call is trying it"),
         }
     }
 }
@@ -101,7 +174,7 @@ pub struct Terms {
 #[derive(Debug, Clone)]
 pub struct Candidate {
     /// What is known of it.
-    pub entry: Entry,
+    pub entry: Arc<Entry>,
     /// Which of its capabilities was meant: an index into the record's.
     pub capability: usize,
     /// The score, 0 to 1.
@@ -112,6 +185,12 @@ pub struct Candidate {
     pub estimate: Estimate,
     /// Expected latency in milliseconds, if anybody says.
     pub latency_ms: Option<Figure<f64>>,
+    /// How sure this node is of it.
+    pub standing: Standing,
+    /// The score that the upper end of its trust would give it.
+    pub plausible: f64,
+    /// The score that it would have if it were trusted fully and kept its word.
+    pub promised: f64,
 }
 
 impl Candidate {
@@ -123,6 +202,11 @@ impl Candidate {
     /// The capability that was meant.
     pub fn capability(&self) -> Option<&Capability> {
         self.entry.record.capabilities.get(self.capability)
+    }
+
+    /// Latency that it claims, in milliseconds.
+    pub fn claimed_ms(&self) -> Option<f64> {
+        self.capability()?.constraints.response_time_ms?.to_f64()
     }
 
     /// Price per unit; zero where it is free.
@@ -155,7 +239,8 @@ pub struct Answer {
 const REJECTED_MAX: usize = 64;
 
 impl Answer {
-    pub(super) fn reject(&mut self, entry: &Entry, reason: Rejection) {
+    /// Adds one more agent that will not do, if there is room.
+    pub fn reject(&mut self, entry: &Entry, reason: Rejection) {
         if self.rejected.len() < REJECTED_MAX {
             self.rejected.push(Rejected { agent: entry.record.agent, name: entry.record.name.clone(), reason });
         }
@@ -197,11 +282,18 @@ fn ratio(part: usize, whole: usize) -> f64 {
     part as f64 / whole as f64
 }
 
-/// Judges one capability of one agent against `query`; the cost term is filled in by [`order`], which knows the dearest candidate.
+/// Judges one capability of one agent against `query`; cost and scores are filled in by [`order`], which knows the dearest candidate.
 ///
 /// # Errors
 /// The reason why this agent will not do.
-pub fn judge(entry: &Entry, capability: usize, fit: f64, query: &Query, estimate: Estimate) -> Result<Candidate, Rejection> {
+pub fn judge(
+    entry: &Arc<Entry>,
+    capability: usize,
+    fit: f64,
+    query: &Query,
+    estimate: Estimate,
+    rules: &Rules,
+) -> Result<Candidate, Rejection> {
     let Some(offered) = entry.record.capabilities.get(capability) else { return Err(Rejection::Version) };
     match (entry.availability, entry.reach) {
         (Availability::Unavailable, _) => return Err(Rejection::Unavailable),
@@ -215,20 +307,27 @@ pub fn judge(entry: &Entry, capability: usize, fit: f64, query: &Query, estimate
     let claimed = offered.constraints.response_time_ms.and_then(|ms| ms.to_f64()).map(Figure::claimed);
     let latency_ms = estimate.latency_ms.map(Figure::measured).or(claimed);
     let candidate = Candidate {
-        entry: entry.clone(),
+        entry: Arc::clone(entry),
         capability,
         score: 0.0,
         terms: Terms {
             r#match: fit.clamp(0.0, 1.0),
             trust: (estimate.trust / 100.0).clamp(0.0, 1.0),
-            latency: latency_ms.map_or(NEUTRAL, |figure| (1.0 - figure.value / LATENCY_MS_WORST).clamp(0.0, 1.0)),
+            latency: latency_ms.map_or(NEUTRAL, |figure| quickness(figure.value)),
             cost: 1.0,
         },
         estimate,
         latency_ms,
+        standing: Standing::of(&estimate, rules.min_trust),
+        plausible: 0.0,
+        promised: 0.0,
     };
     constrain(&candidate, offered, &query.constraints)?;
     Ok(candidate)
+}
+
+fn quickness(latency_ms: f64) -> f64 {
+    (1.0 - latency_ms / LATENCY_MS_WORST).clamp(0.0, 1.0)
 }
 
 fn constrain(candidate: &Candidate, offered: &Capability, wanted: &Wanted) -> Result<(), Rejection> {
@@ -257,18 +356,85 @@ fn constrain(candidate: &Candidate, offered: &Capability, wanted: &Wanted) -> Re
     Ok(())
 }
 
-/// Fills in cost and score and puts the best first; equals stay in the order of their ids.
+/// Fills in costs and scores and puts the best first: by standing, then by score; equals stay in the order of their ids.
 pub fn order(candidates: &mut [Candidate], weights: &Weights, max_cost: Option<Decimal>) {
     let dearest = candidates.iter().map(Candidate::price).max().unwrap_or_default();
     let ceiling = max_cost.unwrap_or(dearest);
-    let sum = (weights.r#match + weights.trust + weights.latency + weights.cost).max(f64::MIN_POSITIVE);
     for candidate in candidates.iter_mut() {
         let share = candidate.price().checked_div(ceiling).and_then(|share| share.to_f64());
         candidate.terms.cost = share.map_or(1.0, |share| (1.0 - share).clamp(0.0, 1.0));
-        let terms = &candidate.terms;
-        let score =
-            weights.r#match * terms.r#match + weights.trust * terms.trust + weights.latency * terms.latency + weights.cost * terms.cost;
-        candidate.score = (score / sum).clamp(0.0, 1.0);
+        let terms = candidate.terms;
+        candidate.score = weights.sum(&terms);
+        candidate.plausible = weights.sum(&Terms { trust: candidate.estimate.high / 100.0, ..terms });
+        let latency = candidate.claimed_ms().map_or(terms.latency, |claimed| terms.latency.max(quickness(claimed)));
+        candidate.promised = weights.sum(&Terms { trust: 1.0, latency, ..terms });
     }
-    candidates.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.agent().cmp(&b.agent())));
+    candidates
+        .sort_by(|a, b| a.standing.cmp(&b.standing).then_with(|| b.score.total_cmp(&a.score)).then_with(|| a.agent().cmp(&b.agent())));
+}
+
+/// An answer with what calls need of it worked out, so that a call looks at a few candidates however many there are.
+#[derive(Debug, Clone, Default)]
+pub struct Ranking {
+    answer: Answer,
+    equals: Vec<usize>,
+    newcomers: Vec<usize>,
+    fallen: Vec<usize>,
+}
+
+impl Ranking {
+    /// Works out near-equals and explorable candidates of an answer in order.
+    pub fn new(answer: Answer) -> Self {
+        let mut ranking = Self { answer, ..Self::default() };
+        let Some(first) = ranking.answer.candidates.first() else { return ranking };
+        let (best, standing) = (first.score, first.standing);
+        for (index, candidate) in ranking.answer.candidates.iter().enumerate() {
+            if candidate.is_near(standing, best) {
+                ranking.equals.push(index);
+            }
+            // Whoever could not be as good as the best even by its own word is not worth a try.
+            let worth_a_try = best - candidate.promised <= NEAR;
+            let calls = candidate.estimate.successes + candidate.estimate.failures;
+            match candidate.standing {
+                _ if !worth_a_try => {}
+                Standing::Unproven if calls < NEWCOMER_CALLS => ranking.newcomers.push(index),
+                Standing::Unproven | Standing::Doubted if index > 0 => ranking.fallen.push(index),
+                Standing::Proven | Standing::Unproven | Standing::Doubted => {}
+            }
+        }
+        ranking
+    }
+
+    /// The answer.
+    pub fn answer(&self) -> &Answer {
+        &self.answer
+    }
+
+    /// All candidates, best first.
+    pub fn candidates(&self) -> &[Candidate] {
+        &self.answer.candidates
+    }
+
+    /// The near-equals of the first candidate, itself among them, as indexes.
+    pub fn equals(&self) -> &[usize] {
+        &self.equals
+    }
+
+    /// Of whom too little is known although they may be as good as the first, as indexes.
+    pub fn newcomers(&self) -> &[usize] {
+        &self.newcomers
+    }
+
+    /// Who was found wanting but may have recovered, as indexes.
+    pub fn fallen(&self) -> &[usize] {
+        &self.fallen
+    }
+}
+
+impl Candidate {
+    /// Whether it is as good as one of this standing and score, as far as anybody can tell: what its trust may reach counts, since
+    /// otherwise whoever was called first would be called for ever.
+    pub fn is_near(&self, standing: Standing, score: f64) -> bool {
+        self.standing == standing && score - self.plausible <= NEAR
+    }
 }

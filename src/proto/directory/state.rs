@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::digest::{Digest, bucket};
-use super::rank::{self, Answer, Rejection, Weights};
+use super::rank::{self, Answer, Rules};
+use super::routes::{Routes, consider};
 use crate::model::{AgentId, CapabilityName, NodeId, Now, Timestamp};
 use crate::proto::peers::trust::Ledger;
 use crate::wire::Verified;
@@ -26,14 +28,12 @@ pub struct Config {
     pub pulse_pause: Duration,
     /// Pulses of one node that may come at once.
     pub pulse_burst: u32,
-    /// How long an agent or node that failed stays out of routing unless it shows itself sooner.
+    /// How long an agent that is down, or a silent node, stays out of routing unless it shows itself sooner.
     pub suspect: Duration,
-    /// Failures in a row that make an agent suspect.
-    pub failures_to_suspect: u32,
     /// First pause before a node that could not be reached is dialled again; doubles up to a minute.
     pub redial_pause: Duration,
-    /// How the terms of a score count.
-    pub weights: Weights,
+    /// What candidates are ranked by.
+    pub rules: Rules,
 }
 
 impl Config {
@@ -47,9 +47,8 @@ impl Config {
             pulse_pause: Duration::from_millis(100),
             pulse_burst: 50,
             suspect: Duration::from_secs(10),
-            failures_to_suspect: 3,
             redial_pause: Duration::from_secs(1),
-            weights: Weights::default(),
+            rules: Rules::default(),
         }
     }
 }
@@ -72,7 +71,7 @@ pub enum Availability {
     Available,
     /// Its node says that it does not.
     Unavailable,
-    /// It failed here moments ago.
+    /// It was down, or its node silent, moments ago.
     Suspect,
 }
 
@@ -104,6 +103,26 @@ pub struct Entry {
     pub in_flight: u32,
     /// Calls that wait for it, by its node's last pulse.
     pub queued: u32,
+    /// How many of those were not this node's, as far as it can tell.
+    pub others: u32,
+    /// What this node has under way there, counted by the invocation plane.
+    pub traffic: Arc<Traffic>,
+}
+
+impl Entry {
+    /// Calls that it works on or that wait for it: exact for this node's own, by the last pulse for those of others.
+    pub fn load(&self) -> u32 {
+        self.others.saturating_add(self.traffic.in_flight.load(Ordering::Relaxed))
+    }
+}
+
+/// What this node has under way at one agent. Shared by all that know the agent, so that a count is exact although entries are copied.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Calls under way.
+    pub in_flight: AtomicU32,
+    /// When it was last chosen, as a number that grows with each choice.
+    pub turn: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -112,7 +131,10 @@ struct Known {
     announced_away: bool,
     in_flight: u32,
     queued: u32,
-    failures: u32,
+    others: u32,
+    traffic: Arc<Traffic>,
+    /// What routes and queries share; `None` once something changed.
+    entry: Option<Arc<Entry>>,
     suspect_until: Option<Duration>,
     /// When the record budget of this agent will be full again (GCRA).
     budget_at: Duration,
@@ -153,58 +175,6 @@ pub enum Event {
     AgentUp(AgentId, String),
     /// An agent cannot be called any more.
     AgentDown(AgentId, String),
-}
-
-/// An immutable index for the invocation plane: who offers which name. Cheap to replace, cheaper to read.
-#[derive(Debug, Clone, Default)]
-pub struct Routes {
-    entries_by_name: BTreeMap<CapabilityName, Arc<[Entry]>>,
-}
-
-impl Routes {
-    /// Every known agent that offers `name` or something under it, whether it can be called or not.
-    pub fn entries(&self, name: &CapabilityName) -> &[Entry] {
-        self.entries_by_name.get(name).map_or(&[], |entries| entries)
-    }
-
-    /// The names and headings under which anybody is known.
-    pub fn names(&self) -> impl Iterator<Item = &CapabilityName> {
-        self.entries_by_name.keys()
-    }
-
-    /// Ranks who may do what `query` asks for; its text is not considered.
-    pub fn rank(&self, query: &Query, weights: &Weights, ledger: &Ledger, now: Duration) -> Answer {
-        let mut answer = Answer::default();
-        let mut seen = BTreeSet::new();
-        for entry in query.capabilities.iter().flat_map(|name| self.entries(name)) {
-            if seen.insert(entry.record.agent) {
-                judge(entry, query, ledger, now, &mut answer);
-            }
-        }
-        rank::order(&mut answer.candidates, weights, query.constraints.max_cost);
-        answer
-    }
-}
-
-fn judge(entry: &Entry, query: &Query, ledger: &Ledger, now: Duration, answer: &mut Answer) {
-    let fits = entry.record.capabilities.iter().enumerate().filter_map(|(at, offered)| Some((at, offered, rank::fit(offered, query)?)));
-    let (mut judged, mut reason) = (Vec::new(), None);
-    for (at, offered, fit) in fits {
-        match rank::judge(entry, at, fit, query, ledger.estimate(entry.record.agent, &offered.id, now)) {
-            Ok(candidate) => judged.push(candidate),
-            Err(rejection) => reason = Some(rejection),
-        }
-    }
-    // An agent that offers the capability in two versions, or two capabilities under one heading, answers with the best fit.
-    let newest = |at: usize| entry.record.capabilities.get(at).map(|offered| &offered.version);
-    let best = judged
-        .into_iter()
-        .max_by(|a, b| a.terms.r#match.total_cmp(&b.terms.r#match).then_with(|| newest(a.capability).cmp(&newest(b.capability))));
-    match (best, reason) {
-        (Some(candidate), _) => answer.candidates.push(candidate),
-        (None, Some(reason)) => answer.reject(entry, reason),
-        (None, None) => {}
-    }
 }
 
 /// The directory.
@@ -347,9 +317,10 @@ impl State {
             if let Some(said) = said.get(&agent) {
                 known.in_flight = said.in_flight;
                 known.queued = said.queued;
+                let own = known.traffic.in_flight.load(Ordering::Relaxed);
+                known.others = said.in_flight.saturating_add(said.queued).saturating_sub(own);
                 if said.available && !pulse.leaving {
                     known.suspect_until = None;
-                    known.failures = 0;
                 }
             }
             self.changed(agent, was_up);
@@ -408,21 +379,9 @@ impl State {
         }
     }
 
-    /// A call to `agent` ended well or badly. Failures in a row make it suspect until it shows itself again.
-    pub fn on_outcome(&mut self, agent: AgentId, succeeded: bool, now: Now) {
-        if succeeded {
-            self.clear_suspicion(agent);
-            return;
-        }
-        let was_up = self.is_up(agent);
-        let until = now.mono.saturating_add(self.config.suspect);
-        let Some(known) = self.known_by_agent.get_mut(&agent) else { return };
-        known.failures = known.failures.saturating_add(1);
-        if known.failures >= self.config.failures_to_suspect {
-            known.suspect_until = Some(until);
-            self.wake(until);
-            self.changed(agent, was_up);
-        }
+    /// A call to `agent` ended well, so it is up. Failures are the breaker's business (`proto::invocation::breaker`).
+    pub fn on_success(&mut self, agent: AgentId) {
+        self.clear_suspicion(agent);
     }
 
     /// `agent`'s node refused a call because the agent is down, or does not know it: believed at once.
@@ -486,10 +445,10 @@ impl State {
         } else {
             query.capabilities.iter().filter_map(|name| self.agents_by_name.get(name)).flatten().copied().collect()
         };
-        for entry in named.into_iter().filter_map(|agent| self.entry(agent)) {
-            judge(&entry, query, ledger, now, &mut answer);
+        for entry in named.into_iter().filter_map(|agent| self.shared_entry(agent)) {
+            consider(&entry, query, ledger, now, &self.config.rules, &mut answer);
         }
-        rank::order(&mut answer.candidates, &self.config.weights, query.constraints.max_cost);
+        rank::order(&mut answer.candidates, &self.config.rules.weights, query.constraints.max_cost);
         answer
     }
 
@@ -497,10 +456,10 @@ impl State {
     pub fn query_hosted(&self, query: &Query, node: NodeId, ledger: &Ledger, now: Duration) -> Answer {
         let mut answer = Answer::default();
         let hosted = self.agents_by_node.get(&node).into_iter().flatten();
-        for entry in hosted.filter_map(|agent| self.entry(*agent)) {
-            judge(&entry, query, ledger, now, &mut answer);
+        for entry in hosted.filter_map(|agent| self.shared_entry(*agent)) {
+            consider(&entry, query, ledger, now, &self.config.rules, &mut answer);
         }
-        rank::order(&mut answer.candidates, &self.config.weights, query.constraints.max_cost);
+        rank::order(&mut answer.candidates, &self.config.rules.weights, query.constraints.max_cost);
         answer
     }
 
@@ -527,8 +486,20 @@ impl State {
         } else {
             Availability::Available
         };
-        let record = Arc::clone(&known.record);
-        Some(Entry { record, availability, reach: host.reach, in_flight: known.in_flight, queued: known.queued })
+        Some(Entry {
+            record: Arc::clone(&known.record),
+            availability,
+            reach: host.reach,
+            in_flight: known.in_flight,
+            queued: known.queued,
+            others: known.others,
+            traffic: Arc::clone(&known.traffic),
+        })
+    }
+
+    fn shared_entry(&self, agent: AgentId) -> Option<Arc<Entry>> {
+        let kept = self.known_by_agent.get(&agent)?.entry.clone();
+        kept.or_else(|| self.entry(agent).map(Arc::new))
     }
 
     /// Everything that is known, by agent id.
@@ -557,13 +528,17 @@ impl State {
             return None;
         }
         for name in std::mem::take(&mut self.stale_names) {
-            let agents = self.agents_by_name.get(&name).into_iter().flatten();
-            let entries: Arc<[Entry]> = agents.filter_map(|agent| self.entry(*agent)).collect();
-            if entries.is_empty() {
-                self.routes.entries_by_name.remove(&name);
-            } else {
-                self.routes.entries_by_name.insert(name, entries);
+            let agents: Vec<AgentId> = self.agents_by_name.get(&name).into_iter().flatten().copied().collect();
+            let mut entries = Vec::with_capacity(agents.len());
+            for agent in agents {
+                // Only what changed is made anew: the news of one agent costs little even where a thousand offer the same.
+                let Some(entry) = self.shared_entry(agent) else { continue };
+                if let Some(known) = self.known_by_agent.get_mut(&agent) {
+                    known.entry = Some(Arc::clone(&entry));
+                }
+                entries.push(entry);
             }
+            self.routes.set(name, entries);
         }
         Some(self.routes.clone())
     }
@@ -626,7 +601,9 @@ impl State {
             announced_away: away,
             in_flight: before.as_ref().map_or(0, |before| before.in_flight),
             queued: before.as_ref().map_or(0, |before| before.queued),
-            failures: 0,
+            others: before.as_ref().map_or(0, |before| before.others),
+            traffic: before.as_ref().map(|before| Arc::clone(&before.traffic)).unwrap_or_default(),
+            entry: None,
             suspect_until: None,
             budget_at: budget_at.saturating_add(self.config.record_pause),
             record: Arc::new(record),
@@ -724,11 +701,9 @@ impl State {
 
     fn clear_suspicion(&mut self, agent: AgentId) {
         let was_up = self.is_up(agent);
-        if let Some(known) = self.known_by_agent.get_mut(&agent) {
-            known.failures = 0;
-            if known.suspect_until.take().is_some() {
-                self.changed(agent, was_up);
-            }
+        let known = self.known_by_agent.get_mut(&agent);
+        if known.is_some_and(|known| known.suspect_until.take().is_some()) {
+            self.changed(agent, was_up);
         }
     }
 
@@ -745,7 +720,8 @@ impl State {
 
     /// Marks what depends on `agent` as stale, and tells if it came up or went down.
     fn changed(&mut self, agent: AgentId, was_up: bool) {
-        let Some(known) = self.known_by_agent.get(&agent) else { return };
+        let Some(known) = self.known_by_agent.get_mut(&agent) else { return };
+        known.entry = None;
         let (names, name) = (names(&known.record), known.record.name.clone());
         self.stale_names.extend(names);
         match (was_up, self.is_up(agent)) {
@@ -785,15 +761,6 @@ fn remove_from<K: Ord + Clone>(sets: &mut BTreeMap<K, BTreeSet<AgentId>>, key: &
         if set.is_empty() {
             sets.remove(key);
         }
-    }
-}
-
-/// Filters out agents that already failed in this call.
-pub(crate) fn without(answer: &mut Answer, tried: &BTreeSet<AgentId>) {
-    let (out, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut answer.candidates).into_iter().partition(|c| tried.contains(&c.agent()));
-    answer.candidates = kept;
-    for candidate in out {
-        answer.reject(&candidate.entry, Rejection::Tried);
     }
 }
 

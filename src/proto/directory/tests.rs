@@ -7,7 +7,7 @@ use rust_decimal::Decimal;
 
 use super::*;
 use crate::model::{Figure, Price, Source};
-use crate::proto::directory::rank::Candidate;
+use crate::proto::directory::rank::{Candidate, Rejection, Weights};
 use crate::proto::peers::trust::Outcome;
 use crate::wire::directory::tests::{pulse, record};
 use crate::wire::directory::{Capability, LIFETIME_MS_MAX, Wanted};
@@ -483,37 +483,21 @@ fn the_suspicion_of_a_node_ends_while_it_hosts_nobody() {
 }
 
 #[test]
-fn three_failures_in_a_row_make_an_agent_suspect_for_a_while() {
+fn a_success_ends_the_suspicion_of_an_agent() {
     let mut state = two_agents_on_one_node();
-
-    state.on_outcome(agent(1), false, at(1));
-    state.on_outcome(agent(1), false, at(1));
-    assert_eq!(state.drain(), []);
-    state.on_outcome(agent(1), false, at(1));
-
+    state.on_agent_down(agent(1), at(1));
     assert_eq!(rejections(&state, &asking(&["echo"])), [(agent(1), Rejection::Suspect)]);
     assert_eq!(state.drain(), [down(1)]);
-    state.handle_tick(at(11));
+    state.on_success(agent(1));
     assert_eq!(state.drain(), [up(1)]);
 }
 
 #[test]
-fn a_success_between_failures_clears_them() {
+fn the_suspicion_of_an_agent_ends_by_itself() {
     let mut state = two_agents_on_one_node();
-    for succeeded in [false, false, true, false, false] {
-        state.on_outcome(agent(1), succeeded, at(1));
-    }
-    assert_eq!(candidates(&state, "echo").len(), 2);
-}
-
-#[test]
-fn a_success_ends_the_suspicion_of_an_agent() {
-    let mut state = two_agents_on_one_node();
-    for _ in 0..3 {
-        state.on_outcome(agent(1), false, at(1));
-    }
+    state.on_agent_down(agent(1), at(1));
     state.drain();
-    state.on_outcome(agent(1), true, at(2));
+    state.handle_tick(at(11));
     assert_eq!(state.drain(), [up(1)]);
 }
 
@@ -543,7 +527,7 @@ fn a_pulse_or_record_that_shows_a_suspect_agent_clears_it() {
 #[test]
 fn what_happens_to_strangers_changes_nothing() {
     let mut state = directory();
-    state.on_outcome(agent(1), false, at(0));
+    state.on_success(agent(1));
     state.on_agent_down(agent(1), at(0));
     state.on_node_silent(node(1).id(), at(0));
     state.on_dial_failed(node(1).id(), at(0));
@@ -805,8 +789,10 @@ fn scores_are_the_weighted_sum_of_four_terms() {
     query.constraints.max_cost = Some(Decimal::from(4));
     let answer = state.query(&query, &ledger, Duration::ZERO);
 
-    // Known: nine tenths of a match, eight of eight and so 9/10 trust, 250 ms measured, free.
-    assert_close(answer.candidates[0].score, 0.3 * 0.9 + 0.3 * 0.9 + 0.2 * 0.75 + 0.2 * 1.0);
+    // Known: nine tenths of a match, only successes, 250 ms measured, free.
+    let trust = ledger.estimate(agent(2), &name("echo.twice"), Duration::ZERO).trust / 100.0;
+    assert!((0.85..0.9).contains(&trust), "{trust}");
+    assert_close(answer.candidates[0].score, 0.3 * 0.9 + 0.3 * trust + 0.2 * 0.75 + 0.2 * 1.0);
     assert_eq!(answer.candidates[0].latency_ms, Some(Figure::measured(250.0)));
     // Claims: a full match, half trusted as a stranger, no latency known, a quarter of the highest price.
     assert_close(answer.candidates[1].score, 0.3 * 1.0 + 0.3 * 0.5 + 0.2 * 0.5 + 0.2 * 0.75);
@@ -892,7 +878,9 @@ proptest! {
         rank::order(&mut turned, &weights, max_cost);
 
         prop_assert!(candidates.iter().all(|candidate| (0.0..=1.0).contains(&candidate.score)));
-        prop_assert!(candidates.windows(2).all(|pair| pair[0].score >= pair[1].score));
+        let before = |a: &Candidate, b: &Candidate| a.standing < b.standing || (a.standing == b.standing && a.score >= b.score);
+        prop_assert!(candidates.windows(2).all(|pair| before(&pair[0], &pair[1])));
+        prop_assert!(candidates.iter().all(|c| c.score <= c.plausible && c.plausible <= c.promised + 1e-9 && c.promised <= 1.0));
         let ids = |candidates: &[Candidate]| candidates.iter().map(Candidate::agent).collect::<Vec<_>>();
         prop_assert_eq!(ids(&candidates), ids(&turned));
     }
@@ -952,7 +940,7 @@ proptest! {
                 let (candidates, rejected) = list.answer(asked);
                 let query = asking(&[asked]);
                 let answer = ask(&state, &query);
-                let routed = routes.rank(&query, &Weights::default(), &Ledger::new(1), now.mono);
+                let routed = routes.rank(&query, None, &Rules::default(), &Ledger::new(1), now.mono);
                 let scored = |answer: &Answer| answer.candidates.iter().map(|c| (c.agent(), c.score)).collect::<Vec<_>>();
                 prop_assert_eq!(scored(&answer), scored(&routed));
                 prop_assert_eq!(&answer.rejected, &routed.rejected);
@@ -982,7 +970,7 @@ enum Op {
     Disconnected { host: u8, in_order: bool },
     DialFailed { host: u8 },
     Silent { host: u8 },
-    Outcome { seed: u8, succeeded: bool },
+    Success { seed: u8 },
     Down { seed: u8 },
     Passed { seconds: u64 },
 }
@@ -1002,8 +990,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (peer(), any::<bool>()).prop_map(|(host, in_order)| Op::Disconnected { host, in_order }),
         1 => peer().prop_map(|host| Op::DialFailed { host }),
         1 => peer().prop_map(|host| Op::Silent { host }),
-        3 => (seed(), prop::bool::weighted(0.2)).prop_map(|(seed, succeeded)| Op::Outcome { seed, succeeded }),
-        1 => seed().prop_map(|seed| Op::Down { seed }),
+        1 => seed().prop_map(|seed| Op::Success { seed }),
+        3 => seed().prop_map(|seed| Op::Down { seed }),
         3 => prop::sample::select(vec![0_u64, 1, 9, 10, 11, 100, 290]).prop_map(|seconds| Op::Passed { seconds }),
     ]
 }
@@ -1012,7 +1000,6 @@ struct Listed {
     seed: u8,
     host: u8,
     record: Verified<Record>,
-    failures: u32,
     suspect_until: Option<Duration>,
 }
 
@@ -1089,7 +1076,7 @@ impl List {
 
     fn take_record(&mut self, host: u8, seed: u8, record: Verified<Record>) {
         self.agents.retain(|agent| agent.seed != seed);
-        self.agents.push(Listed { seed, host, record, failures: 0, suspect_until: None });
+        self.agents.push(Listed { seed, host, record, suspect_until: None });
         self.node_or_new(host);
     }
 
@@ -1097,7 +1084,7 @@ impl List {
         for agent in self.agents.iter_mut().filter(|agent| agent.host == host) {
             let said = pulse.agents.iter().find(|said| said.agent == agent.record.agent);
             if said.is_some_and(|said| said.available) && !pulse.leaving {
-                (agent.failures, agent.suspect_until) = (0, None);
+                agent.suspect_until = None;
             }
         }
         if let Some(node) = self.node(host) {
@@ -1156,7 +1143,7 @@ fn apply(op: &Op, state: &mut State, list: &mut List, now: &mut Now) {
             let node = list.node_or_new(host);
             (node.reach, node.suspect_until) = (Reach::Connected, None);
             for agent in list.agents.iter_mut().filter(|agent| agent.host == host) {
-                (agent.failures, agent.suspect_until) = (0, None);
+                agent.suspect_until = None;
             }
         }
         Op::Disconnected { host, in_order } => {
@@ -1177,15 +1164,10 @@ fn apply(op: &Op, state: &mut State, list: &mut List, now: &mut Now) {
                 node.suspect_until = Some(suspicion);
             }
         }
-        Op::Outcome { seed, succeeded } => {
-            state.on_outcome(agent(seed), succeeded, *now);
+        Op::Success { seed } => {
+            state.on_success(agent(seed));
             if let Some(agent) = list.agent(seed) {
-                agent.failures = if succeeded { 0 } else { agent.failures + 1 };
-                if succeeded {
-                    agent.suspect_until = None;
-                } else if agent.failures >= 3 {
-                    agent.suspect_until = Some(suspicion);
-                }
+                agent.suspect_until = None;
             }
         }
         Op::Down { seed } => {
@@ -1199,7 +1181,7 @@ fn apply(op: &Op, state: &mut State, list: &mut List, now: &mut Now) {
             state.handle_tick(*now);
             list.agents.retain(|agent| agent.record.expires_at > now.wall);
             for agent in list.agents.iter_mut().filter(|agent| agent.suspect_until.is_some_and(|until| until <= now.mono)) {
-                (agent.failures, agent.suspect_until) = (0, None);
+                agent.suspect_until = None;
             }
             for node in list.nodes.iter_mut().filter(|node| node.suspect_until.is_some_and(|until| until <= now.mono)) {
                 node.suspect_until = None;

@@ -3,26 +3,23 @@
 //! A call is given to another agent only where that is safe: when nobody took responsibility for it yet, or when doing it twice does no
 //! harm, because the caller gave an idempotency key or the capability says so. An agent is asked once per call. What remains when nobody
 //! is left is the most telling failure, not the last one.
+//!
+//! A retry that burdens somebody anew is paid out of the node's budget for them ([`super::budget`]). Free is one that loads nobody more
+//! than the first attempt did, because the agent or its node was down before anybody took the call: there the failed attempt was none.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rand::Rng;
 
+use super::routing::{self, Choice, Why};
 use crate::model::{AgentId, CapabilityName, ErrorCode, Failure, NodeId, nearest};
-use crate::proto::directory::rank::{Answer, Candidate};
-use crate::proto::directory::{Reach, without};
-
-/// Scores within this distance of the best are equals; among them load decides, then chance.
-const NEAR: f64 = 0.02;
+use crate::proto::directory::rank::{Ranking, Rejection};
 
 /// How calls are tried.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
     /// Agents asked at most.
     pub attempts_max: u32,
-    /// Share of calls, 0 to 1, that go to somebody of whom little is known, if one is there.
-    pub exploration: f64,
 }
 
 /// How an attempt ended, if not well.
@@ -41,6 +38,8 @@ pub struct Attempt {
     pub agent: AgentId,
     /// On which node.
     pub node: NodeId,
+    /// Why this one.
+    pub why: Why,
     /// When, since the call began.
     pub started: Duration,
     /// When it was over, since the call began.
@@ -52,8 +51,8 @@ pub struct Attempt {
 /// What to do next.
 #[derive(Debug, Clone)]
 pub enum Step {
-    /// Ask this agent.
-    Ask(Box<Candidate>),
+    /// Ask this candidate of the ranking.
+    Ask(Choice),
     /// Look further than the directory: nobody here will do, and nobody has been asked.
     Search,
     /// Give up.
@@ -70,7 +69,7 @@ pub struct State {
     started: Duration,
     deadline: Duration,
     searched: bool,
-    tried: BTreeSet<AgentId>,
+    tried: Vec<AgentId>,
     attempts: Vec<Attempt>,
     asked_idempotent: bool,
     streamed: bool,
@@ -95,7 +94,7 @@ impl State {
             started: now,
             deadline,
             searched: false,
-            tried: BTreeSet::new(),
+            tried: Vec::new(),
             attempts: Vec::new(),
             asked_idempotent: false,
             streamed: false,
@@ -107,44 +106,54 @@ impl State {
         &self.attempts
     }
 
-    /// Decides the next step from what the directory answers. Must not be called while an attempt runs.
+    /// Decides the next step from a ranking; that of a pinned call holds its agent alone. `known_names` is asked only where nobody is
+    /// there. Must not be called while an attempt runs.
     pub fn next(
         &mut self,
-        mut answer: Answer,
-        known_names: &mut dyn Iterator<Item = &CapabilityName>,
+        ranking: &Ranking,
+        routing: &mut routing::State,
+        known_names: impl FnOnce() -> Vec<CapabilityName>,
         now: Duration,
         rng: &mut impl Rng,
     ) -> Step {
         if now >= self.deadline {
             return Step::Fail(self.timeout());
         }
-        if let Some(last) = self.attempts.last().and_then(|attempt| attempt.failure.as_ref()) {
+        let last = self.attempts.last().and_then(|attempt| attempt.failure.as_ref());
+        if let Some(last) = last {
             let safe = !self.streamed && (!last.accepted || self.repeatable || self.asked_idempotent);
             if !safe || !may_go_elsewhere(last) || self.pinned.is_some() || self.attempts.len() >= self.config.attempts_max as usize {
                 return Step::Fail(self.verdict());
             }
         }
-        if let Some(pinned) = self.pinned {
-            answer.candidates.retain(|candidate| candidate.agent() == pinned);
-            answer.rejected.retain(|rejected| rejected.agent == pinned);
-        }
-        without(&mut answer, &self.tried);
-        match self.choose(&answer.candidates, rng) {
-            Some(candidate) => {
-                let (agent, node) = (candidate.agent(), candidate.entry.record.node);
-                self.tried.insert(agent);
-                self.asked_idempotent = candidate.capability().is_some_and(|capability| capability.idempotent);
-                let started = now.saturating_sub(self.started);
-                self.attempts.push(Attempt { agent, node, started, ended: None, failure: None });
-                Step::Ask(Box::new(candidate))
-            }
-            None if !self.searched => {
+        let pick = routing.pick(ranking, &self.tried, self.pinned.is_some(), now, rng);
+        let Some((pick, candidate)) = pick.and_then(|pick| Some((pick, ranking.candidates().get(pick.index())?))) else {
+            if !self.searched {
                 self.searched = true;
-                Step::Search
+                return Step::Search;
             }
-            None if self.attempts.is_empty() => Step::Fail(self.nobody(&answer, known_names)),
-            None => Step::Fail(self.verdict()),
+            let nobody = self.attempts.is_empty();
+            return Step::Fail(if nobody { self.nobody(ranking, routing, known_names, now) } else { self.verdict() });
+        };
+        match last {
+            None => routing.budget().on_first(),
+            Some(last) if costs_nothing(last) => {}
+            Some(last) => {
+                if !routing.budget().spend() {
+                    let share = routing.budget().share() * 100.0;
+                    let spent = format!("not retried: retries are {share} % of calls, and all are spent (routing.retry_budget)");
+                    let failure = last.failure.clone().with("retry_budget", spent);
+                    return Step::Fail(failure.with("attempts", self.attempts.len()));
+                }
+            }
         }
+        let choice = routing.take(pick, candidate, now);
+        let (agent, node) = (candidate.agent(), candidate.entry.record.node);
+        self.tried.push(agent);
+        self.asked_idempotent = candidate.capability().is_some_and(|capability| capability.idempotent);
+        let started = now.saturating_sub(self.started);
+        self.attempts.push(Attempt { agent, node, why: choice.why, started, ended: None, failure: None });
+        Step::Ask(choice)
     }
 
     /// A part of the running attempt's answer went to the client. Another agent's answer would begin anew, so nobody else is asked.
@@ -167,28 +176,6 @@ impl State {
         }
     }
 
-    fn choose(&self, candidates: &[Candidate], rng: &mut impl Rng) -> Option<Candidate> {
-        let best = candidates.first()?.score;
-        let strangers: Vec<&Candidate> = candidates.iter().filter(|c| c.estimate.successes + c.estimate.failures < 1.0).collect();
-        if self.attempts.is_empty() && !strangers.is_empty() && rng.random_bool(self.config.exploration.clamp(0.0, 1.0)) {
-            let at = rng.random_range(0..strangers.len());
-            return strangers.get(at).map(|candidate| (*candidate).clone());
-        }
-        let mut equals: Vec<&Candidate> = candidates.iter().filter(|candidate| best - candidate.score <= NEAR).collect();
-        let load = |candidate: &Candidate| {
-            (u64::from(candidate.entry.in_flight) + u64::from(candidate.entry.queued)) * 16
-                / u64::from(candidate.entry.record.concurrency.max(1))
-        };
-        let least = equals.iter().map(|candidate| load(candidate)).min()?;
-        equals.retain(|candidate| load(candidate) == least);
-        // An agent on this node costs no network; only among those otherwise equal.
-        if let Some(here) = equals.iter().find(|candidate| candidate.entry.reach == Reach::Here) {
-            return Some((*here).clone());
-        }
-        let at = rng.random_range(0..equals.len());
-        equals.get(at).map(|candidate| (*candidate).clone())
-    }
-
     fn timeout(&self) -> Failure {
         let waited_ms = u64::try_from(self.deadline.saturating_sub(self.started).as_millis()).unwrap_or(u64::MAX);
         Failure::new(ErrorCode::Timeout, format!("`{}` did not finish within {waited_ms} ms", self.capability))
@@ -204,19 +191,37 @@ impl State {
         best.unwrap_or_else(|| self.timeout()).with("attempts", self.attempts.len())
     }
 
-    fn nobody(&self, answer: &Answer, known_names: &mut dyn Iterator<Item = &CapabilityName>) -> Failure {
+    fn nobody(
+        &self,
+        ranking: &Ranking,
+        routing: &routing::State,
+        known_names: impl FnOnce() -> Vec<CapabilityName>,
+        now: Duration,
+    ) -> Failure {
+        let obstacles = ranking.candidates().iter().filter_map(|candidate| Some((candidate, routing.obstacle(candidate, now)?)));
+        let obstacles: Vec<_> = obstacles.take(REASONS_MAX).collect();
+        // The first breaker to become half-open says when it is worth coming back.
+        let wait = obstacles.iter().map(|(_, reason)| if let Rejection::Breaker(left) = reason { *left } else { Duration::ZERO }).min();
+        let wait_ms = wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1));
+        let hint = |failure: Failure| match wait_ms {
+            Some(ms) => failure.retryable(true).with("retry_after_ms", ms),
+            None => failure,
+        };
+        let blocked = obstacles.iter().map(|(candidate, reason)| (candidate.entry.record.name.as_str(), reason));
+        let rejected = ranking.answer().rejected.iter().map(|rejected| (rejected.name.as_str(), &rejected.reason));
+        let mut reasons = blocked.chain(rejected);
         if let Some(pinned) = self.pinned {
-            let reason = answer.rejected.first().map_or_else(|| "it is not known here".to_owned(), |rejected| rejected.reason.to_string());
+            let reason = reasons.next().map_or_else(|| "it is not known here".to_owned(), |(_, reason)| reason.to_string());
             let message = format!("agent {pinned} cannot do `{}`: {reason}", self.capability);
-            return Failure::new(ErrorCode::AgentNotFound, message).with("agent_id", pinned.to_string());
+            return hint(Failure::new(ErrorCode::AgentNotFound, message).with("agent_id", pinned.to_string()));
         }
-        let reasons: Vec<String> =
-            answer.rejected.iter().take(8).map(|rejected| format!("{}: {}", rejected.name, rejected.reason)).collect();
+        let reasons: Vec<String> = reasons.take(REASONS_MAX).map(|(name, reason)| format!("{name}: {reason}")).collect();
         if !reasons.is_empty() {
             let message = format!("no agent can do `{}` now: {}", self.capability, reasons.join("; "));
-            return Failure::new(ErrorCode::CapabilityNotFound, message).retryable(true).with("rejected", reasons);
+            return hint(Failure::new(ErrorCode::CapabilityNotFound, message).retryable(true).with("rejected", reasons));
         }
-        let names: Vec<&str> = known_names.map(CapabilityName::as_str).collect();
+        let names = known_names();
+        let names: Vec<&str> = names.iter().map(CapabilityName::as_str).collect();
         let failure = Failure::new(ErrorCode::CapabilityNotFound, format!("no agent offers `{}`", self.capability));
         let failure = failure.with("available_capabilities", names.iter().take(32).copied().collect::<Vec<_>>());
         match nearest(self.capability.as_str(), names.iter().copied().filter(|name| *name != self.capability.as_str())) {
@@ -224,6 +229,14 @@ impl State {
             None => failure,
         }
     }
+}
+
+/// Reasons that a failure lists.
+const REASONS_MAX: usize = 8;
+
+/// Whether the failed attempt loaded nobody, so that the next is no more than the first was meant to be.
+fn costs_nothing(failed: &AttemptFailure) -> bool {
+    !failed.accepted && matches!(failed.failure.code, ErrorCode::Unavailable | ErrorCode::AgentNotFound)
 }
 
 /// Whether somebody else might do better. A wrong input is wrong everywhere.
@@ -238,19 +251,14 @@ fn may_go_elsewhere(failed: &AttemptFailure) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::sync::Arc;
-
     use rand::SeedableRng;
     use rand::rngs::SmallRng;
 
     use super::*;
-    use crate::proto::directory::rank::{Rejected, Rejection, Terms};
-    use crate::proto::directory::{Availability, Entry};
-    use crate::proto::peers::trust::Estimate;
-    use crate::wire::directory::Record;
-    use crate::wire::directory::tests::record;
-    use crate::wire::{AgentKey, NodeKey, Signed};
+    use crate::proto::directory::rank::{Answer, Rejected};
+    use crate::proto::invocation::breaker;
+    use crate::proto::invocation::evidence::Evidence;
+    use crate::proto::invocation::testing::{Agent, agent, calm, id, number_of, ranking};
 
     /// AITP-5: the highest score wins.
     #[test]
@@ -327,9 +335,8 @@ mod tests {
     fn a_pinned_agent_that_will_not_do_fails_with_its_reason() {
         let mut call = Call::pinned(2);
         assert_eq!(call.next(&[agent(1)]), Searched);
-        let answer =
-            Answer { candidates: vec![agent(1).build()], rejected: vec![rejected(3, Rejection::Version), rejected(2, Rejection::Suspect)] };
-        let failure = call.failure(answer, &[]);
+        let answer = Answer { candidates: Vec::new(), rejected: vec![rejected(2, Rejection::Suspect)] };
+        let failure = call.failure(&Ranking::new(answer), &[]);
         assert_eq!(failure.code, ErrorCode::AgentNotFound);
         assert!(failure.message.ends_with(&Rejection::Suspect.to_string()), "{failure}");
         assert_eq!(failure.details["agent_id"], id(2).to_string());
@@ -339,7 +346,7 @@ mod tests {
     fn a_pinned_agent_that_nobody_knows_is_said_to_be_unknown() {
         let mut call = Call::pinned(2);
         assert_eq!(call.next(&[]), Searched);
-        let failure = call.failure(Answer::default(), &[]);
+        let failure = call.failure(&Ranking::default(), &[]);
         assert_eq!(failure.code, ErrorCode::AgentNotFound);
         assert!(failure.message.ends_with("it is not known here"), "{failure}");
     }
@@ -362,7 +369,7 @@ mod tests {
         assert_eq!(call.next(&candidates), Asked(1));
         call.fails(ErrorCode::Unavailable, NOT_ACCEPTED);
         call.now = DEADLINE;
-        let failure = call.failure(answer(&candidates), &[]);
+        let failure = call.failure(&ranking(&candidates), &[]);
         assert_eq!(failure.code, ErrorCode::Timeout);
         assert_eq!((failure.details["timeout_ms"].as_u64(), failure.details["attempts"].as_u64()), (Some(60_000), Some(1)));
     }
@@ -418,7 +425,7 @@ mod tests {
     fn an_unknown_capability_fails_with_the_nearest_known_one() {
         let mut call = Call::new();
         assert_eq!(call.next(&[]), Searched);
-        let failure = call.failure(Answer::default(), &["summarization", "text-anaylsis"]);
+        let failure = call.failure(&Ranking::default(), &["summarization", "text-anaylsis"]);
         assert_eq!(failure.code, ErrorCode::CapabilityNotFound);
         assert!(!failure.retryable);
         assert_eq!(failure.details["suggestion"], "Try 'text-anaylsis' instead");
@@ -429,7 +436,7 @@ mod tests {
     fn nothing_is_suggested_where_nothing_is_near() {
         let mut call = Call::new();
         assert_eq!(call.next(&[]), Searched);
-        let failure = call.failure(Answer::default(), &["quantum"]);
+        let failure = call.failure(&Ranking::default(), &["quantum"]);
         assert!(!failure.details.contains_key("suggestion"));
     }
 
@@ -438,7 +445,7 @@ mod tests {
         let mut call = Call::new();
         assert_eq!(call.next(&[]), Searched);
         let answer = Answer { candidates: Vec::new(), rejected: vec![rejected(1, Rejection::Suspect), rejected(2, Rejection::Version)] };
-        let failure = call.failure(answer, &["text-anaylsis"]);
+        let failure = call.failure(&Ranking::new(answer), &["text-anaylsis"]);
         assert_eq!(failure.code, ErrorCode::CapabilityNotFound);
         assert!(failure.retryable);
         let reasons = ["agent 1: it or its node failed moments ago", "agent 2: no version fits"];
@@ -471,7 +478,7 @@ mod tests {
         let mut call = Call::pinned(1);
         assert_eq!(call.next(&[agent(1)]), Asked(1));
         call.fails(ErrorCode::Busy, NOT_ACCEPTED);
-        assert_eq!(call.failure(answer(&[agent(1)]), &[]).details["attempts"], 1);
+        assert_eq!(call.failure(&ranking(&[agent(1)]), &[]).details["attempts"], 1);
     }
 
     #[test]
@@ -485,69 +492,70 @@ mod tests {
         assert_eq!((attempt.ended, attempt.failure.is_none()), (Some(Duration::from_millis(30)), true));
     }
 
-    /// MEAP-5: least load among near-equals.
+    /// MEAP-9: what loads nobody twice is retried without limit, what does is paid for.
     #[test]
-    fn among_near_equals_the_least_loaded_for_its_size_is_asked() {
-        let busy = agent(1).score(0.90).load(2, 0);
-        let waiting = agent(2).score(0.89).load(0, 3);
-        let wide = agent(3).score(0.89).load(4, 0).concurrency(8);
-        for seed in 0..20 {
-            assert_eq!(Call::seeded(seed).next(&[busy.clone(), waiting.clone(), wide.clone()]), Asked(3));
+    fn only_retries_that_burden_somebody_anew_are_paid_for() {
+        let candidates = [agent(1).score(0.9), agent(2).score(0.5)];
+        let cases = [
+            (ErrorCode::Unavailable, NOT_ACCEPTED, 100),
+            (ErrorCode::AgentNotFound, NOT_ACCEPTED, 100),
+            // Ten from the reserve, and what the first ten attempts earned.
+            (ErrorCode::Busy, NOT_ACCEPTED, 19),
+            (ErrorCode::AgentFailed, ACCEPTED, 19),
+            (ErrorCode::Unavailable, ACCEPTED, 19),
+        ];
+        for (code, accepted, retried) in cases {
+            let mut call = Call::with_key();
+            let mut count = 0;
+            for _ in 0..100 {
+                call.state = state(None, true);
+                assert!(matches!(call.next(&candidates), Asked(_)));
+                call.fails(code, accepted);
+                count += u32::from(matches!(call.next(&candidates), Asked(_)));
+            }
+            assert_eq!(count, retried, "{code}");
         }
     }
 
+    /// MEAP-9: without budget a call ends with its last failure, and says why it was not tried again.
     #[test]
-    fn load_is_compared_in_fractions_of_an_agents_size() {
-        let candidates = [agent(1).load(9, 0).concurrency(8), agent(2).load(1, 0)];
-        for seed in 0..20 {
-            assert_eq!(Call::seeded(seed).next(&candidates), Asked(2));
-        }
-    }
-
-    #[test]
-    fn load_does_not_make_a_worse_agent_better() {
-        let candidates = [agent(1).score(0.90).load(9, 9), agent(2).score(0.87)];
-        assert_eq!(Call::new().next(&candidates), Asked(1));
-    }
-
-    /// MEAP-5: equals share the calls.
-    #[test]
-    fn equals_share_the_calls() {
-        let candidates = [agent(1).score(0.9), agent(2).score(0.9), agent(3).score(0.89)];
-        let asked = tally(&candidates, 0.0, 600);
-        assert!([1, 2, 3].iter().all(|number| (150..250).contains(&asked[number])), "{asked:?}");
-    }
-
-    #[test]
-    fn an_agent_on_this_node_is_preferred_among_equals_only() {
-        let near = [agent(1).score(0.9), agent(2).score(0.89).here()];
-        let busy = [agent(1).score(0.9), agent(2).score(0.89).here().load(1, 0)];
-        let worse = [agent(1).score(0.9), agent(2).score(0.5).here()];
-        for seed in 0..20 {
-            assert_eq!(Call::seeded(seed).next(&near), Asked(2));
-            assert_eq!(Call::seeded(seed).next(&busy), Asked(1));
-            assert_eq!(Call::seeded(seed).next(&worse), Asked(1));
-        }
-    }
-
-    #[test]
-    fn a_share_of_calls_explores_agents_of_whom_little_is_known() {
-        let candidates = [agent(1).score(0.9), agent(2).score(0.3).stranger(), agent(3).score(0.2).stranger()];
-        let asked = tally(&candidates, 0.1, 2_000);
-        let explored = asked[&2] + asked[&3];
-        assert!((140..260).contains(&explored), "{asked:?}");
-        assert!(asked[&2] > 50 && asked[&3] > 50, "{asked:?}");
-        assert_eq!(tally(&candidates, 0.0, 200), BTreeMap::from([(1, 200)]));
-        assert!(!tally(&candidates, 7.0, 200).contains_key(&1), "more than all is all");
-    }
-
-    #[test]
-    fn a_second_attempt_explores_nobody() {
-        let candidates = [agent(1).score(0.9), agent(2).score(0.8), agent(3).score(0.1).stranger(), agent(4).score(0.1).stranger()];
-        let mut call = Call { state: state(1.0, None, false), ..Call::new() };
-        assert!(matches!(call.next(&candidates), Asked(3 | 4)));
-        call.fails(ErrorCode::Busy, NOT_ACCEPTED);
+    fn without_budget_the_last_failure_says_that_it_was_not_retried() {
+        let candidates = [agent(1).score(0.9), agent(2).score(0.7), agent(3).score(0.5)];
+        let mut call = Call::new();
+        while call.routing.budget().spend() {}
         assert_eq!(call.next(&candidates), Asked(1));
+        call.fails(ErrorCode::Unavailable, NOT_ACCEPTED);
+        assert_eq!(call.next(&candidates), Asked(2));
+        call.fails(ErrorCode::Busy, NOT_ACCEPTED);
+
+        let failure = call.failure(&ranking(&candidates), &[]);
+
+        assert_eq!((failure.code, failure.details["attempts"].as_u64()), (ErrorCode::Busy, Some(2)));
+        let spent = failure.details["retry_budget"].as_str().expect("a reason");
+        assert!(spent.contains("10 %") && spent.contains("routing.retry_budget"), "{spent}");
+    }
+
+    /// MEAP-4: a call fails at once where breakers are open, and says when to come back.
+    #[test]
+    fn agents_behind_an_open_breaker_are_named_with_the_time_that_is_left() {
+        let candidates = [agent(1)];
+        let mut call = Call::new();
+        for _ in 0..3 {
+            call.state = state(None, false);
+            let Step::Ask(choice) = call.step(&ranking(&candidates)) else { panic!("it is closed") };
+            call.ended(&candidates[0], choice, breaker::Outcome::Failure);
+        }
+        call.state = state(None, false);
+        assert_eq!(call.next(&candidates), Searched);
+        let failure = call.failure(&ranking(&candidates), &[]);
+        assert!(failure.retryable && failure.message.contains("its breaker is open for another"), "{failure}");
+        assert!(failure.retry_after_ms().is_some_and(|ms| (800..=1_200).contains(&ms)), "{failure:?}");
+
+        call.state = state(Some(id(1)), false);
+        assert_eq!(call.next(&candidates), Searched);
+        let failure = call.failure(&ranking(&candidates), &[]);
+        assert_eq!((failure.code, failure.retryable), (ErrorCode::AgentNotFound, true));
+        assert!(failure.message.contains("its breaker is open for another"), "{failure}");
     }
 
     const ACCEPTED: bool = true;
@@ -565,30 +573,39 @@ mod tests {
 
     struct Call {
         state: State,
+        routing: routing::State,
         now: Duration,
         rng: SmallRng,
     }
 
     impl Call {
         fn new() -> Self {
-            Self::seeded(7)
-        }
-
-        fn seeded(seed: u64) -> Self {
-            Self { state: state(0.0, None, false), now: Duration::ZERO, rng: SmallRng::seed_from_u64(seed) }
+            let state = state(None, false);
+            Self { state, routing: calm(), now: Duration::ZERO, rng: SmallRng::seed_from_u64(7) }
         }
 
         fn with_key() -> Self {
-            Self { state: state(0.0, None, true), ..Self::new() }
+            Self { state: state(None, true), ..Self::new() }
         }
 
         fn pinned(number: u8) -> Self {
-            Self { state: state(0.0, Some(id(number)), true), ..Self::new() }
+            Self { state: state(Some(id(number)), true), ..Self::new() }
+        }
+
+        fn step(&mut self, ranking: &Ranking) -> Step {
+            let names = || {
+                assert!(ranking.candidates().is_empty(), "names are not needed while somebody is there");
+                Vec::new()
+            };
+            self.state.next(ranking, &mut self.routing, names, self.now, &mut self.rng)
         }
 
         fn next(&mut self, candidates: &[Agent]) -> Did {
-            match self.state.next(answer(candidates), &mut std::iter::empty(), self.now, &mut self.rng) {
-                Step::Ask(candidate) => Asked((1..=9).find(|number| id(*number) == candidate.agent()).expect("one of the tests' agents")),
+            let pinned = self.state.pinned;
+            let seen: Vec<Agent> = candidates.iter().filter(|agent| pinned.is_none_or(|pinned| agent.id() == pinned)).cloned().collect();
+            let ranking = ranking(&seen);
+            match self.step(&ranking) {
+                Step::Ask(choice) => Asked(number_of(ranking.candidates()[choice.index].agent())),
                 Step::Search => Searched,
                 Step::Fail(failure) => Failed(failure.code),
             }
@@ -596,6 +613,11 @@ mod tests {
 
         fn fails(&mut self, code: ErrorCode, accepted: bool) {
             self.state.on_failure(AttemptFailure { failure: Failure::new(code, "no"), accepted }, self.now);
+        }
+
+        fn ended(&mut self, agent: &Agent, choice: Choice, breaker: breaker::Outcome) {
+            let learnt = Evidence { breaker, ..Evidence::NONE };
+            self.routing.on_end(&agent.build(), choice, &learnt, self.now, &mut self.rng);
         }
 
         /// How it ends once nobody is left, with or without a search before.
@@ -608,100 +630,20 @@ mod tests {
             code
         }
 
-        fn failure(&mut self, answer: Answer, known: &[&str]) -> Failure {
-            let names: Vec<CapabilityName> = known.iter().map(|name| name.parse().expect("a valid name")).collect();
-            let step = self.state.next(answer, &mut names.iter(), self.now, &mut self.rng);
+        fn failure(&mut self, ranking: &Ranking, known: &[&str]) -> Failure {
+            let names = || known.iter().map(|name| name.parse().expect("a valid name")).collect();
+            let step = self.state.next(ranking, &mut self.routing, names, self.now, &mut self.rng);
             let Step::Fail(failure) = step else { panic!("not over: {step:?}") };
             failure
         }
     }
 
-    fn state(exploration: f64, pinned: Option<AgentId>, repeatable: bool) -> State {
-        let config = Config { attempts_max: 3, exploration };
-        State::new(config, "text-analysis".parse().expect("a valid name"), pinned, repeatable, Duration::ZERO, DEADLINE)
-    }
-
-    fn tally(candidates: &[Agent], exploration: f64, calls: u32) -> BTreeMap<u8, u32> {
-        let mut call = Call::new();
-        let mut asked = BTreeMap::new();
-        for _ in 0..calls {
-            call.state = state(exploration, None, false);
-            let Asked(number) = call.next(candidates) else { panic!("nobody was asked") };
-            *asked.entry(number).or_default() += 1;
-        }
-        asked
-    }
-
-    /// A candidate in the making; known well, unless it is a stranger.
-    #[derive(Clone)]
-    struct Agent {
-        score: f64,
-        entry: Entry,
-        estimate: Estimate,
-        number: u8,
-    }
-
-    fn agent(number: u8) -> Agent {
-        let record = Arc::new(record(&node(), number, 1, 1_000, &["text-analysis"]));
-        let entry = Entry { record, availability: Availability::Available, reach: Reach::Connected, in_flight: 0, queued: 0 };
-        let estimate = Estimate { successes: 10.0, ..Estimate::stranger() };
-        Agent { score: 0.5, entry, estimate, number }
-    }
-
-    impl Agent {
-        fn score(self, score: f64) -> Self {
-            Self { score, ..self }
-        }
-
-        fn stranger(self) -> Self {
-            Self { estimate: Estimate::stranger(), ..self }
-        }
-
-        fn here(mut self) -> Self {
-            self.entry.reach = Reach::Here;
-            self
-        }
-
-        fn load(mut self, in_flight: u32, queued: u32) -> Self {
-            (self.entry.in_flight, self.entry.queued) = (in_flight, queued);
-            self
-        }
-
-        fn concurrency(self, concurrency: u32) -> Self {
-            self.changed(|record| record.concurrency = concurrency)
-        }
-
-        fn idempotent(self) -> Self {
-            self.changed(|record| record.capabilities[0].idempotent = true)
-        }
-
-        fn changed(mut self, change: impl FnOnce(&mut Record)) -> Self {
-            let mut body = (**self.entry.record).clone();
-            change(&mut body);
-            let key = AgentKey::from_seed(&[self.number; 32]);
-            self.entry.record = Arc::new(Signed::sign(body, &node(), Some(&key)).expect("a valid record"));
-            self
-        }
-
-        fn build(&self) -> Candidate {
-            let terms = Terms { r#match: 1.0, trust: 0.5, latency: 0.5, cost: 1.0 };
-            Candidate { entry: self.entry.clone(), capability: 0, score: self.score, terms, estimate: self.estimate, latency_ms: None }
-        }
-    }
-
-    fn answer(candidates: &[Agent]) -> Answer {
-        Answer { candidates: candidates.iter().map(Agent::build).collect(), rejected: Vec::new() }
+    fn state(pinned: Option<AgentId>, repeatable: bool) -> State {
+        let capability = "text-analysis".parse().expect("a valid name");
+        State::new(Config { attempts_max: 3 }, capability, pinned, repeatable, Duration::ZERO, DEADLINE)
     }
 
     fn rejected(number: u8, reason: Rejection) -> Rejected {
         Rejected { agent: id(number), name: format!("agent {number}"), reason }
-    }
-
-    fn id(number: u8) -> AgentId {
-        AgentKey::from_seed(&[number; 32]).id()
-    }
-
-    fn node() -> NodeKey {
-        NodeKey::new(libp2p_identity::Keypair::ed25519_from_bytes([1; 32]).expect("32 bytes"))
     }
 }

@@ -1,16 +1,24 @@
 //! First-hand trust: what this node saw of each agent, per capability (design.md section 5, AITP-5).
 //!
 //! Evidence is two decaying sums, good ends and bad ends. With a uniform prior they make a Beta distribution, whose mean times 100 is
-//! the trust (50 for a stranger) and whose spread is the confidence interval, so that doing a capability often narrows it. Nothing that
-//! others say enters here, and there is no global score.
+//! the trust (50 for a stranger) and whose spread is the confidence interval. How often an agent has done this very capability is its
+//! specialization: it narrows the interval, and nothing else does. Nothing that others say enters here, and there is no global score.
+//!
+//! Evidence fades twice: with time ([`HALF_LIFE`]), and with each new outcome, so that the last [`MEMORY`] or so count. The second
+//! lets an agent that recovered earn its trust back in a few calls, whether it failed ten times before or ten thousand times: eight
+//! good calls in a row lift even the worst record out of doubt, twenty-four prove it again.
+//!
+//! An answer that comes far later than the agent claims counts for little ([`LATE`]): else it would pay to claim 1 ms and take a minute.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::model::{AgentId, CapabilityName};
 
-/// After this long an outcome counts half.
-const HALF_LIFE: Duration = Duration::from_secs(3_600);
+/// Outcomes after which an older one counts about a third.
+const MEMORY: f64 = 20.0;
+/// What a good answer counts that came far too late by the agent's own word; the rest of it counts as a failure.
+const LATE: f64 = 0.25;
 /// Weight of the newest latency in the moving average.
 const LATENCY_WEIGHT: f64 = 0.2;
 /// Standard deviations on each side of the mean: about nine tenths of the distribution.
@@ -36,7 +44,7 @@ pub struct Estimate {
 impl Estimate {
     /// What is believed of a stranger.
     pub fn stranger() -> Self {
-        Evidence::default().estimate(Duration::ZERO)
+        Evidence::default().estimate(Duration::ZERO, Duration::MAX)
     }
 
     /// Share of calls that ended well, 0 to 1, once there is evidence.
@@ -55,13 +63,13 @@ struct Evidence {
 }
 
 impl Evidence {
-    fn decay(&self, now: Duration) -> f64 {
+    fn decay(&self, now: Duration, half_life: Duration) -> f64 {
         let age = now.saturating_sub(self.at);
-        0.5_f64.powf(age.as_secs_f64() / HALF_LIFE.as_secs_f64())
+        0.5_f64.powf(age.as_secs_f64() / half_life.as_secs_f64().max(f64::MIN_POSITIVE))
     }
 
-    fn estimate(&self, now: Duration) -> Estimate {
-        let decay = self.decay(now);
+    fn estimate(&self, now: Duration, half_life: Duration) -> Estimate {
+        let decay = self.decay(now, half_life);
         let (successes, failures) = (self.successes * decay, self.failures * decay);
         let (a, b) = (successes + 1.0, failures + 1.0);
         let mean = a / (a + b);
@@ -77,8 +85,8 @@ impl Evidence {
         }
     }
 
-    fn weight(&self, now: Duration) -> f64 {
-        (self.successes + self.failures) * self.decay(now)
+    fn weight(&self, now: Duration, half_life: Duration) -> f64 {
+        (self.successes + self.failures) * self.decay(now, half_life)
     }
 }
 
@@ -90,21 +98,36 @@ pub enum Outcome {
         /// From sending to the final reply, in milliseconds.
         latency_ms: f64,
     },
+    /// It answered well, but far later than it claims to.
+    Late {
+        /// From sending to the final reply, in milliseconds.
+        latency_ms: f64,
+    },
     /// It failed, lied about its schema, or was never heard of again.
     Failure,
 }
+
+/// After this long an outcome counts half, unless it is configured otherwise.
+pub const HALF_LIFE: Duration = Duration::from_secs(1_200);
 
 /// Evidence on all agents, bounded: the least informative entry makes room.
 #[derive(Debug)]
 pub struct Ledger {
     evidence_by_agent: BTreeMap<(AgentId, CapabilityName), Evidence>,
     entries_max: usize,
+    half_life: Duration,
 }
 
 impl Ledger {
     /// An empty ledger that holds at most `entries_max` pairs of agent and capability.
     pub fn new(entries_max: usize) -> Self {
-        Self { evidence_by_agent: BTreeMap::new(), entries_max: entries_max.max(1) }
+        Self { evidence_by_agent: BTreeMap::new(), entries_max: entries_max.max(1), half_life: HALF_LIFE }
+    }
+
+    /// The same, with outcomes that count half after another time.
+    #[must_use]
+    pub fn with_half_life(self, half_life: Duration) -> Self {
+        Self { half_life, ..self }
     }
 
     /// Takes in how one attempt ended.
@@ -114,33 +137,39 @@ impl Ledger {
             self.forget_least(now);
         }
         let evidence = self.evidence_by_agent.entry(key).or_default();
-        let decay = evidence.decay(now);
+        let decay = evidence.decay(now, self.half_life) * (1.0 - 1.0 / MEMORY);
         evidence.successes *= decay;
         evidence.failures *= decay;
         evidence.at = now;
-        match outcome {
-            Outcome::Success { latency_ms } => {
-                evidence.successes += 1.0;
-                let before = evidence.latency_ms.unwrap_or(latency_ms);
-                evidence.latency_ms = Some(before + LATENCY_WEIGHT * (latency_ms - before));
-            }
-            Outcome::Failure => evidence.failures += 1.0,
+        let (success, latency_ms) = match outcome {
+            Outcome::Success { latency_ms } => (1.0, Some(latency_ms)),
+            Outcome::Late { latency_ms } => (LATE, Some(latency_ms)),
+            Outcome::Failure => (0.0, None),
+        };
+        evidence.successes += success;
+        evidence.failures += 1.0 - success;
+        if let Some(latency_ms) = latency_ms {
+            let before = evidence.latency_ms.unwrap_or(latency_ms);
+            evidence.latency_ms = Some(before + LATENCY_WEIGHT * (latency_ms - before));
         }
     }
 
     /// What is believed of `agent` doing `capability`.
     pub fn estimate(&self, agent: AgentId, capability: &CapabilityName, now: Duration) -> Estimate {
         let evidence = self.evidence_by_agent.get(&(agent, capability.clone()));
-        evidence.map_or_else(Estimate::stranger, |evidence| evidence.estimate(now))
+        evidence.map_or_else(Estimate::stranger, |evidence| evidence.estimate(now, self.half_life))
     }
 
     /// Everything that is believed, by agent and capability.
     pub fn iter(&self, now: Duration) -> impl Iterator<Item = (AgentId, &CapabilityName, Estimate)> {
-        self.evidence_by_agent.iter().map(move |((agent, capability), evidence)| (*agent, capability, evidence.estimate(now)))
+        self.evidence_by_agent
+            .iter()
+            .map(move |((agent, capability), evidence)| (*agent, capability, evidence.estimate(now, self.half_life)))
     }
 
     fn forget_least(&mut self, now: Duration) {
-        let least = self.evidence_by_agent.iter().min_by(|a, b| a.1.weight(now).total_cmp(&b.1.weight(now)));
+        let half_life = self.half_life;
+        let least = self.evidence_by_agent.iter().min_by(|a, b| a.1.weight(now, half_life).total_cmp(&b.1.weight(now, half_life)));
         if let Some(key) = least.map(|(key, _)| key.clone()) {
             self.evidence_by_agent.remove(&key);
         }
@@ -204,5 +233,53 @@ mod tests {
             ledger.handle_outcome(agent(number), &name(), Outcome::Failure, Duration::from_secs(u64::from(number)));
         }
         assert_eq!(ledger.iter(Duration::ZERO).count(), 3);
+    }
+
+    /// AITP-5: how often an agent has done this very capability narrows what is believed of it.
+    #[test]
+    fn specialization_narrows_the_interval_of_that_capability_alone() {
+        let (mut ledger, other) = (Ledger::new(10), "acme.scan".parse().expect("valid"));
+        let width = |ledger: &Ledger, name: &CapabilityName| {
+            let estimate = ledger.estimate(agent(1), name, Duration::ZERO);
+            estimate.high - estimate.low
+        };
+        let mut before = width(&ledger, &name());
+        for _ in 0..10 {
+            ledger.handle_outcome(agent(1), &name(), Outcome::Success { latency_ms: 1.0 }, Duration::ZERO);
+            let after = width(&ledger, &name());
+            assert!(after < before, "{after} is not below {before}");
+            before = after;
+        }
+        assert_eq!(width(&ledger, &other), width(&Ledger::new(1), &other));
+    }
+
+    /// T16: good calls outweigh whatever was before, within a number of calls that does not grow with the sins.
+    #[test]
+    fn even_the_worst_record_is_mended_by_a_few_dozen_calls() {
+        for sins in [20, 10_000] {
+            let mut ledger = Ledger::new(10);
+            (0..sins).for_each(|_| ledger.handle_outcome(agent(1), &name(), Outcome::Failure, Duration::ZERO));
+            let mut until = |wanted: fn(&Estimate) -> bool| {
+                let mut calls = 0;
+                while !wanted(&ledger.estimate(agent(1), &name(), Duration::ZERO)) {
+                    ledger.handle_outcome(agent(1), &name(), Outcome::Success { latency_ms: 1.0 }, Duration::ZERO);
+                    calls += 1;
+                }
+                calls
+            };
+            let (lifted, proven) = (until(|estimate| estimate.high >= 50.0), until(|estimate| estimate.low >= 50.0));
+            assert!(lifted <= 8 && lifted + proven <= 24, "after {sins}: {lifted}, {proven}");
+        }
+    }
+
+    /// T16: a promise that is broken counts, though the answer was good.
+    #[test]
+    fn late_answers_make_an_agent_doubted() {
+        let mut ledger = Ledger::new(10);
+        for _ in 0..15 {
+            ledger.handle_outcome(agent(1), &name(), Outcome::Late { latency_ms: 900.0 }, Duration::ZERO);
+        }
+        let estimate = ledger.estimate(agent(1), &name(), Duration::ZERO);
+        assert!(estimate.high < 50.0 && estimate.latency_ms == Some(900.0), "{estimate:?}");
     }
 }

@@ -1,0 +1,230 @@
+//! Who does a call: rankings that calls share, attempts one after the other, and what each of them has taught.
+//!
+//! The decisions are `proto::invocation`'s; here they meet the clock, chance and the locks. A lock is held for one choice or one end of
+//! an attempt, never across a wait, and never while a ranking is made. Every choice is ended exactly once, also when the caller goes
+//! away: [`Attempt`] sees to it when it is dropped.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rust_decimal::Decimal;
+
+use super::find;
+use super::invoke::{Explanation, InvokeReply, InvokeRequest, attempt, deadline};
+use super::shared::{Shared, lock};
+use crate::config;
+use crate::model::{AgentId, CapabilityName, Failure, InvocationId};
+use crate::proto::directory::rank::{Answer, Candidate, Ranking};
+use crate::proto::directory::{Rankings, is_plain};
+use crate::proto::invocation::balance::Balance;
+use crate::proto::invocation::breaker::{self, Phase};
+use crate::proto::invocation::call::{self, Step};
+use crate::proto::invocation::evidence::{Evidence, evidence};
+use crate::proto::invocation::routing::{self, Choice};
+use crate::wire::directory::Query;
+use crate::wire::invocation::{Body, Success};
+
+/// What calls share when they choose whom to ask.
+#[derive(Debug)]
+pub(super) struct Routing {
+    state: Mutex<routing::State>,
+    rankings: RwLock<Rankings>,
+}
+
+impl Routing {
+    pub(super) fn new(config: &config::Routing) -> Self {
+        let breaker = breaker::Config {
+            failures_max: config.breaker_failures,
+            open: Duration::from_millis(config.breaker_open_ms),
+            open_max: Duration::from_millis(config.breaker_open_ms_max.max(config.breaker_open_ms)),
+        };
+        let balance = match config.balance {
+            config::Balance::RoundRobin => Balance::RoundRobin,
+            config::Balance::LeastConnections => Balance::LeastConnections,
+            config::Balance::LeastLoad => Balance::LeastLoad,
+        };
+        let config = routing::Config { balance, exploration: config.exploration, retry_budget: config.retry_budget, breaker };
+        Self { state: Mutex::new(routing::State::new(config)), rankings: RwLock::default() }
+    }
+
+    /// Every breaker that is not closed.
+    pub(super) fn tripped(&self, now: Duration) -> BTreeMap<(AgentId, CapabilityName), Phase> {
+        let state = lock(&self.state);
+        state.breakers().tripped(now).map(|(agent, capability, phase)| ((agent, capability.clone()), phase)).collect()
+    }
+
+    /// Leaves out whoever no call would be given to now.
+    pub(super) fn withhold(&self, answer: &mut Answer, now: Duration) {
+        let state = lock(&self.state);
+        for candidate in std::mem::take(&mut answer.candidates) {
+            match state.obstacle(&candidate, now) {
+                None => answer.candidates.push(candidate),
+                Some(reason) => answer.reject(&candidate.entry, reason),
+            }
+        }
+    }
+}
+
+/// Ranks who may do `query`; what every call of a capability asks alike is ranked once for all of them.
+fn rank(shared: &Shared, query: &Query, only: Option<AgentId>, now: Duration) -> Arc<Ranking> {
+    let routes = shared.routes.load();
+    let name = query.capabilities.first().filter(|_| only.is_none() && is_plain(query));
+    let kept = name.and_then(|name| shared.routing.rankings.read().unwrap_or_else(PoisonError::into_inner).get(name, &routes, now));
+    if let Some(ranking) = kept {
+        return ranking;
+    }
+    let answer = {
+        let ledger = shared.ledger.read().unwrap_or_else(PoisonError::into_inner);
+        routes.rank(query, only, &shared.rules, &ledger, now)
+    };
+    let ranking = Arc::new(Ranking::new(answer));
+    if let Some(name) = name.filter(|_| !ranking.candidates().is_empty()) {
+        let mut rankings = shared.routing.rankings.write().unwrap_or_else(PoisonError::into_inner);
+        rankings.insert(name.clone(), Arc::clone(&ranking), &routes, now);
+    }
+    ranking
+}
+
+/// One attempt under way: it counts where load is looked at, and its end is told however it ends.
+struct Attempt<'a> {
+    shared: &'a Shared,
+    candidate: &'a Candidate,
+    choice: Choice,
+    ended: bool,
+}
+
+impl<'a> Attempt<'a> {
+    fn new(shared: &'a Shared, candidate: &'a Candidate, choice: Choice) -> Self {
+        candidate.entry.traffic.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self { shared, candidate, choice, ended: false }
+    }
+
+    fn end(mut self, learnt: Evidence, now: Duration) {
+        self.tell(&learnt, now);
+        if let (Some(outcome), Some(capability)) = (learnt.trust, self.candidate.capability()) {
+            self.shared.observe(self.candidate.agent(), &capability.id, outcome, learnt.down);
+        }
+    }
+
+    fn tell(&mut self, learnt: &Evidence, now: Duration) {
+        self.ended = true;
+        lock(&self.shared.routing.state).on_end(self.candidate, self.choice, learnt, now, &mut rand::rng());
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        self.candidate.entry.traffic.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if !self.ended {
+            self.tell(&Evidence::NONE, self.shared.mono());
+        }
+    }
+}
+
+/// Has somebody do the call.
+pub(super) async fn run(shared: &Arc<Shared>, request: InvokeRequest, id: InvocationId) -> Result<InvokeReply, Failure> {
+    let started = shared.mono();
+    let deadline = deadline(shared, &request, started);
+    let config = call::Config { attempts_max: shared.config.limits.attempts_max };
+    let mut machine = call::State::new(config, request.capability.clone(), request.agent, request.key.is_some(), started, deadline);
+    let query = query_of(&request);
+    let mut explained = None;
+    loop {
+        let now = shared.mono();
+        let ranking = rank(shared, &query, request.agent, now);
+        let names = || shared.routes.load().names().cloned().collect();
+        let step = machine.next(&ranking, &mut lock(&shared.routing.state), names, now, &mut rand::rng());
+        match step {
+            Step::Fail(failure) => return Err(failure),
+            Step::Search => {
+                let wait = deadline.saturating_sub(now).min(find::SEARCH_MAX);
+                let _ = tokio::time::timeout(wait, find::find(shared, query.clone(), 1)).await;
+            }
+            Step::Ask(choice) => {
+                let Some(candidate) = ranking.candidates().get(choice.index) else { continue };
+                let running = Attempt::new(shared, candidate, choice);
+                if request.explain && explained.is_none() {
+                    explained = Some(considered(shared, &ranking, candidate, now));
+                }
+                shared.metrics.attempt();
+                let (outcome, streamed) = attempt(shared, &request, id, candidate, deadline).await;
+                if streamed {
+                    machine.on_chunk();
+                }
+                let ended = shared.mono();
+                let learnt = evidence(candidate, outcome.as_ref().err(), ended.saturating_sub(now), streamed);
+                running.end(learnt, ended);
+                match outcome {
+                    Ok(success) => {
+                        machine.on_success(ended);
+                        let explanation = explained.map(|answer| explanation(answer, &machine, ended.saturating_sub(started)));
+                        return Ok(reply(id, candidate, success, machine.attempts().len(), ended.saturating_sub(started), explanation));
+                    }
+                    Err(failed) => {
+                        tracing::debug!(invocation = %id, agent = %candidate.agent(), accepted = failed.accepted, failure = %failed.failure, "an attempt failed");
+                        machine.on_failure(failed, ended);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a call asks of the directory. How much trust is enough where the caller does not say is the ranking's own rule.
+fn query_of(request: &InvokeRequest) -> Query {
+    let constraints = request.constraints.clone();
+    Query { capabilities: vec![request.capability.clone()], text: None, version: request.version.clone(), constraints, limit: 16 }
+}
+
+/// How many candidates an explanation lists.
+const EXPLAINED_MAX: usize = 64;
+
+/// Whom a call considered: the front of the ranking, `chosen` wherever it stands, and who was left out.
+fn considered(shared: &Shared, ranking: &Ranking, chosen: &Candidate, now: Duration) -> Answer {
+    let mut answer = Answer { candidates: Vec::new(), rejected: ranking.answer().rejected.clone() };
+    let state = lock(&shared.routing.state);
+    for candidate in ranking.candidates() {
+        // The probe that was just given out is this call's own.
+        let is_chosen = candidate.agent() == chosen.agent();
+        match state.obstacle(candidate, now).filter(|_| !is_chosen) {
+            Some(reason) => answer.reject(&candidate.entry, reason),
+            None if is_chosen || answer.candidates.len() < EXPLAINED_MAX => answer.candidates.push(candidate.clone()),
+            None => {}
+        }
+    }
+    answer
+}
+
+fn explanation(answer: Answer, machine: &call::State, took: Duration) -> Explanation {
+    Explanation { answer, attempts: machine.attempts().to_vec(), took }
+}
+
+fn reply(
+    id: InvocationId,
+    candidate: &Candidate,
+    success: Success,
+    attempts: usize,
+    latency: Duration,
+    explanation: Option<Explanation>,
+) -> InvokeReply {
+    let units =
+        success.units.and_then(|units| units.parse::<Decimal>().ok()).filter(|units| !units.is_sign_negative()).unwrap_or(Decimal::ONE);
+    let price = candidate.capability().and_then(|capability| capability.price.as_ref());
+    InvokeReply {
+        id,
+        output: match success.body {
+            Body::Inline(text) => text,
+            Body::Blob(_) => Bytes::new(),
+        },
+        agent: candidate.agent(),
+        node: candidate.entry.record.node,
+        attempts,
+        latency,
+        units,
+        cost: price.map(|price| (price.times(units), price.currency)),
+        explanation,
+    }
+}
