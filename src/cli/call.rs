@@ -93,11 +93,19 @@ struct Explanation {
     rejected: Vec<Rejected>,
     #[serde(default)]
     attempts: Vec<Attempt>,
+    #[serde(default)]
+    total_ms: Value,
 }
 
 #[derive(Debug, Deserialize)]
 struct Attempt {
     agent_id: String,
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    why: String,
+    #[serde(default)]
+    accepted: Option<bool>,
     #[serde(default)]
     node_id: String,
     #[serde(default)]
@@ -133,7 +141,7 @@ pub(super) async fn run_until(args: Args, global: &Global, interrupt: impl Futur
         }
     };
     let answer = tokio::select! {
-        answer = asked => answer?,
+        answer = asked => answer.inspect_err(|error| tell_failed(error, global))?,
         () = interrupt => return Err(cancel(&client, &id).await),
     };
     // A JSON string stays quoted: what follows in a pipe reads JSON, whatever the agent answers.
@@ -197,43 +205,55 @@ async fn cancel(client: &Client, id: &str) -> CliError {
     error.with("invocation_id", id)
 }
 
+/// Tells how a call that failed came about, if that was asked for; the failure itself is told by whoever ends the program.
+fn tell_failed(error: &CliError, global: &Global) {
+    if let Some(Ok(explanation)) = error.detail("explain").map(read::<Explanation>) {
+        global.screen.err(&story(&explanation));
+    }
+}
+
 /// Who did it and how it went, for a person.
 fn account(answer: &Answer) -> String {
-    let mut text = String::new();
-    let mut name = "";
-    if let Some(explain) = &answer.explain {
-        if !explain.candidates.is_empty() {
-            text += &find::candidates(&explain.candidates, true, false);
-        }
-        text += &find::rejections(&explain.rejected);
-        text += &attempts(explain);
-        name = explain.candidates.iter().find(|row| row.agent_id == answer.agent_id).map(|row| row.name.as_str()).unwrap_or_default();
-    }
+    let explain = answer.explain.as_ref();
+    let name = explain.and_then(|explain| explain.candidates.iter().find(|row| row.agent_id == answer.agent_id));
     let tries = answer.attempts.as_u64().or_else(|| answer.attempts.as_array().map(|all| all.len() as u64)).unwrap_or(1);
-    text + &format!(
-        "{} by {} on {}, {}, cost {}, {tries} {}\n",
-        if answer.status == "partial" { "served in part" } else { "served" },
-        figures::agent(name, &answer.agent_id),
-        figures::node(&answer.node_id),
-        figures::figure(&answer.latency_ms, figures::millis),
-        figures::money(&answer.cost),
-        if tries == 1 { "attempt" } else { "attempts" },
-    )
+    explain.map(story).unwrap_or_default()
+        + &format!(
+            "{} by {} on {}, {}, cost {}, {tries} {}\n",
+            if answer.status == "partial" { "served in part" } else { "served" },
+            figures::agent(name.map(|row| row.name.as_str()).unwrap_or_default(), &answer.agent_id),
+            figures::node(&answer.node_id),
+            figures::figure(&answer.latency_ms, figures::millis),
+            figures::money(&answer.cost),
+            if tries == 1 { "attempt" } else { "attempts" },
+        )
+}
+
+/// Who was considered, who was left out, who was asked and what came of it.
+fn story(explain: &Explanation) -> String {
+    let mut text = if explain.candidates.is_empty() { String::new() } else { find::candidates(&explain.candidates, true, false) };
+    text += &find::rejections(&explain.rejected);
+    text += &attempts(explain);
+    match explain.total_ms.as_f64() {
+        Some(ms) if !explain.attempts.is_empty() => text + &format!("{} in all\n", figures::millis(ms)),
+        Some(_) | None => text,
+    }
 }
 
 fn attempts(explain: &Explanation) -> String {
     // Where the node's clock begins is its own affair.
     let start = explain.attempts.first().map(|first| first.started_ms).unwrap_or_default();
-    let mut table = Table::new(["attempt", "agent", "node", "after", "took", "outcome"]);
+    let mut table = Table::new(["attempt", "agent", "node", "after", "took", "taken", "outcome", "chosen for"]);
     for (attempt, number) in explain.attempts.iter().zip(1..) {
-        let name = explain.candidates.iter().find(|row| row.agent_id == attempt.agent_id).map(|row| row.name.as_str());
         table.row([
             number.to_string(),
-            figures::agent(name.unwrap_or_default(), &attempt.agent_id),
+            figures::agent(attempt.name.as_deref().unwrap_or_default(), &attempt.agent_id),
             figures::node(&attempt.node_id),
             figures::millis(attempt.started_ms - start),
             attempt.ended_ms.map_or_else(|| figures::NOTHING.to_owned(), |ended| figures::millis(ended - attempt.started_ms)),
+            attempt.accepted.map_or(figures::NOTHING, |accepted| if accepted { "yes" } else { "no" }).to_owned(),
             figures::plain(&attempt.outcome),
+            figures::word(&attempt.why),
         ]);
     }
     if table.is_empty() { String::new() } else { table.text(false) }

@@ -144,6 +144,11 @@ impl CliError {
         self.body.as_ref().map(|body| body.message.as_str())
     }
 
+    /// A fact that came with it.
+    pub(crate) fn detail(&self, name: &str) -> Option<&Value> {
+        self.body.as_ref()?.details.get(name)
+    }
+
     /// The advice that came with it.
     pub(crate) fn suggestion(&self) -> Option<&str> {
         self.body.as_ref().and_then(|body| body.details.get("suggestion")).and_then(Value::as_str)

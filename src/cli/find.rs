@@ -120,6 +120,8 @@ pub(super) struct Row {
     success_rate: Value,
     #[serde(default)]
     terms: Value,
+    #[serde(default)]
+    standing: String,
 }
 
 /// An agent that was considered and left out.
@@ -161,7 +163,8 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
 
 /// The candidates as a table, with the terms of their scores if asked for.
 pub(super) fn candidates(rows: &[Row], explain: bool, colour: bool) -> String {
-    let mut table = Table::new(["agent", "capability", "score", "trust", "latency", "cost", "success", if explain { "terms" } else { "" }]);
+    let (standing, terms_of) = if explain { ("standing", "terms") } else { ("", "") };
+    let mut table = Table::new(["agent", "capability", "score", "trust", "latency", "cost", "success", standing, terms_of]);
     for row in rows {
         let version =
             if row.capability_version.is_empty() { String::new() } else { format!(" {}", figures::word(&row.capability_version)) };
@@ -173,6 +176,7 @@ pub(super) fn candidates(rows: &[Row], explain: bool, colour: bool) -> String {
             figures::figure(&row.latency_ms, figures::millis),
             figures::money(&row.cost),
             figures::figure(&row.success_rate, figures::percent),
+            if explain { figures::word(&row.standing) } else { String::new() },
             if explain { terms(&row.terms) } else { String::new() },
         ]);
     }

@@ -83,7 +83,9 @@ async fn an_explained_call_tells_on_stderr_who_was_considered_and_what_was_tried
         served["explain"] = json!({
             "candidates": [row()],
             "rejected": [{ "agent_id": "did:key:z6Mkx", "reason": "trust 12 is below 30" }],
-            "attempts": [{ "agent_id": AGENT, "node_id": NODE, "started_ms": 1_000, "ended_ms": 1_012, "outcome": "success" }],
+            "attempts": [{ "agent_id": AGENT, "name": "extractor", "node_id": NODE, "why": "best score", "accepted": true,
+                "started_ms": 1_000, "ended_ms": 1_012, "outcome": "success" }],
+            "total_ms": 13,
         });
         answer(200, served)
     })
@@ -94,12 +96,26 @@ async fn an_explained_call_tells_on_stderr_who_was_considered_and_what_was_tried
         "extractor@eXCES4on",
         "match 0.30 + trust 0.21",
         "trust 12 is below 30",
-        "0 ms   12 ms  success",
+        "0 ms   12 ms  yes    success  best score",
+        "13 ms in all",
         "served by extractor@",
         "cost 0.001 USD",
     ] {
         assert!(err.contains(part), "`{part}` is missing in:\n{err}");
     }
+}
+
+#[tokio::test]
+async fn a_call_that_failed_is_explained_too() {
+    let node = Node::start(|_, _| {
+        let attempt = json!({ "agent_id": AGENT, "name": "extractor", "node_id": NODE, "why": "best score", "accepted": false,
+            "started_ms": 0, "ended_ms": 3, "outcome": "BUSY: full" });
+        refusal(429, "BUSY", json!({ "explain": { "candidates": [row()], "rejected": [], "attempts": [attempt], "total_ms": 3 } }))
+    })
+    .await;
+    let (exit, out, err) = node.run(&["call", "echo", "--explain"]).await;
+    assert_eq!((exit, out.as_str()), (1, ""));
+    assert!(err.contains("no     BUSY: full  best score") && err.ends_with("error: BUSY: no\n"), "{err}");
 }
 
 #[tokio::test]
@@ -269,7 +285,8 @@ async fn peers_status_and_trust_are_readable() {
         }
         "GET /v1/trust" => {
             let known = json!({ "agent_id": AGENT, "name": "extractor", "node_id": NODE, "capability": "data-extraction",
-                "trust": 71.5, "low": 60, "high": 80.25, "successes": 9, "failures": 1, "latency_ms": 12 });
+                "trust": 71.5, "low": 60, "high": 80.25, "successes": 9, "failures": 1, "latency_ms": 12,
+                "standing": "proven", "breaker": { "state": "open", "left_ms": 1_200 } });
             answer(200, json!({ "agents": [known] }))
         }
         _ => answer(
@@ -286,7 +303,8 @@ async fn peers_status_and_trust_are_readable() {
         "{out}"
     );
     let (_, out, _) = node.run(&["trust"]).await;
-    assert!(out.contains("71.5") && out.contains("60 to 80.25"), "{out}");
+    assert!(out.contains("71.5   60 to 80.25  proven"), "{out}");
+    assert!(out.contains("open for 1.2 s"), "{out}");
     let (_, out, _) = node.run(&["status"]).await;
     assert!(out.contains("1 h 2 min") && out.contains("1 here, 7 in the mesh") && out.contains("/ip4/127.0.0.1/tcp/4001"), "{out}");
 }
@@ -459,7 +477,7 @@ fn row() -> Value {
     json!({ "agent_id": AGENT, "name": "extractor", "node_id": NODE, "capability": "data-extraction", "capability_version": "1.0", "score": 0.89,
         "trust": 70, "latency_ms": { "value": 12, "source": "measured" }, "success_rate": { "value": 0.97, "source": "measured" },
         "cost": { "amount": "0.001", "currency": "USD", "unit": "document", "source": "claimed" },
-        "terms": { "match": 0.3, "trust": 0.21, "latency": 0.18, "cost": 0.2 }, "match": 1.0, "in_flight": 0, "local": false })
+        "terms": { "match": 0.3, "trust": 0.21, "latency": 0.18, "cost": 0.2 }, "standing": "proven", "match": 1.0, "in_flight": 0, "local": false })
 }
 
 fn record() -> Value {

@@ -42,6 +42,10 @@ struct Row {
     failures: Value,
     #[serde(default)]
     latency_ms: Value,
+    #[serde(default)]
+    standing: String,
+    #[serde(default)]
+    breaker: Value,
 }
 
 /// Lists what is known.
@@ -55,7 +59,8 @@ pub(crate) async fn run(Args {}: Args, global: &Global) -> Result<(), CliError> 
 }
 
 fn text(rows: &[Row], colour: bool) -> String {
-    let mut table = Table::new(["agent", "node", "capability", "trust", "likely", "successes", "failures", "latency"]);
+    let mut table =
+        Table::new(["agent", "node", "capability", "trust", "likely", "standing", "successes", "failures", "latency", "breaker"]);
     for row in rows {
         let number = |value| figures::figure(value, figures::number);
         table.row([
@@ -64,10 +69,19 @@ fn text(rows: &[Row], colour: bool) -> String {
             row.capability.clone(),
             number(&row.trust),
             format!("{} to {}", number(&row.low), number(&row.high)),
+            figures::word(&row.standing),
             number(&row.successes),
             number(&row.failures),
             figures::figure(&row.latency_ms, figures::millis),
+            breaker(&row.breaker),
         ]);
     }
     table.text(colour)
+}
+
+/// `closed`, `open for 1.2 s`, `half-open`.
+fn breaker(state: &Value) -> String {
+    let left = state.get("left_ms").and_then(Value::as_f64).map(|ms| format!(" for {}", figures::millis(ms)));
+    let state = state.get("state").and_then(Value::as_str).map_or_else(|| figures::NOTHING.to_owned(), figures::word);
+    state + &left.unwrap_or_default()
 }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::blobs;
 use super::execute;
+use super::explain::Explanation;
 use super::keyed::Ask;
 use super::lanes::lane_to;
 use super::routing::run;
@@ -21,8 +22,8 @@ use super::shared::{Counted, Shared, lock};
 use super::stream;
 use crate::agents::definition::ANYTHING;
 use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, InvocationId, NodeId, Priority, VersionRequirement};
-use crate::proto::directory::rank::{Answer, Candidate};
-use crate::proto::invocation::call::{self, AttemptFailure};
+use crate::proto::directory::rank::Candidate;
+use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::client::Outcome as LaneOutcome;
 use crate::wire::blob::Part;
 use crate::wire::directory::Wanted;
@@ -107,17 +108,6 @@ pub struct InvokeReply {
     pub cost: Option<(Decimal, Currency)>,
     /// How it came about, if that was asked for.
     pub explanation: Option<Explanation>,
-}
-
-/// How a call came about.
-#[derive(Debug, Clone)]
-pub struct Explanation {
-    /// The candidates when the first agent was chosen.
-    pub answer: Answer,
-    /// Everybody who was asked.
-    pub attempts: Vec<call::Attempt>,
-    /// From request to reply.
-    pub took: Duration,
 }
 
 /// Makes one call. Dropping the future cancels it.

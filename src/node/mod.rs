@@ -9,6 +9,7 @@ mod blobs;
 mod clock;
 mod event_loop;
 mod execute;
+pub(crate) mod explain;
 mod find;
 mod gossip;
 mod handle;
@@ -23,9 +24,10 @@ mod start;
 mod stream;
 mod view;
 
+pub use explain::Explanation;
 pub(crate) use handle::label;
 pub use handle::{AgentView, Handle, TrustView};
-pub use invoke::{Explanation, InvokeReply, InvokeRequest};
+pub use invoke::{InvokeReply, InvokeRequest};
 pub use start::{Node, StartError};
 pub use view::{Check, Event, Level, NodeView, State};
 

@@ -12,8 +12,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use rust_decimal::Decimal;
 
+use super::explain::Explanation;
 use super::find;
-use super::invoke::{Explanation, InvokeReply, InvokeRequest, attempt, deadline};
+use super::invoke::{InvokeReply, InvokeRequest, attempt, deadline};
 use super::shared::{Shared, lock};
 use crate::config;
 use crate::model::{AgentId, CapabilityName, Failure, InvocationId};
@@ -138,7 +139,14 @@ pub(super) async fn run(shared: &Arc<Shared>, request: InvokeRequest, id: Invoca
         let names = || shared.routes.load().names().cloned().collect();
         let step = machine.next(&ranking, &mut lock(&shared.routing.state), names, now, &mut rand::rng());
         match step {
-            Step::Fail(failure) => return Err(failure),
+            Step::Fail(failure) => {
+                let answer = request.explain.then(|| explained.unwrap_or_else(|| considered(shared, &ranking, None, now)));
+                let explanation = answer.map(|answer| explanation(answer, &machine, now.saturating_sub(started)).document(shared.node()));
+                return Err(match explanation {
+                    Some(document) => failure.with("explain", document),
+                    None => failure,
+                });
+            }
             Step::Search => {
                 let wait = deadline.saturating_sub(now).min(find::SEARCH_MAX);
                 let _ = tokio::time::timeout(wait, find::find(shared, query.clone(), 1)).await;
@@ -147,7 +155,7 @@ pub(super) async fn run(shared: &Arc<Shared>, request: InvokeRequest, id: Invoca
                 let Some(candidate) = ranking.candidates().get(choice.index) else { continue };
                 let running = Attempt::new(shared, candidate, choice);
                 if request.explain && explained.is_none() {
-                    explained = Some(considered(shared, &ranking, candidate, now));
+                    explained = Some(considered(shared, &ranking, Some(candidate.agent()), now));
                 }
                 shared.metrics.attempt();
                 let (outcome, streamed) = attempt(shared, &request, id, candidate, deadline).await;
@@ -183,12 +191,12 @@ fn query_of(request: &InvokeRequest) -> Query {
 const EXPLAINED_MAX: usize = 64;
 
 /// Whom a call considered: the front of the ranking, `chosen` wherever it stands, and who was left out.
-fn considered(shared: &Shared, ranking: &Ranking, chosen: &Candidate, now: Duration) -> Answer {
+fn considered(shared: &Shared, ranking: &Ranking, chosen: Option<AgentId>, now: Duration) -> Answer {
     let mut answer = Answer { candidates: Vec::new(), rejected: ranking.answer().rejected.clone() };
     let state = lock(&shared.routing.state);
     for candidate in ranking.candidates() {
         // The probe that was just given out is this call's own.
-        let is_chosen = candidate.agent() == chosen.agent();
+        let is_chosen = chosen == Some(candidate.agent());
         match state.obstacle(candidate, now).filter(|_| !is_chosen) {
             Some(reason) => answer.reject(&candidate.entry, reason),
             None if is_chosen || answer.candidates.len() < EXPLAINED_MAX => answer.candidates.push(candidate.clone()),

@@ -16,3 +16,4 @@ mod join;
 mod launch;
 mod node_config;
 mod readme;
+mod routing;

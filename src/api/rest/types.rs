@@ -10,10 +10,9 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::model::{AgentId, CapabilityName, Figure, InvocationId, VersionRequirement};
-use crate::node::{
-    AgentView, Answer, Availability, Candidate, Entry, Explanation, InvokeReply, Priority, Reach, SchemaHash, TrustView, Wanted,
-};
+use crate::model::{AgentId, CapabilityName, InvocationId, VersionRequirement};
+use crate::node::explain::{self, round};
+use crate::node::{AgentView, Answer, Availability, Entry, InvokeReply, Phase, Priority, Reach, SchemaHash, TrustView, Wanted};
 
 /// What every error looks like.
 #[derive(Debug, Serialize, ToSchema)]
@@ -170,61 +169,10 @@ pub(super) struct InvokeBody {
     pub(super) invocation_id: Option<InvocationId>,
 }
 
-fn figure<T: Serialize>(value: Option<Figure<T>>) -> Value {
-    value.map_or(Value::Null, |figure| json!({ "value": figure.value, "source": figure.source }))
-}
-
-fn round(value: f64, digits: i32) -> f64 {
-    let scale = 10_f64.powi(digits);
-    (value * scale).round() / scale
-}
-
-/// One row of a find answer.
-fn candidate(found: &Candidate, explain: bool, here: crate::model::NodeId) -> Value {
-    let record = &found.entry.record;
-    let offered = found.capability();
-    let price = offered.and_then(|offered| offered.price.as_ref());
-    let rate = found.estimate.success_rate().map(|rate| Figure::measured(round(rate, 4)));
-    let mut row = json!({
-        "agent_id": record.agent,
-        "name": record.name,
-        "node_id": record.node,
-        "capability": offered.map(|offered| offered.id.as_str()),
-        "capability_version": offered.map(|offered| offered.version.to_string()),
-        "match": round(found.terms.r#match, 4),
-        "score": round(found.score, 4),
-        "trust": round(found.estimate.trust, 2),
-        "latency_ms": figure(found.latency_ms.map(|figure| Figure { value: round(figure.value, 3), ..figure })),
-        "cost": price.map(|price| json!({ "value": price.amount.to_string(), "currency": price.currency, "unit": price.unit, "source": "claimed" })),
-        "success_rate": figure(rate),
-        "in_flight": found.entry.in_flight,
-        "local": record.node == here,
-    });
-    if let (true, Some(fields)) = (explain, row.as_object_mut()) {
-        let terms = &found.terms;
-        let shown = json!({
-            "match": round(terms.r#match, 4),
-            "trust": round(terms.trust, 4),
-            "latency": round(terms.latency, 4),
-            "cost": round(terms.cost, 4),
-        });
-        fields.insert("terms".to_owned(), shown);
-    }
-    row
-}
-
-fn rejected(answer: &Answer) -> Vec<Value> {
-    answer
-        .rejected
-        .iter()
-        .map(|rejected| json!({ "agent_id": rejected.agent, "name": rejected.name, "reason": rejected.reason.to_string() }))
-        .collect()
-}
-
 /// The answer of `POST /v1/find`.
 pub(super) fn found(answer: &Answer, explain: bool, here: crate::model::NodeId) -> Value {
-    let rows: Vec<Value> = answer.candidates.iter().map(|found| candidate(found, explain, here)).collect();
-    json!({ "agents": rows, "rejected": rejected(answer) })
+    let rows: Vec<Value> = answer.candidates.iter().map(|found| explain::candidate(found, explain, here)).collect();
+    json!({ "agents": rows, "rejected": explain::rejected(answer) })
 }
 
 /// The answer of `POST /v1/invoke`. The output is written as the agent wrote it.
@@ -241,33 +189,12 @@ pub(super) fn invoked(reply: &InvokeReply, here: crate::model::NodeId) -> String
         "units": reply.units.normalize().to_string(),
     });
     if let (Some(explanation), Some(fields)) = (&reply.explanation, rest.as_object_mut()) {
-        fields.insert("explain".to_owned(), explained(explanation, here));
+        fields.insert("explain".to_owned(), explanation.document(here));
     }
     let rest = rest.to_string();
     let output = std::str::from_utf8(&reply.output).unwrap_or("null");
     // Splicing keeps the agent's bytes: re-encoding would cost time and could change its numbers.
     format!("{},\"output\":{output}}}", rest.strip_suffix('}').unwrap_or(&rest))
-}
-
-fn explained(explanation: &Explanation, here: crate::model::NodeId) -> Value {
-    let ms = |duration: std::time::Duration| round(duration.as_secs_f64() * 1_000.0, 3);
-    let attempts: Vec<Value> = explanation
-        .attempts
-        .iter()
-        .map(|attempt| {
-            let outcome = attempt.failure.as_ref().map_or_else(|| "success".to_owned(), |failed| failed.failure.to_string());
-            json!({
-                "agent_id": attempt.agent,
-                "node_id": attempt.node,
-                "started_ms": ms(attempt.started),
-                "ended_ms": attempt.ended.map(ms),
-                "outcome": outcome,
-            })
-        })
-        .collect();
-    let mut shown = found(&explanation.answer, true, here);
-    let candidates = shown.get_mut("agents").map(Value::take).unwrap_or_default();
-    json!({ "candidates": candidates, "rejected": rejected(&explanation.answer), "attempts": attempts })
 }
 
 /// An agent's record and state.
@@ -332,7 +259,7 @@ fn status(entry: &Entry, reason: Option<&str>) -> Value {
     json!({ "state": state, "reason": why, "in_flight": entry.in_flight, "queue": entry.queued, "reachable": reachable })
 }
 
-/// A row of `GET /v1/trust`.
+/// A row of `GET /v1/trust`. Evidence has decayed, so its counts are no whole numbers.
 pub(super) fn trust(view: &TrustView) -> Value {
     let estimate = &view.estimate;
     json!({
@@ -343,10 +270,20 @@ pub(super) fn trust(view: &TrustView) -> Value {
         "trust": round(estimate.trust, 2),
         "low": round(estimate.low, 2),
         "high": round(estimate.high, 2),
+        "standing": view.standing.to_string(),
         "successes": round(estimate.successes, 2),
         "failures": round(estimate.failures, 2),
         "latency_ms": estimate.latency_ms.map(|ms| round(ms, 3)),
+        "breaker": breaker(view.breaker),
     })
+}
+
+fn breaker(phase: Phase) -> Value {
+    match phase {
+        Phase::Closed => json!({ "state": "closed" }),
+        Phase::Open { left } => json!({ "state": "open", "left_ms": u64::try_from(left.as_millis()).unwrap_or(u64::MAX) }),
+        Phase::HalfOpen { probed } => json!({ "state": "half-open", "probed": probed }),
+    }
 }
 
 /// The agent that text names, for bodies that take an id.

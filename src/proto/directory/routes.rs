@@ -128,3 +128,83 @@ impl Rankings {
         self.kept_by_name.insert(name, Kept { ranking, generation: routes.generation, at: now });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Now, Timestamp};
+    use crate::proto::directory::{Config, State};
+    use crate::wire::NodeKey;
+    use crate::wire::directory::tests::record;
+
+    /// A call without constraints costs no ranking while one holds, however many agents there are.
+    #[test]
+    fn a_ranking_is_shared_until_it_is_old_or_somebody_came_or_went() {
+        let (mut state, name) = (directory(), name("echo"));
+        let routes = with_agent(&mut state, 1, "echo");
+        let mut rankings = Rankings::default();
+        assert!(rankings.get(&name, &routes, ms(0)).is_none());
+        let ranking = Arc::new(Ranking::default());
+        rankings.insert(name.clone(), Arc::clone(&ranking), &routes, ms(0));
+        assert!((0..10).all(|at| rankings.get(&name, &routes, ms(at)).is_some_and(|kept| Arc::ptr_eq(&kept, &ranking))));
+        assert!(rankings.get(&name, &routes, ms(10)).is_none(), "calls may have taught something");
+        let changed = with_agent(&mut state, 2, "echo");
+        assert!(rankings.get(&name, &changed, ms(1)).is_none(), "somebody came");
+    }
+
+    #[test]
+    fn the_rankings_that_are_kept_are_bounded_and_the_oldest_goes_first() {
+        let (mut rankings, routes) = (Rankings::default(), Routes::default());
+        for number in 0..RANKINGS_MAX as u64 + 1 {
+            rankings.insert(name(&format!("acme.n{number}")), Arc::default(), &routes, Duration::from_micros(number));
+        }
+        assert_eq!(rankings.kept_by_name.len(), RANKINGS_MAX);
+        assert!(rankings.get(&name("acme.n0"), &routes, ms(1)).is_none());
+        assert!(rankings.get(&name("acme.n1"), &routes, ms(1)).is_some());
+    }
+
+    /// News of one agent costs nothing for the thousand others of its capability.
+    #[test]
+    fn a_new_snapshot_shares_the_entries_of_whoever_did_not_change() {
+        let mut state = directory();
+        let before = with_agent(&mut state, 1, "echo");
+        let after = with_agent(&mut state, 2, "echo");
+        let kept = after.entries(&name("echo")).iter().filter(|entry| Arc::ptr_eq(entry, &before.entries(&name("echo"))[0])).count();
+        assert_eq!((kept, after.entries(&name("echo")).len()), (1, 2));
+    }
+
+    #[test]
+    fn a_query_for_one_agent_looks_at_nobody_else() {
+        let mut state = directory();
+        let routes = [1, 2, 3].map(|seed| with_agent(&mut state, seed, "echo")).into_iter().next_back().expect("three");
+        let query = Query { capabilities: vec![name("echo")], text: None, version: None, constraints: Wanted::default(), limit: 1 };
+        for entry in routes.entries(&name("echo")) {
+            let agent = entry.record.agent;
+            let answer = routes.rank(&query, Some(agent), &Rules::default(), &Ledger::new(1), ms(0));
+            assert_eq!(answer.candidates.iter().map(rank::Candidate::agent).collect::<Vec<_>>(), [agent]);
+        }
+        let nobody = AgentId::from_public_key([9; 32]);
+        assert!(routes.rank(&query, Some(nobody), &Rules::default(), &Ledger::new(1), ms(0)).candidates.is_empty());
+    }
+
+    fn directory() -> State {
+        State::new(Config::new(node().id()))
+    }
+
+    fn with_agent(state: &mut State, seed: u8, capability: &str) -> Routes {
+        state.handle_own_record(record(&node(), seed, 1, 1_000, &[capability]), Now { mono: ms(0), wall: Timestamp::from_ms(1_000) });
+        state.changed_routes().expect("somebody came")
+    }
+
+    fn node() -> NodeKey {
+        NodeKey::new(libp2p_identity::Keypair::ed25519_from_bytes([1; 32]).expect("32 bytes"))
+    }
+
+    fn name(text: &str) -> CapabilityName {
+        text.parse().expect("a valid name")
+    }
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+}
