@@ -203,14 +203,14 @@ impl Agent {
             Place::Free(permit) => permit,
             Place::Waiting(place) => {
                 let _waiting = Counted::new(&self.queued);
-                let permit = self.wait_for_slot(place, invocation, cancel).await?;
+                let permit = Box::pin(self.wait_for_slot(place, invocation, cancel)).await?;
                 // Whoever worked before may have taken the agent down; who only stood in line may still go elsewhere.
                 self.check_up()?;
                 permit
             }
         };
         if let Some(confirm) = invocation.confirm.take() {
-            self.confirm(confirm, invocation, cancel).await?;
+            Box::pin(self.confirm(confirm, invocation, cancel)).await?;
             self.check_up()?;
         }
         *begun = true;
@@ -280,14 +280,17 @@ impl Agent {
         working: Working,
         cancel: &CancellationToken,
     ) -> Result<Answer, Failure> {
-        let capability = offered.definition.id.clone();
+        let capability = &offered.definition.id;
         match &self.backend {
-            Backend::Process(process) => process.run(invocation, &capability, cancel).await,
-            Backend::Http(http) => http.run(invocation, &capability, cancel).await,
+            Backend::Process(process) => Box::pin(process.run(invocation, capability, cancel)).await,
+            Backend::Http(http) => Box::pin(http.run(invocation, capability, cancel)).await,
             Backend::Builtin(builtin, settings) => match input {
                 // Only `echo` gives back what nobody has read.
                 Input::Unread => Ok(Answer { output: invocation.input.clone(), units: None }),
-                Input::Read(value) => run_builtin(builtin, settings, capability, value, working, invocation.deadline, cancel).await,
+                Input::Read(value) => {
+                    let (name, deadline) = (capability.clone(), invocation.deadline);
+                    Box::pin(run_builtin(builtin, settings, name, value, working, deadline, cancel)).await
+                }
             },
         }
     }

@@ -31,6 +31,7 @@ enum What {
 #[command(after_help = "Examples:
   meshwork bench                     everything, about half a minute
   meshwork bench invoke --seconds 5 --json
+  meshwork bench invoke --transport tcp --in-flight 8,64
 
 Use a release build; a debug build measures the debugger's patience.")]
 pub(crate) struct Args {
@@ -40,6 +41,32 @@ pub(crate) struct Args {
     /// How long each row runs.
     #[arg(long, value_name = "S", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: u64,
+
+    /// Calls in flight, a row each.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 64, 512], value_parser = clap::value_parser!(u32).range(1..=4_096))]
+    in_flight: Vec<u32>,
+
+    /// Only over this transport.
+    #[arg(long, value_enum)]
+    transport: Option<Transport>,
+}
+
+/// How the two nodes speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Transport {
+    /// TCP, Noise or TLS 1.3, yamux.
+    Tcp,
+    /// QUIC.
+    Quic,
+}
+
+impl Transport {
+    fn listen(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Tcp => ("tcp", "/ip4/127.0.0.1/tcp/0"),
+            Self::Quic => ("quic", "/ip4/127.0.0.1/udp/0/quic-v1"),
+        }
+    }
 }
 
 /// Runs the measurements.
@@ -47,10 +74,11 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
     crate::telemetry::start_log("error", false).map_err(CliError::internal)?;
     let mut rows = Vec::new();
     let mut memory = Vec::new();
-    for (transport, listen) in [("tcp", "/ip4/127.0.0.1/tcp/0"), ("quic", "/ip4/127.0.0.1/udp/0/quic-v1")] {
+    let transports = [Transport::Tcp, Transport::Quic].into_iter().filter(|transport| args.transport.is_none_or(|only| only == *transport));
+    for (transport, listen) in transports.map(Transport::listen) {
         let pair = Pair::start(listen).await?;
         if args.what.is_none_or(|what| what == What::Invoke) {
-            for in_flight in [1, 64, 512] {
+            for in_flight in args.in_flight.iter().map(|number| usize::try_from(*number).unwrap_or(1)) {
                 rows.push(invoke(&pair, transport, in_flight, Duration::from_secs(args.seconds)).await?);
             }
             memory.push(json!({ "transport": transport, "caller_bytes": resident("self"), "host_bytes": resident(&pair.host_pid()) }));

@@ -23,6 +23,11 @@ impl Clock {
         self.zero
     }
 
+    /// Time since the start: what a call needs of the clocks, which are read several times on its way.
+    pub(super) fn mono(&self) -> std::time::Duration {
+        self.zero.elapsed()
+    }
+
     /// What time it is.
     pub(super) fn now(&self) -> Now {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

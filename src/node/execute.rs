@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -13,9 +12,10 @@ use super::blobs;
 use super::keyed::Ask;
 use super::shared::{Counted, Shared};
 use crate::agents::{Agent, Confirm, Invocation};
-use crate::mesh::lanes::{Executor, Orders};
+use crate::mesh::lanes::{Executing, Executor, Orders};
 use crate::model::{ErrorCode, Failure, NodeId};
 use crate::proto::invocation::call::AttemptFailure;
+use crate::telemetry::Side;
 use crate::wire::blob::Part;
 use crate::wire::invocation::{Body, HOPS_MAX, Request, Success};
 
@@ -28,9 +28,14 @@ pub(super) struct AgentsHere {
     pub(super) running: Arc<AtomicUsize>,
 }
 
-#[async_trait]
 impl Executor for AgentsHere {
-    async fn execute(&self, caller: NodeId, request: Request, deadline: Duration, orders: Orders) -> Result<Success, AttemptFailure> {
+    fn execute(self: Arc<Self>, caller: NodeId, request: Request, deadline: Duration, orders: Orders) -> Executing {
+        Box::pin(async move { self.serve(caller, request, deadline, orders).await })
+    }
+}
+
+impl AgentsHere {
+    async fn serve(&self, caller: NodeId, request: Request, deadline: Duration, orders: Orders) -> Result<Success, AttemptFailure> {
         let limits = &self.shared.config.limits;
         let running_max = usize::try_from(limits.calls_per_peer_max).unwrap_or(usize::MAX);
         let _running = Counted::new(&self.running);
@@ -43,7 +48,14 @@ impl Executor for AgentsHere {
         let deadline = deadline.min(self.shared.mono().saturating_add(longest));
         let invocation = request.invocation;
         let (request, input) = blobs::taken_out(request);
-        let input = blobs::bytes_of(&self.shared, caller, invocation, Part::Input, input, &orders.cancel).await.map_err(not_begun)?;
+        let input = match input {
+            Body::Inline(bytes) => bytes,
+            // Boxed, like whatever else is rare on this path: a future is moved about at its full size.
+            Body::Blob(_) => {
+                let bytes = blobs::bytes_of(&self.shared, caller, invocation, Part::Input, input, &orders.cancel);
+                Box::pin(bytes).await.map_err(not_begun)?
+            }
+        };
         let request = Request { body: Body::Inline(input), ..request };
         let success = execute(&self.shared, caller, request, deadline, orders).await?;
         let (body, blob) = blobs::announced(invocation, Part::Output, success.body);
@@ -92,7 +104,10 @@ async fn execute(
 ) -> Result<Success, AttemptFailure> {
     let _serving = Counted::new(&shared.serving);
     let result = under_key(shared, caller, request, deadline, orders).await;
-    shared.metrics.call("agent", result.as_ref().map_or_else(|failed| failed.failure.code.as_str(), |_| "success"));
+    match &result {
+        Ok(_) => shared.metrics.call_succeeded(Side::Agent),
+        Err(failed) => shared.metrics.call_failed(Side::Agent, failed.failure.code.as_str()),
+    }
     result
 }
 
@@ -111,7 +126,22 @@ async fn under_key(
         let message = format!("agent {} is not on node {}", request.agent, shared.node().short());
         not_begun(Failure::new(ErrorCode::AgentNotFound, message))
     })?;
-    let Some(word) = request.key.clone() else { return run(shared, &agent, request, deadline, orders).await };
+    match request.key.clone() {
+        None => run(shared, &agent, request, deadline, orders).await,
+        Some(word) => Box::pin(keyed(shared, caller, agent, word, request, deadline, orders)).await,
+    }
+}
+
+/// Runs the call, or waits for the one that already runs under its key.
+async fn keyed(
+    shared: &Arc<Shared>,
+    caller: NodeId,
+    agent: Arc<Agent>,
+    word: String,
+    request: Request,
+    deadline: Duration,
+    orders: Orders,
+) -> Result<Success, AttemptFailure> {
     let cancel = orders.cancel.clone();
     let ask = Ask {
         key: (caller, request.agent, format!("{}\n{word}", request.capability)),

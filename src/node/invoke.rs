@@ -25,6 +25,7 @@ use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, Invoca
 use crate::proto::directory::rank::Candidate;
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::client::Outcome as LaneOutcome;
+use crate::telemetry::Side;
 use crate::wire::blob::Part;
 use crate::wire::directory::Wanted;
 use crate::wire::invocation::{Body, KEY_BYTES_MAX, Request, Success};
@@ -128,10 +129,10 @@ pub(super) async fn invoke(shared: &Arc<Shared>, mut request: InvokeRequest) -> 
     };
     match &result {
         Ok(reply) => {
-            shared.metrics.call("client", "success");
+            shared.metrics.call_succeeded(Side::Client);
             shared.metrics.latency(reply.latency.as_secs_f64());
         }
-        Err(failure) => shared.metrics.call("client", failure.code.as_str()),
+        Err(failure) => shared.metrics.call_failed(Side::Client, failure.code.as_str()),
     }
     result
 }

@@ -114,7 +114,7 @@ impl Shared {
     }
 
     pub(super) fn mono(&self) -> Duration {
-        self.clock.now().mono
+        self.clock.mono()
     }
 
     pub(super) fn publish(&self, event: Event) {

@@ -8,4 +8,4 @@ mod log;
 mod metrics;
 
 pub use log::start_log;
-pub use metrics::{Kind, Metrics};
+pub use metrics::{Kind, Metrics, Side};

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::Stream;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use crate::wire;
 use crate::wire::invocation::{FRAME_BYTES_MAX, Frame, LENGTH_BYTES};
 
 /// Bytes that are read at once.
-const READ_BYTES: usize = 64 * 1024;
+const READ_BYTES: usize = 32 * 1024;
 /// Above this much unwritten output a lane takes no more work.
 pub(super) const OUTPUT_HIGH_BYTES: usize = 512 * 1024;
 /// How long a frame may take from its first byte to its last, and unwritten output may wait (threat T4).
@@ -21,6 +21,8 @@ pub(super) const PROGRESS_MAX: Duration = Duration::from_secs(10);
 /// The reading half, with what was read and is not yet a whole frame.
 pub(super) struct Reader<R> {
     half: R,
+    /// What a read fills; cleared once, so that no read pays for more than it brings.
+    scratch: Box<[u8]>,
     buffer: BytesMut,
     /// Since when an incomplete frame waits for its rest.
     pub(super) partial_since: Option<Instant>,
@@ -39,20 +41,15 @@ pub(super) struct Writer<W> {
 /// Both halves of a lane.
 pub(super) fn split(stream: Stream) -> (Reader<impl AsyncRead + Unpin>, Writer<impl AsyncWrite + Unpin>) {
     let (reading, writing) = stream.split();
-    let reader = Reader { half: reading, buffer: BytesMut::with_capacity(READ_BYTES), partial_since: None };
+    let reader = Reader { half: reading, scratch: vec![0; READ_BYTES].into(), buffer: BytesMut::new(), partial_since: None };
     (reader, Writer { half: writing, buffer: Vec::new(), written: 0, dirty: false, stuck_since: None })
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
     /// Reads what is there. Returns false at the end of the stream. Dropping the future loses nothing.
     pub(super) async fn fill(&mut self) -> io::Result<bool> {
-        let start = self.buffer.len();
-        self.buffer.resize(start.saturating_add(READ_BYTES), 0);
-        let mut guard = Truncate { buffer: &mut self.buffer, keep: start };
-        let room = guard.buffer.get_mut(start..).unwrap_or_default();
-        let read = self.half.read(room).await?;
-        guard.keep = start.saturating_add(read);
-        drop(guard);
+        let read = self.half.read(&mut self.scratch).await?;
+        self.buffer.extend_from_slice(self.scratch.get(..read).unwrap_or_default());
         Ok(read > 0)
     }
 
@@ -72,22 +69,16 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             return Ok(None);
         }
         self.partial_since = None;
-        let frame: Bytes = self.buffer.split_to(whole).freeze().slice(LENGTH_BYTES..);
-        // A small payload is copied out, so that it does not keep the whole read buffer alive.
-        let frame = if frame.len() < READ_BYTES / 16 { Bytes::copy_from_slice(&frame) } else { frame };
+        // A small frame is copied out, so that its body does not keep the whole read buffer alive.
+        let frame = match self.buffer.get(LENGTH_BYTES..whole).filter(|frame| frame.len() < READ_BYTES / 8) {
+            Some(small) => {
+                let frame = Bytes::copy_from_slice(small);
+                self.buffer.advance(whole);
+                frame
+            }
+            None => self.buffer.split_to(whole).freeze().slice(LENGTH_BYTES..),
+        };
         Frame::decode(&frame).map(Some)
-    }
-}
-
-/// Cuts a buffer back to what is in it, also when the future that was filling it is dropped.
-struct Truncate<'a> {
-    buffer: &'a mut BytesMut,
-    keep: usize,
-}
-
-impl Drop for Truncate<'_> {
-    fn drop(&mut self) {
-        self.buffer.truncate(self.keep);
     }
 }
 

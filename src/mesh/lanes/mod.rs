@@ -8,7 +8,7 @@ mod io;
 mod server;
 
 pub use client::{Lane, LaneEnd};
-pub use server::{Executor, Orders, serve};
+pub use server::{Executing, Executor, Orders, serve};
 
 use libp2p::StreamProtocol;
 

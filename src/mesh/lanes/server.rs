@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use libp2p::Stream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -38,12 +38,14 @@ pub struct Orders {
 }
 
 /// Whoever does the work: the node, through its agents.
-#[async_trait]
 pub trait Executor: Send + Sync + 'static {
     /// Does what `caller` asks for, returns the result, and ends soon after it is cancelled or `deadline` (since the start of the node)
     /// has passed.
-    async fn execute(&self, caller: NodeId, request: Request, deadline: Duration, orders: Orders) -> Result<Success, AttemptFailure>;
+    fn execute(self: Arc<Self>, caller: NodeId, request: Request, deadline: Duration, orders: Orders) -> Executing;
 }
+
+/// A call that is being done.
+pub type Executing = BoxFuture<'static, Result<Success, AttemptFailure>>;
 
 enum Report {
     Accepted(u64),
@@ -193,9 +195,8 @@ impl Answering {
         let cancel = CancellationToken::new();
         let quick = matches!(&request.body, Body::Inline(bytes) if bytes.len() <= INLINE_WORK_BYTES_MAX);
         if !request.confirm && request.window == 0 {
-            let (executor, peer, token) = (Arc::clone(&self.executor), self.peer, cancel.clone());
-            let orders = Orders { cancel: token, chunks: None, confirm: None };
-            let mut execution = Box::pin(async move { executor.execute(peer, request, deadline, orders).await });
+            let orders = Orders { cancel: cancel.clone(), chunks: None, confirm: None };
+            let mut execution = Arc::clone(&self.executor).execute(self.peer, request, deadline, orders);
             if quick && let Some(result) = execution.as_mut().now_or_never() {
                 return self.done(id, result);
             }

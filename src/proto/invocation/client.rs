@@ -89,7 +89,8 @@ struct Credit {
 #[derive(Debug)]
 pub struct State<T> {
     pending_by_id: BTreeMap<u64, Pending<T>>,
-    ids_by_deadline: BTreeSet<(Duration, u64)>,
+    /// No call is due before this. Calls that end earlier leave it as it is: it is looked at anew when it comes.
+    none_due_before: Duration,
     pings: u64,
     pending_max: usize,
     heard_at: Duration,
@@ -103,7 +104,7 @@ impl<T> State<T> {
     pub fn new(pending_max: usize, now: Duration) -> Self {
         Self {
             pending_by_id: BTreeMap::new(),
-            ids_by_deadline: BTreeSet::new(),
+            none_due_before: Duration::MAX,
             pings: 0,
             pending_max,
             heard_at: now,
@@ -136,7 +137,7 @@ impl<T> State<T> {
         }
         let credit = Credit { window: request.window, open: request.window, taken: 0 };
         self.pending_by_id.insert(id, Pending { token, deadline, begun: !request.confirm, credit });
-        self.ids_by_deadline.insert((deadline, id));
+        self.none_due_before = self.none_due_before.min(deadline);
         outputs.push(Output::Send(Frame::Request { id, request: Box::new(request) }));
     }
 
@@ -238,7 +239,6 @@ impl<T> State<T> {
     /// The lane is gone.
     pub fn on_closed(&mut self, outputs: &mut Vec<Output<T>>) {
         self.closed = true;
-        self.ids_by_deadline.clear();
         for (_, pending) in std::mem::take(&mut self.pending_by_id) {
             outputs.push(Output::Settle(pending.token, Outcome::Lost { begun: pending.begun }));
         }
@@ -246,10 +246,7 @@ impl<T> State<T> {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Duration, outputs: &mut Vec<Output<T>>) {
-        while let Some(&(deadline, id)) = self.ids_by_deadline.first() {
-            if deadline > now {
-                break;
-            }
+        for id in self.due(now) {
             if let Some(pending) = self.remove(id) {
                 self.settled_early = self.settled_early.saturating_add(1);
                 outputs.push(Output::Send(Frame::Cancel { id }));
@@ -271,16 +268,27 @@ impl<T> State<T> {
 
     /// When [`State::handle_timeout`] has something to do next.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        let (deadline, _) = *self.ids_by_deadline.first()?;
+        if self.pending_by_id.is_empty() {
+            return None;
+        }
         let sign_of_life = self.pinged_at.unwrap_or(self.heard_at).saturating_add(PING_AFTER);
         let end = self.heard_at.saturating_add(DEAD_AFTER);
-        Some(deadline.min(sign_of_life).min(end))
+        Some(self.none_due_before.min(sign_of_life).min(end))
     }
 
     fn remove(&mut self, id: u64) -> Option<Pending<T>> {
-        let pending = self.pending_by_id.remove(&id)?;
-        self.ids_by_deadline.remove(&(pending.deadline, id));
-        Some(pending)
+        self.pending_by_id.remove(&id)
+    }
+
+    /// The calls whose deadline has come, the earliest first.
+    fn due(&mut self, now: Duration) -> Vec<u64> {
+        if now < self.none_due_before {
+            return Vec::new();
+        }
+        let by_deadline = self.pending_by_id.iter().map(|(id, pending)| (pending.deadline, *id));
+        let (due, later): (BTreeSet<_>, BTreeSet<_>) = by_deadline.partition(|(deadline, _)| *deadline <= now);
+        self.none_due_before = later.first().map_or(Duration::MAX, |(deadline, _)| *deadline);
+        due.into_iter().map(|(_, id)| id).collect()
     }
 
     fn stray(&mut self, outputs: &mut Vec<Output<T>>) {
