@@ -113,17 +113,19 @@ pub struct InvokeReply {
 
 /// Makes one call. Dropping the future cancels it.
 pub(super) async fn invoke(shared: &Arc<Shared>, mut request: InvokeRequest) -> Result<Arc<InvokeReply>, Failure> {
+    let chosen = request.id.is_some();
     let id = request.id.unwrap_or_else(|| InvocationId::from_random(rand::rng().random()));
     request.id = Some(id);
     let admitted = admit(shared, &mut request);
     let result = match admitted {
         Ok(()) => {
             let _counted = Counted::new(&shared.in_flight);
-            let cancel = CancellationToken::new();
-            let registered = Registered::new(shared, id, &cancel)?;
-            let result = once(shared, request, id, &cancel).await;
-            drop(registered);
-            result
+            // Only a client that chose the id can cancel by it. What is rare on this path is boxed: a future is moved at its full size.
+            if chosen || request.key.is_some() {
+                Box::pin(cancellable(shared, request, id)).await
+            } else {
+                run(shared, request, id).await.map(Arc::new)
+            }
         }
         Err(failure) => Err(failure),
     };
@@ -135,6 +137,12 @@ pub(super) async fn invoke(shared: &Arc<Shared>, mut request: InvokeRequest) -> 
         Err(failure) => shared.metrics.call_failed(Side::Client, failure.code.as_str()),
     }
     result
+}
+
+async fn cancellable(shared: &Arc<Shared>, request: InvokeRequest, id: InvocationId) -> Result<Arc<InvokeReply>, Failure> {
+    let cancel = CancellationToken::new();
+    let _registered = Registered::new(shared, id, &cancel)?;
+    once(shared, request, id, &cancel).await
 }
 
 /// Lets a client cancel a call by its id while it runs.
@@ -254,7 +262,7 @@ pub(super) async fn attempt(
         let wait = deadline.saturating_sub(shared.mono()).min(SCHEMAS_WAIT_MAX);
         let hashes = [offered.input_schema, offered.output_schema];
         let fetch = schemas_of(shared, record.node, &hashes);
-        let known = tokio::time::timeout(wait, fetch).await.unwrap_or_default();
+        let known = Box::pin(tokio::time::timeout(wait, fetch)).await.unwrap_or_default();
         let schema = |hash| known.iter().find(|(known, _)| *known == hash).and_then(|(_, known)| known.schema.clone());
         if let Some(schema) = schema(offered.input_schema)
             && let Err(failure) = check(&schema, &request.input, "input")
@@ -281,7 +289,7 @@ pub(super) async fn attempt(
         Some(chunks) => {
             let (sender, parts) = mpsc::channel(1);
             let call = ask(shared, record.node, wire, deadline, Some(sender));
-            stream::pass_on(call, parts, chunks, stream::Patience::new(request, shared.clock.zero() + deadline)).await
+            Box::pin(stream::pass_on(call, parts, chunks, stream::Patience::new(request, shared.clock.zero() + deadline))).await
         }
         None => (ask(shared, record.node, wire, deadline, None).await, false),
     };
@@ -315,10 +323,13 @@ async fn ask(
     chunks: Option<mpsc::Sender<Bytes>>,
 ) -> Result<Success, AttemptFailure> {
     if node == shared.node() {
-        return execute::here(shared, request, deadline, chunks).await;
+        return Box::pin(execute::here(shared, request, deadline, chunks)).await;
     }
     let refuse = |failure: Failure| AttemptFailure { failure, accepted: false };
-    let lane = lane_to(shared, node, request.priority).await.map_err(refuse)?;
+    let lane = match shared.lanes.get(node, request.priority) {
+        Some(lane) => lane,
+        None => Box::pin(lane_to(shared, node, request.priority)).await.map_err(refuse)?,
+    };
     let invocation = request.invocation;
     let (request, body) = blobs::taken_out(request);
     let (body, blob) = blobs::announced(invocation, Part::Input, body);
@@ -326,13 +337,13 @@ async fn ask(
     let outcome = match blob {
         None => call.await,
         Some((head, bytes)) => {
-            let push = async {
+            let push = Box::pin(async {
                 // Whoever does not take it says why on the lane.
                 if let Err(failure) = blobs::push(shared, node, head, bytes).await {
                     tracing::debug!(%invocation, %failure, "an input was not taken");
                 }
                 std::future::pending().await
-            };
+            });
             tokio::select! {
                 outcome = call => outcome,
                 () = push => return Err(refuse(Failure::new(ErrorCode::Internal, "an endless wait ended"))),
@@ -340,7 +351,20 @@ async fn ask(
         }
     };
     let success = settled(node, outcome)?;
-    let Body::Blob(_) = success.body else { return Ok(success) };
+    match success.body {
+        Body::Inline(_) => Ok(success),
+        Body::Blob(_) => Box::pin(fetched(shared, node, invocation, success, deadline)).await,
+    }
+}
+
+/// An answer whose output comes as a blob, once it has come.
+async fn fetched(
+    shared: &Arc<Shared>,
+    node: NodeId,
+    invocation: InvocationId,
+    success: Success,
+    deadline: Duration,
+) -> Result<Success, AttemptFailure> {
     let (cancel, left) = (CancellationToken::new(), deadline.saturating_sub(shared.mono()));
     let body = blobs::bytes_of(shared, node, invocation, Part::Output, success.body, &cancel);
     let late = |_| Err(Failure::new(ErrorCode::Timeout, "the output did not arrive before the deadline"));

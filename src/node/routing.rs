@@ -149,7 +149,7 @@ pub(super) async fn run(shared: &Arc<Shared>, request: InvokeRequest, id: Invoca
             }
             Step::Search => {
                 let wait = deadline.saturating_sub(now).min(find::SEARCH_MAX);
-                let _ = tokio::time::timeout(wait, find::find(shared, query.clone(), 1)).await;
+                let _ = Box::pin(tokio::time::timeout(wait, find::find(shared, query.clone(), 1))).await;
             }
             Step::Ask(choice) => {
                 let Some(candidate) = ranking.candidates().get(choice.index) else { continue };

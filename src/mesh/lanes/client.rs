@@ -125,7 +125,7 @@ impl Lane {
         // The task settles every call that it took; without an answer it never took this one.
         let answer = async { answer.await.unwrap_or(Outcome::Lost { begun: false }) };
         let outcome = match chunks.zip(arrived) {
-            Some((chunks, arrived)) => self.stream(id, deadline, answer, chunks, arrived).await,
+            Some((chunks, arrived)) => Box::pin(self.stream(id, deadline, answer, chunks, arrived)).await,
             None => answer.await,
         };
         guard.armed = false;

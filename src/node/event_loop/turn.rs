@@ -10,6 +10,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 
 use crate::agents::Change;
 use crate::mesh::lanes::{Lane, LaneEnd};
@@ -30,6 +31,8 @@ use crate::proto::peers::trust::Outcome;
 use crate::wire::Verified;
 use crate::wire::directory::{Control, Query, Record};
 
+/// Outcomes of calls are taken in batches: a turn of the loop for each would cost more than the call.
+const OUTCOMES_PAUSE: Duration = Duration::from_millis(10);
 /// How often time is looked at.
 pub(super) const TICK: Duration = Duration::from_millis(100);
 /// Pause between digest exchanges with a random peer, a quarter more or less.
@@ -142,6 +145,8 @@ pub(in crate::node) struct EventLoop {
     pub(super) met_at: Option<Duration>,
     pub(super) compatible: BTreeSet<NodeId>,
     pub(super) leaving: bool,
+    /// Until then outcomes wait for each other.
+    outcomes_at: Option<Instant>,
 }
 
 impl EventLoop {
@@ -185,6 +190,7 @@ impl EventLoop {
             met_at: None,
             compatible: BTreeSet::new(),
             leaving: false,
+            outcomes_at: None,
         }
     }
 
@@ -210,7 +216,8 @@ impl EventLoop {
                 }
                 self.on_command(command);
             }
-            Some(observed) = self.inputs.outcomes.recv() => self.on_outcomes(observed),
+            Some(observed) = self.inputs.outcomes.recv(), if self.outcomes_at.is_none() => self.on_outcomes(observed),
+            () = sleep_until(self.outcomes_at.unwrap_or_else(Instant::now)), if self.outcomes_at.is_some() => self.outcomes_at = None,
             event = self.mesh.next() => self.on_mesh(event),
             _ = ticks.tick() => self.on_tick(),
         }
@@ -417,6 +424,7 @@ impl EventLoop {
     }
 
     fn on_outcomes(&mut self, first: Observed) {
+        self.outcomes_at = Some(Instant::now() + OUTCOMES_PAUSE);
         let now = self.now();
         let mut next = Some(first);
         while let Some(observed) = next {
