@@ -155,15 +155,23 @@ impl Lane {
             // The lane drops its end of the channel with the call, so what is left in it comes before the end.
             let Some(chunk) = chunk else { break };
             let cost = chunk_cost(chunk.len());
-            tokio::select! {
-                // Nobody reads any more: what is lost then is missed by nobody.
-                _ = chunks.send(chunk) => {}
-                outcome = &mut answer, if ended.is_none() => match outcome {
-                    Outcome::Success(_) => ended = Some(outcome),
-                    // Whoever reads too slowly to hear of a failure in time hears of it now.
-                    Outcome::Failed { .. } | Outcome::Lost { .. } | Outcome::TimedOut { .. } => return outcome,
-                },
-                () = sleep_until(self.clock + deadline) => return Outcome::TimedOut { begun: true },
+            // Room is waited for rather than the sending, so that the chunk survives a good end that comes meanwhile.
+            loop {
+                tokio::select! {
+                    room = chunks.reserve() => {
+                        // Nobody reads any more: what is lost then is missed by nobody.
+                        if let Ok(room) = room {
+                            room.send(chunk);
+                        }
+                        break;
+                    }
+                    outcome = &mut answer, if ended.is_none() => match outcome {
+                        Outcome::Success(_) => ended = Some(outcome),
+                        // Whoever reads too slowly to hear of a failure in time hears of it now.
+                        Outcome::Failed { .. } | Outcome::Lost { .. } | Outcome::TimedOut { .. } => return outcome,
+                    },
+                    () = sleep_until(self.clock + deadline) => return Outcome::TimedOut { begun: true },
+                }
             }
             let _ = self.commands.send(Command::Taken { id, cost }).await;
         }
