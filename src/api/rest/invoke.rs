@@ -1,7 +1,6 @@
 //! Calls.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::time::Duration;
 
 use axum::extract::{Path, State};
@@ -10,6 +9,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::super::ApiError;
 use super::body::Body;
@@ -60,18 +60,20 @@ pub(super) async fn invoke(State(handle): State<Handle>, headers: HeaderMap, Bod
     let Some(chunks) = chunks else {
         return Ok(([(header::CONTENT_TYPE, "application/json")], call.await?).into_response());
     };
-    let events = futures::stream::unfold(Answering::Running(Box::pin(call), chunks), |answering| answering.next());
+    // A task of its own hears of a cancel or the deadline also while the client reads nothing; it ends with the connection.
+    let call = AbortOnDropHandle::new(tokio::spawn(call));
+    let events = futures::stream::unfold(Answering::Running(call, chunks), |answering| answering.next());
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response())
 }
 
 /// A streamed answer on its way: the next part is asked for when the client has taken the one before.
-enum Answering<F> {
-    Running(Pin<Box<F>>, mpsc::Receiver<Bytes>),
+enum Answering {
+    Running(AbortOnDropHandle<Result<String, ApiError>>, mpsc::Receiver<Bytes>),
     Ending(Event, mpsc::Receiver<Bytes>),
     Over,
 }
 
-impl<F: Future<Output = Result<String, ApiError>>> Answering<F> {
+impl Answering {
     async fn next(self) -> Option<(Result<Event, Infallible>, Self)> {
         let (end, mut chunks) = match self {
             Self::Running(mut call, mut chunks) => tokio::select! {
@@ -79,8 +81,9 @@ impl<F: Future<Output = Result<String, ApiError>>> Answering<F> {
                 Some(chunk) = chunks.recv() => return Some((Ok(part(&chunk)), Self::Running(call, chunks))),
                 // A failure comes as an event too: the stream has begun with status 200 by then.
                 result = &mut call => (match result {
-                    Ok(document) => Event::default().event("result").data(document),
-                    Err(error) => Event::default().event("error").data(error.document().to_string()),
+                    Ok(Ok(document)) => Event::default().event("result").data(document),
+                    Ok(Err(error)) => failed(&error),
+                    Err(_) => failed(&Failure::new(ErrorCode::Internal, "the call broke off").into()),
                 }, chunks),
             },
             Self::Ending(end, chunks) => (end, chunks),
@@ -91,6 +94,10 @@ impl<F: Future<Output = Result<String, ApiError>>> Answering<F> {
             None => Some((Ok(end), Self::Over)),
         }
     }
+}
+
+fn failed(error: &ApiError) -> Event {
+    Event::default().event("error").data(error.document().to_string())
 }
 
 fn part(chunk: &[u8]) -> Event {
