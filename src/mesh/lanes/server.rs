@@ -233,12 +233,17 @@ impl Answering {
 
 /// Reports chunks one at a time, each when the one before it is on its way.
 async fn pass_on(id: u64, mut chunks: mpsc::Receiver<Bytes>, next: &Semaphore, reports: &mpsc::Sender<Report>, cancel: &CancellationToken) {
-    while let Some(chunk) = chunks.recv().await {
-        tokio::select! {
-            Ok(permit) = next.acquire() => permit.forget(),
-            () = cancel.cancelled() => return,
+    let passing = async {
+        while let Some(chunk) = chunks.recv().await {
+            let Ok(permit) = next.acquire().await else { return };
+            permit.forget();
+            let _ = reports.send(Report::Chunk(id, chunk)).await;
         }
-        let _ = reports.send(Report::Chunk(id, chunk)).await;
+    };
+    tokio::select! {
+        () = passing => {}
+        // The agent may go on, for others who wait under the same key; this caller's end does not wait for theirs.
+        () = cancel.cancelled() => {}
     }
 }
 
