@@ -28,7 +28,7 @@ use crate::support::{
 use super::invocation::slow;
 
 /// A node never waits longer for somebody who does not answer than this, where the call's own deadline is not shorter.
-const IN_TIME: Duration = Duration::from_secs(5);
+pub(crate) const IN_TIME: Duration = Duration::from_secs(5);
 /// How long a frame may take from its first byte to its last.
 const PROGRESS_MAX: Duration = Duration::from_secs(10);
 /// Lanes that one connection may open.
@@ -47,7 +47,7 @@ async fn malformed_gossip_is_counted_and_gets_its_sender_banned() {
 
     hostile.gossip(Shard::new(3), b"this is no CBOR".to_vec()).await;
     until_dropped(&node, "Gossip", "malformed", 1).await;
-    assert_eq!(metric(&node, "meshwork_penalties_total").await, 1);
+    assert_eq!(node.metric("meshwork_penalties_total").await, 1);
     let mut number = 0;
     let insisting = insist(&node, &hostile, async || {
         number += 1;
@@ -60,7 +60,7 @@ async fn malformed_gossip_is_counted_and_gets_its_sender_banned() {
     };
 
     assert_eq!(banned["reason"], "malformed gossip", "{banned}");
-    assert_eq!(metric(&node, "meshwork_bans_total").await, 1);
+    assert_eq!(node.metric("meshwork_bans_total").await, 1);
     stays_out(&node, &hostile).await;
     still_serves(&node, &honest).await;
 }
@@ -417,7 +417,7 @@ async fn a_malformed_frame_closes_its_lane() {
         lane.closed().await;
         until_dropped(&node, "Lane", "violation", number).await;
     }
-    assert_eq!(metric(&node, "meshwork_penalties_total").await, 7);
+    assert_eq!(node.metric("meshwork_penalties_total").await, 7);
     still_serves(&node, &honest).await;
 }
 
@@ -517,7 +517,7 @@ async fn calls_that_cannot_be_done_are_answered_on_a_lane_that_goes_on() {
     lane.call(u64::MAX, forever).await;
     let Some((u64::MAX, Frame::Result { success, .. })) = lane.end().await else { panic!("a result") };
     assert_eq!(success.body, Body::Inline("\"good\"".into()));
-    assert_eq!(metric(&node, "meshwork_penalties_total").await, 0, "none of this is a fault");
+    assert_eq!(node.metric("meshwork_penalties_total").await, 0, "none of this is a fault");
     still_serves(&node, &honest).await;
 }
 
@@ -677,7 +677,7 @@ async fn a_peer_of_another_protocol_version_is_let_go() {
     hostile.disconnected().await;
     events.wait_for("peer_disconnected", SETTLE, |event| event["node_id"] == hostile.id()).await;
     assert!(!node.peers().await.contains(&hostile.id()));
-    assert_eq!(metric(&node, "meshwork_penalties_total").await, 0, "to be newer is no fault");
+    assert_eq!(node.metric("meshwork_penalties_total").await, 0, "to be newer is no fault");
     still_serves(&node, &honest).await;
 }
 
@@ -825,7 +825,7 @@ async fn an_answer_to_no_call_ends_the_lane_and_not_the_node() {
             eventually("it is routed to again", SETTLE, async || (node.names("test.confused").await == ["confused"]).then_some(())).await;
         }
     }
-    assert_eq!(metric(&node, "meshwork_penalties_total").await, 2);
+    assert_eq!(node.metric("meshwork_penalties_total").await, 2);
     serves(&node).await;
 }
 
@@ -846,7 +846,7 @@ async fn a_second_answer_does_not_change_the_first() {
     let (answer, ()) = tokio::join!(invoke(&node, "test.twice", 5_000), answering);
 
     assert_eq!(answer.ok()["output"], "first");
-    let penalised = async || (metric(&node, "meshwork_penalties_total").await == 1).then_some(());
+    let penalised = async || (node.metric("meshwork_penalties_total").await == 1).then_some(());
     eventually("the second answer is a fault", SETTLE, penalised).await;
     serves(&node).await;
 }
@@ -911,7 +911,7 @@ async fn garbage_instead_of_an_answer_ends_the_lane_and_not_the_node() {
         let (answer, ()) = tokio::join!(invoke(&node, "test.noise", 20_000), answering);
         let error = answer.error("UNAVAILABLE");
         assert_eq!(error["details"]["outcome"], "not_started", "{case}: {error}");
-        let penalised = async || (metric(&node, "meshwork_penalties_total").await == number).then_some(());
+        let penalised = async || (node.metric("meshwork_penalties_total").await == number).then_some(());
         eventually(case, SETTLE, penalised).await;
         drop(hostile);
         node.knows("test.noise", &[]).await;
@@ -927,7 +927,7 @@ async fn a_value_record_in_the_dht_is_refused_and_a_fault() {
     let hostile = HostilePeer::joined(&node).await;
 
     hostile.put_value(&node, b"key").await;
-    let penalised = async || (metric(&node, "meshwork_penalties_total").await == 1).then_some(());
+    let penalised = async || (node.metric("meshwork_penalties_total").await == 1).then_some(());
     eventually("the value record is a fault", SETTLE, penalised).await;
     let mut number = 0;
     let insisting = insist(&node, &hostile, async || {
@@ -959,7 +959,7 @@ async fn a_provider_that_answers_garbage_is_not_found() {
     assert_eq!(found, Vec::<String>::new());
     assert!(asked.elapsed() < IN_TIME, "{:?}", asked.elapsed());
     assert!(hostile.was_asked(|asked| matches!(asked, Control::Find(_))), "the node asks its provider");
-    assert_eq!(metric(&node, "meshwork_penalties_total").await, 1, "a malformed reply is a fault");
+    assert_eq!(node.metric("meshwork_penalties_total").await, 1, "a malformed reply is a fault");
     invoke(&node, "test.nobody", 5_000).await.error("CAPABILITY_NOT_FOUND");
     serves(&node).await;
 }
@@ -968,12 +968,12 @@ async fn a_provider_that_answers_garbage_is_not_found() {
 type Sign = fn(&Forger, &Forger, &Record) -> Vec<u8>;
 
 /// A node with an agent that echoes.
-async fn echoing() -> Node {
+pub(crate) async fn echoing() -> Node {
     Node::builder().agent(builtin("echo", "echo")).spawn().await
 }
 
 /// The same, and an honest neighbour that knows it.
-async fn served() -> (Node, Node) {
+pub(crate) async fn served() -> (Node, Node) {
     let node = echoing().await;
     let honest = Node::builder().join(&node).spawn().await;
     honest.knows("echo", &["echo"]).await;
@@ -981,13 +981,13 @@ async fn served() -> (Node, Node) {
 }
 
 /// The node answers its own clients.
-async fn serves(node: &Node) {
+pub(crate) async fn serves(node: &Node) {
     assert_eq!(node.call("echo", json!("still here")).await["output"], "still here");
     assert_eq!(node.get("/health").await.status, 200);
 }
 
 /// The node answers its own clients and those of an honest neighbour.
-async fn still_serves(node: &Node, honest: &Node) {
+pub(crate) async fn still_serves(node: &Node, honest: &Node) {
     serves(node).await;
     let answer = honest.call("echo", json!("there, too")).await;
     assert_eq!((&answer["output"], &answer["node_id"]), (&json!("there, too"), &json!(node.id())), "{answer}");
@@ -1042,7 +1042,7 @@ async fn insist(node: &Node, hostile: &HostilePeer, mut act: impl AsyncFnMut()) 
 }
 
 /// A banned peer is not let in again.
-async fn stays_out(node: &Node, hostile: &HostilePeer) {
+pub(crate) async fn stays_out(node: &Node, hostile: &HostilePeer) {
     hostile.disconnected().await;
     hostile.connect(node).await;
     hostile.disconnected().await;
@@ -1050,14 +1050,14 @@ async fn stays_out(node: &Node, hostile: &HostilePeer) {
 }
 
 /// A record of the agent `name` that everybody would choose.
-fn fast(forger: &Forger, name: &str) -> Record {
+pub(crate) fn fast(forger: &Forger, name: &str) -> Record {
     let mut record = forger.record(1, name);
     record.capabilities[0].constraints.response_time_ms = Some(1);
     record
 }
 
 /// A peer whose agent the node knows and would call.
-async fn trap(node: &Node, forger: Forger, record: &Record, habits: Habits) -> HostilePeer {
+pub(crate) async fn trap(node: &Node, forger: Forger, record: &Record, habits: Habits) -> HostilePeer {
     let signed = forger.sign(record, 1);
     let hostile = HostilePeer::start(forger, habits.advertises(record, signed));
     hostile.connect(node).await;
@@ -1065,7 +1065,7 @@ async fn trap(node: &Node, forger: Forger, record: &Record, habits: Habits) -> H
     hostile
 }
 
-async fn invoke(node: &Node, capability: &str, timeout_ms: u64) -> Answer {
+pub(crate) async fn invoke(node: &Node, capability: &str, timeout_ms: u64) -> Answer {
     node.invoke(json!({ "capability": capability, "input": "?", "timeout_ms": timeout_ms })).await
 }
 
@@ -1074,18 +1074,18 @@ async fn drip(lane: &mut RawLane) {
     lane.write(&[0x81]).await;
 }
 
-fn result(id: u64, output: &'static str) -> Frame {
+pub(crate) fn result(id: u64, output: &'static str) -> Frame {
     Frame::Result { id, success: Success { units: None, execution_us: 1, body: Body::Inline(Bytes::from_static(output.as_bytes())) } }
 }
 
 /// What an error frame says.
 #[track_caller]
-fn failure(frame: &Frame) -> Failure {
+pub(crate) fn failure(frame: &Frame) -> Failure {
     let Frame::Error { failure, .. } = frame else { panic!("no error: {frame:?}") };
     serde_json::from_slice(failure).expect("a failure as JSON")
 }
 
-async fn agent(node: &Node, name: &str) -> AgentId {
+pub(crate) async fn agent(node: &Node, name: &str) -> AgentId {
     node.agent_id(name).await.parse().expect("an agent's id")
 }
 
@@ -1113,20 +1113,13 @@ async fn stranger_names(node: &Node, capability: &str) -> Vec<String> {
     found
 }
 
-/// One line of the metrics; what was never counted is zero.
-async fn metric(node: &Node, line: &str) -> u64 {
-    let Value::String(text) = node.get("/metrics").await.ok() else { panic!("metrics are a text") };
-    let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
-    value.map_or(0, |value| value.parse().unwrap_or_else(|_| panic!("a count: {value}")))
-}
-
 /// How many messages of a kind the node has dropped for a reason.
-async fn dropped(node: &Node, kind: &str, reason: &str) -> u64 {
-    metric(node, &format!("meshwork_dropped_total{{kind=\"{kind}\",reason=\"{reason}\"}}")).await
+pub(crate) async fn dropped(node: &Node, kind: &str, reason: &str) -> u64 {
+    node.metric(&format!("meshwork_dropped_total{{kind=\"{kind}\",reason=\"{reason}\"}}")).await
 }
 
 /// Waits until the node has dropped exactly as many.
-async fn until_dropped(node: &Node, kind: &str, reason: &str, count: u64) {
+pub(crate) async fn until_dropped(node: &Node, kind: &str, reason: &str, count: u64) {
     let what = format!("{count} of {kind} dropped as {reason}");
     eventually(&what, SETTLE, async || (dropped(node, kind, reason).await == count).then_some(())).await;
 }

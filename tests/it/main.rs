@@ -17,3 +17,4 @@ mod launch;
 mod node_config;
 mod readme;
 mod routing;
+mod streaming;

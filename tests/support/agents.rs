@@ -1,6 +1,11 @@
 //! Agents for the tests: definitions, as JSON for the API and as tables for a file, and the HTTP agent as a process.
 
-use std::{fs, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -21,6 +26,35 @@ pub(crate) fn script(name: &str, file: &str, arguments: &[&str], capability: Val
     let command: Vec<String> =
         ["python3".to_owned(), program(file)].into_iter().chain(arguments.iter().map(|argument| (*argument).to_owned())).collect();
     json!({ "name": name, "adapter": { "type": "process", "command": command }, "capability": [capability] })
+}
+
+/// An agent that does what its input lists (`tests/support/agents/stepping.py`) and keeps a journal of its own.
+pub(crate) fn stepper(name: &str, home: &Path, capability: Value) -> (Value, Journal) {
+    let journal = Journal(home.join(format!("{name}.steps")));
+    fs::create_dir_all(&journal.0).expect("a folder for the journal");
+    let folder = journal.0.to_str().expect("temporary folders have plain names");
+    (script(name, "steps.py", &[name, folder], capability), journal)
+}
+
+/// What an agent noted of its calls.
+#[derive(Debug)]
+pub(crate) struct Journal(PathBuf);
+
+impl Journal {
+    /// Its lines: `started ID`, `cancelled ID`, `done ID`.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        fs::read_to_string(self.0.join("journal")).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
+    /// How many of its lines begin so.
+    pub(crate) fn count(&self, what: &str) -> usize {
+        self.lines().iter().filter(|line| line.starts_with(what)).count()
+    }
+
+    /// How many numbered parts its last call has written.
+    pub(crate) fn emitted(&self) -> usize {
+        fs::read_to_string(self.0.join("emitted")).unwrap_or_default().parse().unwrap_or_default()
+    }
 }
 
 /// The same definition or capability with further fields.
@@ -82,11 +116,25 @@ impl HttpAgent {
         fs::read_to_string(self.file("requests")).unwrap_or_default()
     }
 
+    /// What it noted of the calls of [`HttpAgent::stepper`].
+    pub(crate) fn journal(&self) -> Journal {
+        Journal(self.folder.path().to_owned())
+    }
+
     /// A definition for it, with one capability.
     pub(crate) fn definition(&self, name: &str, capability: Value) -> Value {
+        self.defined(name, "invoke", capability)
+    }
+
+    /// The same; it then does what its input lists (`tests/support/agents/stepping.py`).
+    pub(crate) fn stepper(&self, name: &str, capability: Value) -> Value {
+        self.defined(name, "steps", capability)
+    }
+
+    fn defined(&self, name: &str, path: &str, capability: Value) -> Value {
         let base = format!("http://127.0.0.1:{}", self.port);
         let health = json!({ "url": format!("{base}/health"), "interval_ms": 200, "timeout_ms": 1000 });
-        let adapter = json!({ "type": "http", "endpoint": format!("{base}/invoke"), "health": health, "allow_private": true });
+        let adapter = json!({ "type": "http", "endpoint": format!("{base}/{path}"), "health": health, "allow_private": true });
         json!({ "name": name, "adapter": adapter, "capability": [capability] })
     }
 

@@ -1,15 +1,17 @@
-//! The events of a node, as `GET /v1/events` sends them.
+//! The events of a node, as `GET /v1/events` and a streamed answer send them.
 
 use std::{collections::VecDeque, fmt, time::Duration};
 
 use futures::{StreamExt, stream::BoxStream};
 use serde_json::Value;
 
-use super::wait::within;
+use super::wait::{SETTLE, within};
 
 /// An open stream of events.
 pub(crate) struct Events {
     pieces: BoxStream<'static, Vec<u8>>,
+    /// Whether the last piece ended in a carriage return, which a line feed may follow.
+    returned: bool,
     unread: Vec<u8>,
     parsed: VecDeque<(String, Value)>,
 }
@@ -23,24 +25,55 @@ impl fmt::Debug for Events {
 impl Events {
     pub(super) fn new(response: reqwest::Response) -> Self {
         let pieces = response.bytes_stream().filter_map(async |piece| piece.ok().map(|piece| piece.to_vec()));
-        Self { pieces: pieces.boxed(), unread: Vec::new(), parsed: VecDeque::new() }
+        Self { pieces: pieces.boxed(), returned: false, unread: Vec::new(), parsed: VecDeque::new() }
     }
 
     /// Waits for an event of this name that `fits`; earlier ones are passed over.
     pub(crate) async fn wait_for(&mut self, name: &str, limit: Duration, fits: impl Fn(&Value) -> bool) -> Value {
         let waiting = async {
             loop {
-                while let Some((found, data)) = self.parsed.pop_front() {
-                    if found == name && fits(&data) {
-                        return data;
-                    }
+                let (found, data) = self.read().await.unwrap_or_else(|| panic!("the stream ended before `{name}`"));
+                if found == name && fits(&data) {
+                    return data;
                 }
-                let piece = self.pieces.next().await.unwrap_or_else(|| panic!("the stream ended before `{name}`"));
-                self.unread.extend(piece.into_iter().filter(|byte| *byte != b'\r'));
-                self.parse();
             }
         };
         within(&format!("an event `{name}`"), limit, waiting).await
+    }
+
+    /// The next event, whatever its name; `None` once the stream has ended.
+    pub(crate) async fn next(&mut self) -> Option<(String, Value)> {
+        within("an event or the end of the stream", SETTLE, self.read()).await
+    }
+
+    /// The events from here to the end of the stream, each taken in time.
+    pub(crate) async fn rest(&mut self) -> Vec<(String, Value)> {
+        let mut rest = Vec::new();
+        while let Some(event) = self.next().await {
+            rest.push(event);
+        }
+        rest
+    }
+
+    async fn read(&mut self) -> Option<(String, Value)> {
+        loop {
+            if let Some(event) = self.parsed.pop_front() {
+                return Some(event);
+            }
+            let piece = self.pieces.next().await?;
+            self.take(&piece);
+            self.parse();
+        }
+    }
+
+    /// A line ends with a line feed, a carriage return, or both.
+    fn take(&mut self, piece: &[u8]) {
+        for byte in piece {
+            let pair = std::mem::replace(&mut self.returned, *byte == b'\r') && *byte == b'\n';
+            if !pair {
+                self.unread.push(if *byte == b'\r' { b'\n' } else { *byte });
+            }
+        }
     }
 
     /// An event ends with an empty line.

@@ -11,9 +11,9 @@ mod node;
 pub(crate) mod peer;
 mod wait;
 
-pub(crate) use agents::{HttpAgent, builtin, script, with};
+pub(crate) use agents::{HttpAgent, Journal, builtin, script, stepper, with};
 pub(crate) use answer::Answer;
 pub(crate) use command::{finished, meshwork, shell};
 pub(crate) use events::Events;
-pub(crate) use node::{Builder, Node};
-pub(crate) use wait::{SETTLE, eventually};
+pub(crate) use node::{Builder, Node, signal};
+pub(crate) use wait::{SETTLE, eventually, within};

@@ -14,13 +14,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
-    process::{Child, ChildStdout},
+    process::{Child, ChildStdout, Command},
 };
 
 use super::{
     agents::tables,
     answer::Answer,
-    command::{Output, meshwork, program},
+    command::{Output, finished, program},
     events::Events,
     wait::{SETTLE, eventually, poll, within},
 };
@@ -293,6 +293,16 @@ impl Node {
         self.post("/v1/invoke", &body).await
     }
 
+    /// One invocation whose answer comes as events.
+    pub(crate) async fn stream(&self, mut body: Value) -> Events {
+        body.as_object_mut().expect("a body is an object").insert("stream".to_owned(), Value::Bool(true));
+        let request = self.http.post(format!("{}/v1/invoke", self.api)).bearer_auth(&self.token).json(&body);
+        let response = within("the streamed answer begins", REQUEST, request.send()).await.expect("the node answers");
+        assert_eq!(response.status().as_u16(), 200, "the streamed call is refused");
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Events::new(response)
+    }
+
     /// One invocation that must succeed; the whole answer.
     pub(crate) async fn call(&self, capability: &str, input: Value) -> Value {
         let answer = self.invoke(json!({ "capability": capability, "input": input })).await.ok();
@@ -363,10 +373,29 @@ impl Node {
 
     /// Runs a verb against this node.
     pub(crate) async fn cli(&self, arguments: &[&str]) -> Output {
-        let data_dir = self.data_dir();
-        let data_dir = data_dir.to_str().expect("temporary folders have plain names");
-        let node = ["--api", &self.api, "--data-dir", data_dir];
-        meshwork(&[arguments, &node].concat()).await
+        finished(&mut self.verb(arguments)).await
+    }
+
+    /// A verb against this node that has not been started.
+    pub(crate) fn verb(&self, arguments: &[&str]) -> Command {
+        let mut command = program();
+        command.args(arguments).args(["--api", &self.api]).arg("--data-dir").arg(self.data_dir());
+        command
+    }
+
+    /// Memory that the process holds, in bytes.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let pid = self.child.id().expect("the process runs");
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is alive");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory is told");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of KiB") * 1024
+    }
+
+    /// The value of one line of its metrics; what was never counted is zero.
+    pub(crate) async fn metric(&self, line: &str) -> u64 {
+        let Value::String(text) = self.get("/metrics").await.ok() else { panic!("metrics are a text") };
+        let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap_or_else(|_| panic!("a count: {value}")))
     }
 
     /// Ends the process at once, as a crash would.
@@ -412,10 +441,15 @@ impl Node {
     }
 
     fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("the process runs").to_string();
-        let status = std::process::Command::new("kill").args(["-s", name, &pid]).status().expect("`kill` runs");
-        assert!(status.success(), "SIG{name} reaches process {pid}");
+        signal(&self.child, name);
     }
+}
+
+/// Sends a signal to a process that runs.
+pub(crate) fn signal(child: &Child, name: &str) {
+    let pid = child.id().expect("the process runs").to_string();
+    let status = std::process::Command::new("kill").args(["-s", name, &pid]).status().expect("`kill` runs");
+    assert!(status.success(), "SIG{name} reaches process {pid}");
 }
 
 impl Drop for Node {

@@ -34,7 +34,7 @@ pub(super) async fn poll<T>(limit: Duration, mut probe: impl AsyncFnMut() -> Opt
 }
 
 /// The result of `future`; fails the test with `what` when `limit` has passed.
-pub(super) async fn within<T>(what: &str, limit: Duration, future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: &str, limit: Duration, future: impl Future<Output = T>) -> T {
     match timeout(limit, future).await {
         Ok(result) => result,
         Err(_) => panic!("{what}: not within {limit:?}"),

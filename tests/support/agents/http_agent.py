@@ -1,4 +1,5 @@
-"""An agent behind HTTP: `POST /invoke` gives back the input, `POST /stream` the same as events, `GET /health` tells whether it is well.
+"""An agent behind HTTP: `POST /invoke` gives back the input, `POST /stream` the same as events, `POST /steps` does what the input lists
+(see stepping.py) in events, `GET /health` tells whether it is well.
 
 Its only argument is a folder. The agent is well while `healthy` exists there; it asks for the bearer token in `token` if that exists;
 it appends each request to `requests`. The first line on standard output is its port. It ends with its standard input.
@@ -6,11 +7,20 @@ it appends each request to `requests`. The first line on standard output is its 
 
 import json
 import os
+import re
+import select
+import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+# Nothing is left beside the sources.
+sys.dont_write_bytecode = True
+
+from stepping import Journal, run
+
 folder = sys.argv[1]
+journal = Journal(folder)
 
 
 def path(name):
@@ -44,6 +54,8 @@ class Agent(BaseHTTPRequestHandler):
                 expected = "Bearer " + file.read().strip()
             if self.headers.get("Authorization") != expected:
                 return self.answer(401, {"id": call["id"], "error": {"message": "wrong token", "retryable": False}})
+        if self.path == "/steps":
+            return self.step(call)
         reply = {"id": call["id"], "output": call["input"]}
         return self.stream([{"id": call["id"], "chunk": 1}, reply]) if self.path == "/stream" else self.answer(200, reply)
 
@@ -54,6 +66,27 @@ class Agent(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def step(self, call):
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+
+        def write(text, end="\n"):
+            self.wfile.write("".join(f"data: {line}\n" for line in re.split("[\r\n]", text)).encode() + b"\n")
+
+        def wait(seconds):
+            # Whoever closes the connection takes the call back.
+            readable, _, _ = select.select([self.connection], [], [], seconds)
+            if readable and not self.connection.recv(1, socket.MSG_PEEK):
+                raise ConnectionResetError
+            return False
+
+        try:
+            run(call, "http", journal, write, wait)
+        except OSError:
+            journal.note("cancelled", call["id"])
 
 
 def end_with_input():
