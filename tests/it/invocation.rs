@@ -15,8 +15,6 @@ use crate::support::{Answer, Node, SETTLE, builtin, eventually, script, with};
 
 /// The document that the program's own demonstration works on.
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/agents/builtin/assets/sample.pdf");
-/// The largest payload, in bytes.
-const PAYLOAD_MAX: usize = 5_242_880;
 
 /// An agent that takes the time it is told to take; it may keep a journal of its calls.
 pub(crate) fn slow(name: &str, journal: Option<&Path>) -> Value {
@@ -299,31 +297,6 @@ async fn a_deadline_is_kept_while_another_call_runs_under_the_key() {
 
     first.ok();
     assert!(waited < Duration::from_secs(2), "{waited:?}");
-}
-
-/// MAOP-10: 5 MB both ways. What does not fit into a frame of a lane goes as a blob, and nobody can tell.
-#[tokio::test]
-async fn a_payload_of_5_mib_passes_and_one_byte_more_does_not() {
-    let host =
-        Node::builder().agent(builtin("echo", "echo")).agent(script("sized", "sized.py", &[], json!({ "id": "test.sized" }))).spawn().await;
-    let caller = Node::builder().join(&host).spawn().await;
-    caller.knows("echo", &["echo"]).await;
-    caller.knows("test.sized", &["sized"]).await;
-    // Two bytes are the quotes.
-    let text = |bytes: usize| json!("x".repeat(bytes - 2));
-
-    for node in [&host, &caller] {
-        for bytes in [65_536, 65_537, PAYLOAD_MAX] {
-            assert!(node.call("echo", text(bytes)).await["output"] == text(bytes), "{bytes} bytes");
-        }
-        let error = node.invoke(json!({ "capability": "echo", "input": text(PAYLOAD_MAX + 1) })).await.refused(413, "PAYLOAD_TOO_LARGE");
-        assert_eq!(error["details"]["limit"], PAYLOAD_MAX, "{error}");
-
-        let output = node.call("test.sized", json!({ "bytes": PAYLOAD_MAX })).await["output"].clone();
-        assert!(output == text(PAYLOAD_MAX), "another output");
-        let answer = node.invoke(json!({ "capability": "test.sized", "input": { "bytes": PAYLOAD_MAX + 1 } })).await;
-        answer.error("PAYLOAD_TOO_LARGE");
-    }
 }
 
 /// MAOP-3: what an agent can take is known, and more is turned away at once.

@@ -13,6 +13,7 @@ mod directory;
 mod hostile;
 mod invocation;
 mod join;
+mod large;
 mod launch;
 mod node_config;
 mod readme;

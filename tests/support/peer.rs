@@ -20,11 +20,12 @@ use libp2p::{
     tcp, yamux,
 };
 use meshwork::{
-    mesh::lanes,
     mesh::streams::{self, Direction},
+    mesh::{blobs, lanes},
     model::{AgentId, CapabilityName, Constraints, Framework, InvocationId, NodeId, Priority, Shard, Timestamp},
     wire::{
         self,
+        blob::{HEAD_BYTES, Head},
         directory::{AgentPulse, Capability, Control, Gossip, GossipContent, LIFETIME_MS_MAX, Pulse, Record, Reply, SchemaHash},
         invocation::{Body, Frame, LENGTH_BYTES, Request},
     },
@@ -345,6 +346,7 @@ struct Behaviour {
     control: request_response::Behaviour<Raw>,
     kademlia: kad::Behaviour<kad::store::MemoryStore>,
     lanes: Toggle<streams::Behaviour>,
+    blobs: streams::Behaviour,
 }
 
 type Told<T> = oneshot::Sender<Result<T, String>>;
@@ -354,6 +356,7 @@ enum Order {
     Gossip { topic: gossipsub::IdentTopic, bytes: Vec<u8>, told: Told<()> },
     Control { node: PeerId, bytes: Vec<u8>, told: Told<Vec<u8>> },
     OpenLane { node: PeerId, told: Told<Stream> },
+    OpenBlob { node: PeerId, told: Told<Stream> },
     Provide { node: PeerId, address: Multiaddr, key: [u8; 32], told: Told<()> },
     Providers { node: PeerId, address: Multiaddr, key: [u8; 32], told: Told<Vec<PeerId>> },
     Put { node: PeerId, address: Multiaddr, key: Vec<u8>, told: Told<()> },
@@ -366,6 +369,7 @@ pub(crate) struct HostilePeer {
     connections: watch::Receiver<usize>,
     asked: Arc<Mutex<Vec<Control>>>,
     lanes: tokio::sync::Mutex<mpsc::Receiver<Stream>>,
+    blobs: tokio::sync::Mutex<mpsc::Receiver<Stream>>,
     task: JoinHandle<()>,
 }
 
@@ -394,6 +398,7 @@ impl HostilePeer {
         let (orders, inbox) = mpsc::channel(ORDERS_MAX);
         let (connected, connections) = watch::channel(0);
         let (lanes_in, lanes) = mpsc::channel(LANES_MAX);
+        let (blobs_in, blobs) = mpsc::channel(LANES_MAX);
         let asked = Arc::new(Mutex::new(Vec::new()));
         let driver = Driver {
             swarm: swarm(&forger.key, &habits),
@@ -401,16 +406,19 @@ impl HostilePeer {
             connected,
             asked: Arc::clone(&asked),
             lanes_in,
+            blobs_in,
             dials: HashMap::new(),
             messages: Vec::new(),
             requests: HashMap::new(),
             unanswered: Vec::new(),
             openers: VecDeque::new(),
+            blob_openers: VecDeque::new(),
             providing: HashMap::new(),
             searches: HashMap::new(),
             puts: HashMap::new(),
         };
-        Self { forger, orders, connections, asked, lanes: tokio::sync::Mutex::new(lanes), task: tokio::spawn(driver.run(inbox)) }
+        let (lanes, blobs) = (tokio::sync::Mutex::new(lanes), tokio::sync::Mutex::new(blobs));
+        Self { forger, orders, connections, asked, lanes, blobs, task: tokio::spawn(driver.run(inbox)) }
     }
 
     /// The keys it signs with.
@@ -489,6 +497,22 @@ impl HostilePeer {
         RawLane { stream: stream.expect("the hostile peer runs"), unread: Vec::new() }
     }
 
+    /// Opens a substream for a blob.
+    pub(crate) async fn open_blob(&self, node: &Node) -> RawBlob {
+        let node = peer_of(node);
+        let opened = self.order("the blob's substream opens", |told| Order::OpenBlob { node, told }).await;
+        RawBlob { stream: opened.expect("the node takes blobs") }
+    }
+
+    /// The next blob that the node pushes to it.
+    pub(crate) async fn accept_blob(&self) -> (Head, Vec<u8>) {
+        let stream = within("the node pushes a blob", SETTLE, async { self.blobs.lock().await.recv().await }).await;
+        let mut blob = RawBlob { stream: stream.expect("the hostile peer runs") };
+        let bytes = blob.rest().await;
+        let (head, bytes) = bytes.split_first_chunk::<HEAD_BYTES>().expect("a blob has a head");
+        (Head::decode(head).expect("a node sends heads"), bytes.to_vec())
+    }
+
     /// Whether the node has asked it something that `fits`.
     pub(crate) fn was_asked(&self, fits: impl Fn(&Control) -> bool) -> bool {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).iter().any(fits)
@@ -550,6 +574,7 @@ fn swarm(key: &Keypair, habits: &Habits) -> Swarm<Behaviour> {
         ),
         kademlia,
         lanes: habits.lanes.then(|| streams::Behaviour::new(lanes::PROTOCOL, usize::MAX)).into(),
+        blobs: streams::Behaviour::new(blobs::PROTOCOL, usize::MAX),
     };
     SwarmBuilder::with_existing_identity(key.clone())
         .with_tokio()
@@ -568,11 +593,13 @@ struct Driver {
     connected: watch::Sender<usize>,
     asked: Arc<Mutex<Vec<Control>>>,
     lanes_in: mpsc::Sender<Stream>,
+    blobs_in: mpsc::Sender<Stream>,
     dials: HashMap<ConnectionId, Told<PeerId>>,
     messages: Vec<(gossipsub::IdentTopic, Vec<u8>, Told<()>)>,
     requests: HashMap<request_response::OutboundRequestId, Told<Vec<u8>>>,
     unanswered: Vec<request_response::ResponseChannel<Vec<u8>>>,
     openers: VecDeque<Told<Stream>>,
+    blob_openers: VecDeque<Told<Stream>>,
     providing: HashMap<kad::QueryId, Told<()>>,
     searches: HashMap<kad::QueryId, (Vec<PeerId>, Told<Vec<PeerId>>)>,
     puts: HashMap<kad::QueryId, Told<()>>,
@@ -622,6 +649,10 @@ impl Driver {
                 }
                 None => drop(told.send(Err("this peer speaks no lanes".to_owned()))),
             },
+            Order::OpenBlob { node, told } => {
+                behaviour.blobs.open(node, 0);
+                self.blob_openers.push_back(told);
+            }
             Order::Provide { node, address, key, told } => {
                 behaviour.kademlia.add_address(&node, address);
                 let query = behaviour.kademlia.start_providing(kad::RecordKey::new(&key)).expect("room for a provider record");
@@ -664,6 +695,7 @@ impl Driver {
             SwarmEvent::ConnectionClosed { num_established: 0, .. } => {
                 self.messages.clear();
                 self.openers.clear();
+                self.blob_openers.clear();
                 self.connected.send_replace(0);
             }
             SwarmEvent::ConnectionClosed { .. } => self.connected.send_modify(|count| *count -= 1),
@@ -674,7 +706,8 @@ impl Driver {
             }
             SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Subscribed { .. })) => self.publish(),
             SwarmEvent::Behaviour(BehaviourEvent::Control(event)) => self.on_control(event),
-            SwarmEvent::Behaviour(BehaviourEvent::Lanes(event)) => self.on_lane(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Lanes(event)) => on_stream(event, &self.lanes_in, &mut self.openers),
+            SwarmEvent::Behaviour(BehaviourEvent::Blobs(event)) => on_stream(event, &self.blobs_in, &mut self.blob_openers),
             SwarmEvent::Behaviour(BehaviourEvent::Kademlia(event)) => self.on_kademlia(event),
             _ => {}
         }
@@ -706,22 +739,6 @@ impl Driver {
         }
     }
 
-    fn on_lane(&mut self, event: streams::Event) {
-        match event {
-            streams::Event::Opened { direction: Direction::Inbound, stream, .. } => drop(self.lanes_in.try_send(stream)),
-            streams::Event::Opened { direction: Direction::Outbound(_), stream, .. } => {
-                if let Some(told) = self.openers.pop_front() {
-                    let _ = told.send(Ok(stream));
-                }
-            }
-            streams::Event::OpenFailed { error, .. } => {
-                if let Some(told) = self.openers.pop_front() {
-                    let _ = told.send(Err(error.to_string()));
-                }
-            }
-        }
-    }
-
     fn on_kademlia(&mut self, event: kad::Event) {
         let kad::Event::OutboundQueryProgressed { id, result, step, .. } = event else { return };
         #[expect(clippy::wildcard_enum_match_arm, reason = "only what was ordered comes back")]
@@ -747,6 +764,51 @@ impl Driver {
             }
             _ => {}
         }
+    }
+}
+
+/// Hands on a substream that the node or the test has opened.
+fn on_stream(event: streams::Event, arrived: &mpsc::Sender<Stream>, openers: &mut VecDeque<Told<Stream>>) {
+    let opened = match event {
+        streams::Event::Opened { direction: Direction::Inbound, stream, .. } => return drop(arrived.try_send(stream)),
+        streams::Event::Opened { direction: Direction::Outbound(_), stream, .. } => Ok(stream),
+        streams::Event::OpenFailed { error, .. } => Err(error.to_string()),
+    };
+    if let Some(told) = openers.pop_front() {
+        let _ = told.send(opened);
+    }
+}
+
+/// The substream of one blob, byte by byte.
+#[derive(Debug)]
+pub(crate) struct RawBlob {
+    stream: Stream,
+}
+
+impl RawBlob {
+    /// Writes bytes; whether the node still takes them.
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> bool {
+        let writing = async { self.stream.write_all(bytes).await.is_ok() && self.stream.flush().await.is_ok() };
+        within("the bytes are written", SETTLE, writing).await
+    }
+
+    /// Writes a head and bytes, which need not be those that the head names, and closes.
+    pub(crate) async fn push(mut self, head: &Head, bytes: &[u8]) {
+        let _ = self.write(&head.encode()).await && self.write(bytes).await;
+        // A node that refuses it has closed it already.
+        let _ = self.stream.close().await;
+    }
+
+    /// Waits until the node has dropped the substream.
+    pub(crate) async fn refused(&mut self) {
+        self.rest().await;
+    }
+
+    async fn rest(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        // A reset is an end like any other.
+        let _ = within("the blob's substream ends", SETTLE, self.stream.read_to_end(&mut bytes)).await;
+        bytes
     }
 }
 

@@ -158,6 +158,7 @@ impl Lane {
             // Room is waited for rather than the sending, so that the chunk survives a good end that comes meanwhile.
             loop {
                 tokio::select! {
+                    biased;
                     room = chunks.reserve() => {
                         // Nobody reads any more: what is lost then is missed by nobody.
                         if let Ok(room) = room {
