@@ -97,10 +97,11 @@ fn imports_flow_one_way() {
 
 #[test]
 fn every_file_begins_with_a_header() {
-    let without: Vec<String> = files("src", ".rs")
+    let without: Vec<String> = ["src", "tests/bench/src"]
         .iter()
+        .flat_map(|folder| files(folder, ".rs"))
         .filter(|path| !read(path).starts_with("//! ") && !path.ends_with("tests.rs"))
-        .map(|path| shown(path))
+        .map(|path| shown(&path))
         .collect();
     assert!(without.is_empty(), "no `//!` header: {without:?}");
 }
@@ -157,7 +158,8 @@ fn nothing_is_left_unfinished_and_no_test_sleeps() {
     let mut faults = Vec::new();
     for path in ["src", "tests", "scripts", "node-config"].iter().flat_map(|folder| files(folder, "")) {
         let Ok(text) = fs::read_to_string(&path) else { continue };
-        let sleeps = shown(&path).starts_with("tests/") && path.extension().is_some_and(|ending| ending == "rs");
+        let is_test = shown(&path).starts_with("tests/") && !shown(&path).starts_with("tests/bench/");
+        let sleeps = is_test && path.extension().is_some_and(|ending| ending == "rs");
         for (number, line) in text.lines().enumerate() {
             let place = format!("{}:{}", shown(&path), number + 1);
             faults.extend(unfinished.iter().filter(|mark| line.contains(**mark)).map(|mark| format!("{place}: {mark}")));
@@ -211,7 +213,7 @@ fn every_configuration_parses() {
 
 #[test]
 fn scripts_can_be_run() {
-    for script in ["scripts/test", "scripts/demo", "scripts/launch", ".ci/run"] {
+    for script in ["scripts/test", "scripts/demo", "scripts/launch", "tests/bench/run", ".ci/run"] {
         let mode = fs::metadata(root().join(script)).unwrap_or_else(|error| panic!("{script}: {error}")).permissions().mode();
         assert_eq!(mode & 0o111, 0o111, "{script} has no run bit");
     }
