@@ -203,7 +203,7 @@ pub struct Constraints {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_input_length: Option<u64>,
     /// Languages that the input's `language` field may name, as BCP 47 primary tags; empty means any.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "super::at_most::<64, _, _>", skip_serializing_if = "Vec::is_empty")]
     pub supported_languages: Vec<String>,
     /// How long an answer usually takes, in milliseconds: the claimed latency.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -10,7 +10,7 @@ use serde_bytes::ByteBuf;
 
 use super::{Document, Error, VERSION, rule, signed::Signable, version};
 use crate::model::{
-    AgentId, CapabilityName, CapabilityVersion, Constraints, Framework, NodeId, Price, Shard, Timestamp, VersionRequirement,
+    AgentId, CapabilityName, CapabilityVersion, Constraints, Framework, NodeId, Price, Shard, Timestamp, VersionRequirement, at_most,
 };
 
 /// How long after it was issued a record or pulse may stay valid (threat T7).
@@ -27,6 +27,8 @@ pub const ADDRESSES_MAX: usize = 8;
 pub const BUCKETS: usize = 256;
 /// Records asked for in one [`Control::Fetch`].
 pub const FETCH_MAX: usize = 256;
+/// Schemas in one [`Control::Schemas`]: those of one record.
+pub const SCHEMAS_MAX: usize = CAPABILITIES_MAX * 2;
 /// Entries in one [`Reply::Differences`].
 pub const DIFFERENCES_MAX: usize = 4_096;
 /// Capabilities in one query.
@@ -54,8 +56,10 @@ pub struct Record {
     #[serde(default)]
     pub framework: Framework,
     /// What it offers.
+    #[serde(deserialize_with = "at_most::<CAPABILITIES_MAX, _, _>")]
     pub capabilities: Vec<Capability>,
     /// Where its node listens, as multiaddresses.
+    #[serde(deserialize_with = "at_most::<ADDRESSES_MAX, _, _>")]
     pub addresses: Vec<String>,
     /// How many calls it works on at once.
     pub concurrency: u32,
@@ -202,6 +206,7 @@ pub struct Pulse {
     #[serde(default)]
     pub leaving: bool,
     /// Each agent that the node hosts; one that is missing has been removed.
+    #[serde(deserialize_with = "at_most::<AGENTS_PER_NODE_MAX, _, _>")]
     pub agents: Vec<AgentPulse>,
 }
 
@@ -273,7 +278,7 @@ impl Document for Gossip {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Query {
     /// Names of capabilities or headings; an agent that offers any of them will do. May be empty if `text` is not.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "at_most::<QUERY_CAPABILITIES_MAX, _, _>")]
     pub capabilities: Vec<CapabilityName>,
     /// Words to look for in names and descriptions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -338,9 +343,9 @@ pub enum Control {
     /// These are the hashes of my 256 buckets; in which do we differ, and what do you hold there?
     Digest(ByteBuf),
     /// Send me the records of these agents, and the latest pulses of their nodes.
-    Fetch(Vec<AgentId>),
+    Fetch(#[serde(deserialize_with = "at_most::<FETCH_MAX, _, _>")] Vec<AgentId>),
     /// Send me the schemas with these hashes.
-    Schemas(Vec<SchemaHash>),
+    Schemas(#[serde(deserialize_with = "at_most::<SCHEMAS_MAX, _, _>")] Vec<SchemaHash>),
 }
 
 impl Document for Control {
@@ -353,7 +358,7 @@ impl Document for Control {
             Self::Find(query) => query.check(),
             Self::Digest(hashes) => rule(hashes.len() == BUCKETS * 8, kind, "digest", "has 256 hashes of 8 bytes"),
             Self::Fetch(agents) => rule(agents.len() <= FETCH_MAX, kind, "fetch", "has at most 256 entries"),
-            Self::Schemas(hashes) => rule(hashes.len() <= CAPABILITIES_MAX * 2, kind, "schemas", "has at most 64 entries"),
+            Self::Schemas(hashes) => rule(hashes.len() <= SCHEMAS_MAX, kind, "schemas", "has at most 64 entries"),
         }
     }
 }
@@ -365,19 +370,22 @@ pub enum Reply {
     /// Signed records, and signed pulses of their nodes.
     Records {
         /// Each a [`super::Signed`] [`Record`].
+        #[serde(deserialize_with = "at_most::<FETCH_MAX, _, _>")]
         records: Vec<ByteBuf>,
         /// Each a [`super::Signed`] [`Pulse`].
+        #[serde(deserialize_with = "at_most::<FETCH_MAX, _, _>")]
         pulses: Vec<ByteBuf>,
     },
     /// Agents and sequences in the buckets that differ; `more` if there was no room for all.
     Differences {
         /// What the answering node holds there.
+        #[serde(deserialize_with = "at_most::<DIFFERENCES_MAX, _, _>")]
         held: Vec<(AgentId, u64)>,
         /// Whether to ask again once these are fetched.
         more: bool,
     },
     /// Schemas as JSON text, in the order of the request; empty where unknown.
-    Schemas(Vec<String>),
+    Schemas(#[serde(deserialize_with = "at_most::<SCHEMAS_MAX, _, _>")] Vec<String>),
     /// Not now.
     Busy {
         /// When to come back, in milliseconds.
@@ -400,7 +408,7 @@ impl Document for Reply {
             }
             Self::Differences { held, .. } => rule(held.len() <= DIFFERENCES_MAX, kind, "held", "has at most 4096 entries"),
             Self::Schemas(schemas) => {
-                let small = schemas.len() <= CAPABILITIES_MAX * 2 && schemas.iter().all(|schema| schema.len() <= 16 * 1024);
+                let small = schemas.len() <= SCHEMAS_MAX && schemas.iter().all(|schema| schema.len() <= 16 * 1024);
                 rule(small, kind, "schemas", "has at most 64 entries of at most 16 KiB")
             }
             Self::Busy { .. } => Ok(()),

@@ -1,0 +1,213 @@
+//! Well-formed messages, each field of them used at least once. The same on every machine: keys are fixed and nothing reads a clock.
+
+use bytes::Bytes;
+use libp2p_identity::Keypair;
+use meshwork::model::{AgentId, Constraints, Currency, ErrorCode, Failure, Framework, InvocationId, NodeId, Price, Shard, Timestamp};
+use meshwork::wire::directory::{
+    AgentPulse, BUCKETS, Capability, Control, Gossip, GossipContent, LIFETIME_MS_MAX, Pulse, Query, Record, Reply, SchemaHash, Wanted,
+};
+use meshwork::wire::invocation::{Frame, LENGTH_BYTES, Priority, Request, Success};
+use meshwork::wire::{self, AgentKey, Document, NodeKey, Signed};
+use serde_bytes::ByteBuf;
+
+fn node_key() -> NodeKey {
+    NodeKey::new(Keypair::ed25519_from_bytes([7; 32]).expect("32 bytes are a key"))
+}
+
+fn node() -> NodeId {
+    node_key().id()
+}
+
+fn agent_key() -> AgentKey {
+    AgentKey::from_seed(&[9; 32])
+}
+
+fn agent() -> AgentId {
+    agent_key().id()
+}
+
+fn encoded<D: Document>(documents: impl IntoIterator<Item = D>) -> Vec<Vec<u8>> {
+    documents.into_iter().map(|document| wire::encode(&document).expect("a seed is well-formed")).collect()
+}
+
+pub(crate) fn frames() -> Vec<Vec<u8>> {
+    let full = Request {
+        invocation: InvocationId::from_random(9),
+        capability: "text-analysis".parse().expect("a name"),
+        version: Some("^1.0".parse().expect("a requirement")),
+        agent: agent(),
+        budget_ms: 60_000,
+        priority: Priority::High,
+        key: Some("k".to_owned()),
+        traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
+        hops: vec![node(), node()],
+        payload: Bytes::from_static(b"{\"text\":\"x\"}"),
+    };
+    let bare = Request { version: None, key: None, traceparent: None, hops: Vec::new(), priority: Priority::Low, ..full.clone() };
+    let paid = Success { units: Some("2.5".to_owned()), execution_us: 12, payload: Bytes::from_static(b"[1]") };
+    let free = Success { units: None, ..paid.clone() };
+    let frames = [
+        Frame::Request { id: 1, request: Box::new(full) },
+        Frame::Request { id: u64::MAX, request: Box::new(bare) },
+        Frame::Cancel { id: 24 },
+        Frame::Ping { nonce: 256 },
+        Frame::Accepted { id: 65_536 },
+        Frame::Result { id: 4, success: paid },
+        Frame::Result { id: 5, success: free },
+        Frame::error(6, &Failure::new(ErrorCode::Busy, "later").with("retry_after_ms", 10)),
+        Frame::Pong { nonce: 7 },
+    ];
+    let write = |frame: &Frame| {
+        let mut buffer = Vec::new();
+        frame.encode(&mut buffer).expect("a seed is well-formed");
+        buffer.split_off(LENGTH_BYTES)
+    };
+    frames.iter().map(write).collect()
+}
+
+pub(crate) fn failures() -> Vec<Vec<u8>> {
+    let plain = Failure::new(ErrorCode::Busy, "later").with("retry_after_ms", 10);
+    let listed = Failure::new(ErrorCode::InvalidSchema, "two faults").with("faults", vec!["/a", "/b"]).with("path", "/a").retryable(true);
+    [plain, listed].iter().map(|failure| serde_json::to_vec(failure).expect("a failure is JSON")).collect()
+}
+
+fn query() -> Query {
+    Query {
+        capabilities: vec!["text-processing".parse().expect("a name"), "acme.scan".parse().expect("a name")],
+        text: Some("invoices".to_owned()),
+        version: Some(">=1.0, <2".parse().expect("a requirement")),
+        constraints: Wanted {
+            max_latency_ms: Some(100.0),
+            min_success_rate: Some(0.9),
+            min_trust: Some(50.5),
+            max_cost: Some("0.002".parse().expect("a decimal")),
+            language: Some("en".to_owned()),
+        },
+        limit: 16,
+    }
+}
+
+pub(crate) fn queries() -> Vec<Vec<u8>> {
+    let bare = Query { text: None, version: None, constraints: Wanted::default(), limit: 1, ..query() };
+    encoded([query(), bare])
+}
+
+pub(crate) fn controls() -> Vec<Vec<u8>> {
+    encoded([
+        Control::Find(query()),
+        Control::Digest(ByteBuf::from(vec![1; BUCKETS * 8])),
+        Control::Fetch(vec![agent(), AgentId::from_public_key([3; 32])]),
+        Control::Schemas(vec![SchemaHash::new([4; 32])]),
+    ])
+}
+
+pub(crate) fn replies() -> Vec<Vec<u8>> {
+    let signed = |documents: Vec<Vec<u8>>| documents.into_iter().map(ByteBuf::from).collect();
+    encoded([
+        Reply::Records { records: signed(signed_records()), pulses: signed(signed_pulses()) },
+        Reply::Differences { held: vec![(agent(), 7), (AgentId::from_public_key([3; 32]), u64::MAX)], more: true },
+        Reply::Schemas(vec!["{\"type\":\"string\"}".to_owned(), String::new()]),
+        Reply::Busy { retry_after_ms: 100 },
+        Reply::Refused("what is this".to_owned()),
+    ])
+}
+
+pub(crate) fn gossip() -> Vec<Vec<u8>> {
+    let content = |documents: Vec<Vec<u8>>| ByteBuf::from(documents.into_iter().next().expect("a seed"));
+    let last = Shard::COUNT - 1;
+    encoded([
+        Gossip { shard: 0, content: GossipContent::Record(content(signed_records())) },
+        Gossip { shard: last, content: GossipContent::Pulse(content(signed_pulses())) },
+    ])
+}
+
+/// What the records of [`signed_records`] say.
+pub(crate) fn record_bodies() -> Vec<Record> {
+    let capability = Capability {
+        id: "text-analysis".parse().expect("a name"),
+        version: "1.2.3".parse().expect("a version"),
+        description: "Language, keywords and sentiment".to_owned(),
+        input_schema: SchemaHash::new([1; 32]),
+        output_schema: SchemaHash::new([2; 32]),
+        price: Some(Price {
+            amount: "0.00100".parse().expect("a decimal"),
+            currency: "USD".parse::<Currency>().expect("a currency"),
+            unit: "document".to_owned(),
+        }),
+        constraints: Constraints {
+            max_input_length: Some(10_000),
+            supported_languages: vec!["en".to_owned(), "de".to_owned()],
+            response_time_ms: Some(120),
+        },
+        idempotent: true,
+    };
+    let bare = Capability {
+        id: "acme.scan".parse().expect("a name"),
+        description: String::new(),
+        price: None,
+        constraints: Constraints::default(),
+        idempotent: false,
+        ..capability.clone()
+    };
+    let full = Record {
+        v: Record::V,
+        agent: agent(),
+        node: node(),
+        name: "extractor".to_owned(),
+        version: "1.0.0".to_owned(),
+        description: "Reads what people wrote".to_owned(),
+        framework: Framework::Langchain,
+        capabilities: vec![capability, bare.clone()],
+        addresses: vec!["/ip4/192.0.2.1/tcp/7481".to_owned(), "/ip6/2001:db8::1/udp/7481/quic-v1".to_owned()],
+        concurrency: 8,
+        sequence: 1_700_000_000_000,
+        issued_at: Timestamp::from_ms(1_700_000_000_000),
+        expires_at: Timestamp::from_ms(1_700_000_000_000 + LIFETIME_MS_MAX),
+    };
+    let small = Record {
+        description: String::new(),
+        framework: Framework::Custom,
+        capabilities: vec![bare],
+        addresses: Vec::new(),
+        sequence: 1,
+        ..full.clone()
+    };
+    vec![full, small]
+}
+
+/// What the pulses of [`signed_pulses`] say.
+pub(crate) fn pulse_bodies() -> Vec<Pulse> {
+    let agents = vec![
+        AgentPulse { agent: agent(), available: true, in_flight: 3, queued: 0 },
+        AgentPulse { agent: AgentId::from_public_key([3; 32]), available: false, in_flight: 0, queued: u32::MAX },
+    ];
+    let full = Pulse {
+        v: Record::V,
+        node: node(),
+        sequence: 1_700_000_000_000,
+        issued_at: Timestamp::from_ms(1_700_000_000_000),
+        expires_at: Timestamp::from_ms(1_700_000_000_000 + LIFETIME_MS_MAX),
+        leaving: false,
+        agents,
+    };
+    let leaving = Pulse { leaving: true, agents: Vec::new(), ..full.clone() };
+    vec![full, leaving]
+}
+
+pub(crate) fn records() -> Vec<Vec<u8>> {
+    encoded(record_bodies())
+}
+
+pub(crate) fn pulses() -> Vec<Vec<u8>> {
+    encoded(pulse_bodies())
+}
+
+pub(crate) fn signed_records() -> Vec<Vec<u8>> {
+    let sign = |body: Record| Signed::sign(body, &node_key(), Some(&agent_key())).expect("a seed is well-formed").bytes().to_vec();
+    record_bodies().into_iter().map(sign).collect()
+}
+
+pub(crate) fn signed_pulses() -> Vec<Vec<u8>> {
+    let sign = |body: Pulse| Signed::sign(body, &node_key(), None).expect("a seed is well-formed").bytes().to_vec();
+    pulse_bodies().into_iter().map(sign).collect()
+}

@@ -1,0 +1,134 @@
+//! The decoders, and what must hold of each for any input.
+
+use std::fmt::Debug;
+
+use allocation_counter::measure;
+use bytes::Bytes;
+use meshwork::model::Failure;
+use meshwork::wire::directory::{Control, Gossip, Pulse, Query, Record, Reply};
+use meshwork::wire::invocation::{FRAME_BYTES_MAX, Frame, LENGTH_BYTES};
+use meshwork::wire::{self, Document, Error, Signed};
+
+use super::engine::Target;
+use super::seeds;
+
+/// Longest message of an error, in bytes: 120 characters of the decoder's, and our words around them.
+const ERROR_BYTES_MAX: usize = 120 * 4 + 200;
+/// What a decoder may hold beside its input, however small that is.
+const SPARE_BYTES: u64 = 16 * 1024;
+
+pub(crate) const FRAME: Target = Target { name: "frame", bytes_max: FRAME_BYTES_MAX, seeds: seeds::frames, check: frame };
+pub(crate) const FAILURE: Target = Target { name: "failure", bytes_max: 4 * 1024, seeds: seeds::failures, check: failure };
+pub(crate) const QUERY: Target = document_target::<Query>("query", seeds::queries);
+pub(crate) const CONTROL: Target = document_target::<Control>("control", seeds::controls);
+pub(crate) const REPLY: Target = document_target::<Reply>("reply", seeds::replies);
+pub(crate) const GOSSIP: Target = document_target::<Gossip>("gossip", seeds::gossip);
+pub(crate) const RECORD: Target = document_target::<Record>("record", seeds::records);
+pub(crate) const PULSE: Target = document_target::<Pulse>("pulse", seeds::pulses);
+pub(crate) const SIGNED_RECORD: Target =
+    Target { name: "signed-record", bytes_max: Record::BYTES_MAX + 256, seeds: seeds::signed_records, check: signed_record };
+pub(crate) const SIGNED_PULSE: Target =
+    Target { name: "signed-pulse", bytes_max: Pulse::BYTES_MAX + 256, seeds: seeds::signed_pulses, check: signed_pulse };
+
+/// Bytes that a document may hold for each byte of its encoding.
+const DOCUMENT_FACTOR: u64 = 32;
+
+const fn document_target<D: Document + PartialEq + Debug>(name: &'static str, seeds: fn() -> Vec<Vec<u8>>) -> Target {
+    Target { name, bytes_max: D::BYTES_MAX, seeds, check: document::<D> }
+}
+
+/// Decodes, and holds the decoder to its memory: at most `factor` bytes for each byte of the input.
+fn bounded<T>(input: &[u8], factor: u64, decode: impl FnOnce() -> T) -> Result<T, String> {
+    let mut decoded = None;
+    let held = measure(|| decoded = Some(decode())).bytes_max;
+    let may = u64::try_from(input.len()).unwrap_or(u64::MAX).saturating_mul(factor).saturating_add(SPARE_BYTES);
+    if held > may {
+        return Err(format!("decoding {} bytes held {held} bytes of memory, {may} are allowed", input.len()));
+    }
+    decoded.ok_or_else(|| "nothing was decoded".to_owned())
+}
+
+fn refusal(error: &Error) -> Result<String, String> {
+    let text = error.to_string();
+    if text.len() > ERROR_BYTES_MAX || text.chars().any(char::is_control) {
+        return Err(format!("the refusal is long or not printable: {text:?}"));
+    }
+    Ok(text)
+}
+
+/// The kind of an accepted value: what it is made of, as far as it fits into a line or two.
+fn kind(value: &impl Debug) -> String {
+    let text = format!("{value:?}");
+    text.chars().take(400).collect()
+}
+
+fn document<D: Document + PartialEq + Debug>(input: &[u8]) -> Result<String, String> {
+    let read = match bounded(input, DOCUMENT_FACTOR, || wire::decode::<D>(input))? {
+        Ok(read) => read,
+        Err(error) => return refusal(&error),
+    };
+    match wire::encode(&read) {
+        Ok(bytes) if wire::decode::<D>(&bytes).as_ref() == Ok(&read) => Ok(kind(&read)),
+        Ok(_) => Err(format!("written and read again it is another: {read:?}")),
+        // Fields that may be left out are written, which can be more than was read.
+        Err(Error::Oversize { bytes, .. }) if input.len() < bytes => Ok("just too large to be written".to_owned()),
+        Err(error) => Err(format!("it was read and cannot be written: {error}")),
+    }
+}
+
+fn frame(input: &[u8]) -> Result<String, String> {
+    let bytes = Bytes::copy_from_slice(input);
+    let read = match bounded(input, 4, || Frame::decode(&bytes))? {
+        Ok(read) => read,
+        Err(error) => return refusal(&error),
+    };
+    let mut buffer = vec![0xaa; 3];
+    read.encode(&mut buffer).map_err(|error| format!("it was read and cannot be written: {error}"))?;
+    let again = Bytes::from(buffer).slice(3 + LENGTH_BYTES..);
+    if Frame::decode(&again).as_ref() != Ok(&read) {
+        return Err(format!("written and read again it is another: {read:?}"));
+    }
+    Ok(kind(&read))
+}
+
+fn failure(input: &[u8]) -> Result<String, String> {
+    let read = match bounded(input, 64, || serde_json::from_slice::<Failure>(input))? {
+        Ok(read) => read,
+        Err(error) => return Ok(error.to_string()),
+    };
+    // What came in its frame goes out in one, however much it holds.
+    let mut buffer = Vec::new();
+    Frame::error(1, &read).encode(&mut buffer).map_err(|error| format!("its frame cannot be written: {error}"))?;
+    let text = serde_json::to_vec(&read).map_err(|error| format!("it was read and cannot be written: {error}"))?;
+    match serde_json::from_slice::<Failure>(&text) {
+        Ok(again) if again == read => Ok(kind(&read)),
+        Ok(_) | Err(_) => Err(format!("written and read again it is another: {read:?}")),
+    }
+}
+
+fn signed_record(input: &[u8]) -> Result<String, String> {
+    let read = match bounded(input, DOCUMENT_FACTOR, || Signed::<Record>::from_bytes(input))? {
+        Ok(read) => read,
+        Err(error) => return refusal(&error),
+    };
+    let kind = kind(read.unverified());
+    belief(kind, read.verify().map(|verified| (*verified).clone()), seeds::record_bodies)
+}
+
+fn signed_pulse(input: &[u8]) -> Result<String, String> {
+    let read = match bounded(input, DOCUMENT_FACTOR, || Signed::<Pulse>::from_bytes(input))? {
+        Ok(read) => read,
+        Err(error) => return refusal(&error),
+    };
+    let kind = kind(read.unverified());
+    belief(kind, read.verify().map(|verified| (*verified).clone()), seeds::pulse_bodies)
+}
+
+/// The keys signed the seeds and nothing else, so nothing else may be believed.
+fn belief<T: PartialEq + Debug>(kind: String, verified: Result<T, Error>, honest: fn() -> Vec<T>) -> Result<String, String> {
+    match verified {
+        Err(error) => Ok(format!("{kind} {}", refusal(&error)?)),
+        Ok(body) if honest().contains(&body) => Ok("believed".to_owned()),
+        Ok(body) => Err(format!("believed although nobody signed it: {body:?}")),
+    }
+}
