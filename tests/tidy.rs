@@ -213,7 +213,7 @@ fn every_configuration_parses() {
 
 #[test]
 fn scripts_can_be_run() {
-    for script in ["scripts/test", "scripts/demo", "scripts/launch", "tests/bench/run", ".ci/run"] {
+    for script in ["scripts/test", "scripts/demo", "scripts/launch", "scripts/fuzz", "tests/bench/run", ".ci/run"] {
         let mode = fs::metadata(root().join(script)).unwrap_or_else(|error| panic!("{script}: {error}")).permissions().mode();
         assert_eq!(mode & 0o111, 0o111, "{script} has no run bit");
     }

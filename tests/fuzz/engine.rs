@@ -23,8 +23,10 @@ const INPUTS_DEFAULT: u64 = 20_000;
 const POOL_MAX: usize = 2_048;
 /// Kinds of answer that are told apart; a decoder with more of them says something in its errors that varies.
 const KINDS_MAX: usize = 100_000;
-/// An input larger than this does not go into the corpus, where it could not be read.
-const CORPUS_BYTES_MAX: usize = 4_096;
+/// An input larger than this does not go into the corpus unless it fails: nobody could read it there.
+const CORPUS_BYTES_MAX: usize = 1_024;
+/// Inputs that one run adds to the corpus, the smallest of those that were answered in a new way.
+const GROWN_MAX: usize = 48;
 
 /// A decoder, and what must hold of it.
 pub(crate) struct Target {
@@ -70,7 +72,7 @@ pub(crate) fn run(target: &Target) {
     }
     if grow {
         grown.sort_by_key(Vec::len);
-        for input in grown.iter().filter(|input| input.len() <= CORPUS_BYTES_MAX) {
+        for input in grown.iter().filter(|input| input.len() <= CORPUS_BYTES_MAX).take(GROWN_MAX) {
             append(target, input, None);
         }
     }

@@ -12,7 +12,7 @@
 //! test of the mended decoder. The rest of a run is decided by its seed alone, which a failure names.
 //!
 //! `FUZZ_INPUTS` is how many inputs each target gets, 20,000 without it; `FUZZ_SEED` where the mutations start, the same place every
-//! time without it; `FUZZ_GROW=1` adds to the corpus whatever was answered in a new way. `scripts/fuzz` sets them.
+//! time without it; `FUZZ_GROW=1` adds to the corpus a few of those that were answered in a new way. `scripts/fuzz` sets them.
 
 mod engine;
 mod mutate;
@@ -23,6 +23,12 @@ mod targets;
 #[test]
 fn frames_hold_against_any_bytes() {
     engine::run(&targets::FRAME);
+}
+
+/// The heads of blobs.
+#[test]
+fn blob_heads_hold_against_any_bytes() {
+    engine::run(&targets::BLOB_HEAD);
 }
 
 /// What stands in the error frame of a lane.

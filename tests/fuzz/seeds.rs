@@ -2,11 +2,14 @@
 
 use bytes::Bytes;
 use libp2p_identity::Keypair;
-use meshwork::model::{AgentId, Constraints, Currency, ErrorCode, Failure, Framework, InvocationId, NodeId, Price, Shard, Timestamp};
+use meshwork::model::{
+    AgentId, Constraints, Currency, ErrorCode, Failure, Framework, InvocationId, NodeId, Price, Priority, Shard, Timestamp,
+};
+use meshwork::wire::blob::{Head, Part};
 use meshwork::wire::directory::{
     AgentPulse, BUCKETS, Capability, Control, Gossip, GossipContent, LIFETIME_MS_MAX, Pulse, Query, Record, Reply, SchemaHash, Wanted,
 };
-use meshwork::wire::invocation::{Frame, LENGTH_BYTES, Priority, Request, Success};
+use meshwork::wire::invocation::{BlobId, Body, Frame, Hop, LENGTH_BYTES, Request, Success};
 use meshwork::wire::{self, AgentKey, Document, NodeKey, Signed};
 use serde_bytes::ByteBuf;
 
@@ -40,12 +43,25 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
         priority: Priority::High,
         key: Some("k".to_owned()),
         traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
-        hops: vec![node(), node()],
-        payload: Bytes::from_static(b"{\"text\":\"x\"}"),
+        hops: vec![Hop { node: node(), agent: agent() }, Hop { node: node(), agent: AgentId::from_public_key([3; 32]) }],
+        confirm: true,
+        window: 262_144,
+        body: Body::Inline(Bytes::from_static(b"{\"text\":\"x\"}")),
     };
-    let bare = Request { version: None, key: None, traceparent: None, hops: Vec::new(), priority: Priority::Low, ..full.clone() };
-    let paid = Success { units: Some("2.5".to_owned()), execution_us: 12, payload: Bytes::from_static(b"[1]") };
-    let free = Success { units: None, ..paid.clone() };
+    let large = Body::Blob(BlobId::of(b"many"));
+    let bare = Request {
+        version: None,
+        key: None,
+        traceparent: None,
+        hops: Vec::new(),
+        priority: Priority::Low,
+        confirm: false,
+        window: 0,
+        body: large.clone(),
+        ..full.clone()
+    };
+    let paid = Success { units: Some("2.5".to_owned()), execution_us: 12, body: Body::Inline(Bytes::from_static(b"[1]")) };
+    let free = Success { units: None, body: large, ..paid.clone() };
     let frames = [
         Frame::Request { id: 1, request: Box::new(full) },
         Frame::Request { id: u64::MAX, request: Box::new(bare) },
@@ -54,8 +70,12 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
         Frame::Accepted { id: 65_536 },
         Frame::Result { id: 4, success: paid },
         Frame::Result { id: 5, success: free },
-        Frame::error(6, &Failure::new(ErrorCode::Busy, "later").with("retry_after_ms", 10)),
+        Frame::error(6, true, &Failure::new(ErrorCode::Busy, "later").with("retry_after_ms", 10)),
+        Frame::error(6, false, &Failure::new(ErrorCode::AgentFailed, "no")),
         Frame::Pong { nonce: 7 },
+        Frame::Chunk { id: 8, chunk: Bytes::from_static(b"\"part\"") },
+        Frame::Credit { id: 9, bytes: 65_536 },
+        Frame::Go { id: 10 },
     ];
     let write = |frame: &Frame| {
         let mut buffer = Vec::new();
@@ -63,6 +83,11 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
         buffer.split_off(LENGTH_BYTES)
     };
     frames.iter().map(write).collect()
+}
+
+pub(crate) fn blob_heads() -> Vec<Vec<u8>> {
+    let head = |part| Head { invocation: InvocationId::from_random(9), part, blob: BlobId::of(b"many") };
+    [Part::Input, Part::Output].map(|part| head(part).encode().to_vec()).to_vec()
 }
 
 pub(crate) fn failures() -> Vec<Vec<u8>> {

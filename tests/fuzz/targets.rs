@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use allocation_counter::measure;
 use bytes::Bytes;
 use meshwork::model::Failure;
+use meshwork::wire::blob::{BLOB_BYTES_MAX, HEAD_BYTES, Head};
 use meshwork::wire::directory::{Control, Gossip, Pulse, Query, Record, Reply};
 use meshwork::wire::invocation::{FRAME_BYTES_MAX, Frame, LENGTH_BYTES};
 use meshwork::wire::{self, Document, Error, Signed};
@@ -18,6 +19,7 @@ const ERROR_BYTES_MAX: usize = 120 * 4 + 200;
 const SPARE_BYTES: u64 = 16 * 1024;
 
 pub(crate) const FRAME: Target = Target { name: "frame", bytes_max: FRAME_BYTES_MAX, seeds: seeds::frames, check: frame };
+pub(crate) const BLOB_HEAD: Target = Target { name: "blob-head", bytes_max: HEAD_BYTES, seeds: seeds::blob_heads, check: blob_head };
 pub(crate) const FAILURE: Target = Target { name: "failure", bytes_max: 4 * 1024, seeds: seeds::failures, check: failure };
 pub(crate) const QUERY: Target = document_target::<Query>("query", seeds::queries);
 pub(crate) const CONTROL: Target = document_target::<Control>("control", seeds::controls);
@@ -91,6 +93,17 @@ fn frame(input: &[u8]) -> Result<String, String> {
     Ok(kind(&read))
 }
 
+fn blob_head(input: &[u8]) -> Result<String, String> {
+    // Whoever reads it reads as many bytes as it has.
+    let mut head = [0; HEAD_BYTES];
+    head.iter_mut().zip(input).for_each(|(place, byte)| *place = *byte);
+    match bounded(input, 0, || Head::decode(&head))? {
+        Ok(read) if read.encode() == head && read.blob.length <= BLOB_BYTES_MAX => Ok(format!("{:?}", read.part)),
+        Ok(read) => Err(format!("written again it is another: {read:?}")),
+        Err(error) => refusal(&error),
+    }
+}
+
 fn failure(input: &[u8]) -> Result<String, String> {
     let read = match bounded(input, 64, || serde_json::from_slice::<Failure>(input))? {
         Ok(read) => read,
@@ -98,7 +111,7 @@ fn failure(input: &[u8]) -> Result<String, String> {
     };
     // What came in its frame goes out in one, however much it holds.
     let mut buffer = Vec::new();
-    Frame::error(1, &read).encode(&mut buffer).map_err(|error| format!("its frame cannot be written: {error}"))?;
+    Frame::error(1, true, &read).encode(&mut buffer).map_err(|error| format!("its frame cannot be written: {error}"))?;
     let text = serde_json::to_vec(&read).map_err(|error| format!("it was read and cannot be written: {error}"))?;
     match serde_json::from_slice::<Failure>(&text) {
         Ok(again) if again == read => Ok(kind(&read)),
