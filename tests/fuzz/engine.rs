@@ -100,20 +100,13 @@ fn answer(target: &Target, input: &[u8], seed: u64) -> u64 {
     panic!("{}: {fault}\nthe input is the last line of {}; seed {seed}", target.name, file(target).display());
 }
 
-/// A text in which every number is the same, and whatever is quoted: it varies without end.
+/// A text up to what it quotes, in which every number is the same: the rest varies without end.
 fn shape(text: &str) -> String {
-    let mut shape = String::with_capacity(text.len());
-    let mut quote = None;
-    for character in text.chars() {
-        if matches!(character, '`' | '"') {
-            match quote {
-                None => quote = Some(character),
-                Some(open) if open == character => quote = None,
-                Some(_) => {}
-            }
-        }
+    let said = text.split(['`', '\\']).next().unwrap_or_default();
+    let mut shape = String::with_capacity(said.len());
+    for character in said.chars() {
         let character = if character.is_ascii_digit() { '0' } else { character };
-        if quote.is_none() && !(character == '0' && shape.ends_with('0')) {
+        if !(character == '0' && shape.ends_with('0')) {
             shape.push(character);
         }
     }

@@ -1,5 +1,6 @@
 //! The decoders, and what must hold of each for any input.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use allocation_counter::measure;
@@ -58,10 +59,12 @@ fn refusal(error: &Error) -> Result<String, String> {
     Ok(text)
 }
 
-/// The kind of an accepted value: what it is made of, as far as it fits into a line or two.
+/// The kind of an accepted value: which variants and fields it is made of, each once, not what they hold nor how often they occur.
 fn kind(value: &impl Debug) -> String {
-    let text = format!("{value:?}");
-    text.chars().take(400).collect()
+    let text = format!("{value:?}").replace(r"\\", "").replace(r#"\""#, "");
+    let outside: String = text.split('"').step_by(2).collect::<Vec<_>>().join(" ");
+    let words: BTreeSet<&str> = outside.split(|character: char| !character.is_alphabetic()).collect();
+    words.into_iter().collect::<Vec<_>>().join(" ")
 }
 
 fn document<D: Document + PartialEq + Debug>(input: &[u8]) -> Result<String, String> {
@@ -107,7 +110,7 @@ fn blob_head(input: &[u8]) -> Result<String, String> {
 fn failure(input: &[u8]) -> Result<String, String> {
     let read = match bounded(input, 64, || serde_json::from_slice::<Failure>(input))? {
         Ok(read) => read,
-        Err(error) => return Ok(error.to_string()),
+        Err(error) => return Ok(error.to_string().replace('"', "`")),
     };
     // What came in its frame goes out in one, however much it holds.
     let mut buffer = Vec::new();
