@@ -22,3 +22,5 @@ pub mod server;
 mod simulation;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
