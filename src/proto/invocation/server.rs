@@ -261,7 +261,9 @@ impl State {
         self.waits.remove(&id);
         let Some(running) = self.running_by_id.remove(&id) else { return };
         outputs.push(Output::Send(match (result, running.why) {
-            (Ok(success), _) => Frame::Result { id, success },
+            (Ok(success), None) => Frame::Result { id, success },
+            // A chunk was given up, so the answer is not whole, however well it ended.
+            (Ok(_), Some(why)) => Frame::error(id, true, &why),
             (Err(failed), why) => Frame::error(id, failed.accepted, &why.unwrap_or(failed.failure)),
         }));
     }
@@ -376,6 +378,16 @@ mod tests {
             assert_eq!(refusal(&outputs).message, "the caller took no chunk for too long");
             assert_eq!(lane.poll_timeout(), None);
         }
+    }
+
+    #[test]
+    fn an_answer_whose_chunk_was_given_up_does_not_end_well() {
+        let (mut lane, mut outputs) = streaming();
+        lane.handle_chunk(1, Bytes::from(vec![b'1'; 2_000]), ms(0), &mut outputs);
+        lane.handle_timeout(ms(30_000), &mut outputs);
+        outputs.clear();
+        lane.handle_done(1, Ok(success()), &mut outputs);
+        assert_eq!(refusal(&outputs).message, "the caller took no chunk for too long");
     }
 
     #[test]
