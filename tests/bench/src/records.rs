@@ -1,7 +1,8 @@
 //! How the directory grows: a query over 1,000, 10,000 and 100,000 records, asked of `proto::directory` itself.
 //!
 //! Each capability is offered by ten agents, a node hosts 64, all nodes are connected. Asked for are one name and, as the dearest question
-//! that there is, one word of a description, for which every record is looked at. A third row is the index that calls are routed by.
+//! that there is, one word of a description, for which every record is looked at. A third row is the ranking that
+//! the calls of ten milliseconds share.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use hdrhistogram::Histogram;
 use libp2p::identity::Keypair;
 use meshwork::model::{Constraints, Framework, Now, Timestamp};
-use meshwork::proto::directory::rank::{Answer, Weights};
+use meshwork::proto::directory::rank::{Answer, Rules};
 use meshwork::proto::directory::{Config, Routes, State, Verdict};
 use meshwork::proto::peers::trust::Ledger;
 use meshwork::wire::directory::{Capability, LIFETIME_MS_MAX, Query, Record, SchemaHash, Wanted};
@@ -32,14 +33,14 @@ pub(crate) fn measure(time: Duration) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for size in SIZES {
         let (state, routes) = directory(size)?;
-        let (ledger, weights) = (Ledger::new(1), Weights::default());
+        let (ledger, rules) = (Ledger::new(1), Rules::default());
         let names = size / AGENTS_PER_NAME;
         let named = |number: u32| query(vec![name(number % names)], None);
         let by_name = |number| Ok(state.query(&named(number)?, &ledger, NOW.mono));
-        let by_route = |number| Ok(routes.rank(&named(number)?, &weights, &ledger, NOW.mono));
+        let by_route = |number| Ok(routes.rank(&named(number)?, None, &rules, &ledger, NOW.mono));
         let by_text = |number| Ok(state.query(&query(Vec::new(), Some(format!("number-{}", number % names)))?, &ledger, NOW.mono));
         rows.push(row(size, "by name", time, by_name)?);
-        rows.push(row(size, "route of a call", time, by_route)?);
+        rows.push(row(size, "ranked for calls", time, by_route)?);
         rows.push(row(size, "by text", time, by_text)?);
     }
     Ok(rows)
