@@ -74,6 +74,11 @@ impl Client {
         self.send(self.http.post(self.url(path)).json(body).timeout(timeout)).await
     }
 
+    /// Sets something that its path names.
+    pub(crate) async fn put(&self, path: &[&str], timeout: Duration) -> Result<Value, CliError> {
+        self.send(self.http.put(self.url(path)).timeout(timeout)).await
+    }
+
     /// Removes or cancels something.
     pub(crate) async fn delete(&self, path: &[&str], timeout: Duration) -> Result<Value, CliError> {
         self.send(self.http.request(Method::DELETE, self.url(path)).timeout(timeout)).await

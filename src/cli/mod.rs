@@ -86,7 +86,7 @@ enum Verb {
     Peers(peers::Args),
     /// Sum up the node: who it is, where it listens, what it carries.
     Status(status::Args),
-    /// Show what this node has learnt about agents from its own calls.
+    /// Show what this node believes of agents, receipts of others, and whose word counts.
     Trust(trust::Args),
     /// Say what is wrong and how to mend it.
     Doctor(doctor::Args),

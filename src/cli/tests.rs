@@ -286,8 +286,18 @@ async fn peers_status_and_trust_are_readable() {
         "GET /v1/trust" => {
             let known = json!({ "agent_id": AGENT, "name": "extractor", "node_id": NODE, "capability": "data-extraction",
                 "trust": 71.5, "low": 60, "high": 80.25, "successes": 9, "failures": 1, "latency_ms": 12,
-                "standing": "proven", "breaker": { "state": "open", "left_ms": 1_200 } });
-            answer(200, json!({ "agents": [known] }))
+                "standing": "proven", "breaker": { "state": "open", "left_ms": 1_200 },
+                "attested": { "successes": 3, "failures": 0.5, "latency_ms": 20 } });
+            // Known from receipts alone, and no longer in the directory.
+            let heard = json!({ "agent_id": AGENT, "name": null, "node_id": null, "capability": "echo",
+                "trust": 60, "low": 5, "high": 95, "successes": 0, "failures": 0, "latency_ms": null, "attested": null });
+            answer(200, json!({ "agents": [known, heard] }))
+        }
+        "GET /v1/trust/receipts?agent=extractor" => {
+            let receipt = json!({ "issuer": NODE, "agent_id": AGENT, "name": "extractor", "capability": "data-extraction",
+                "window": { "start": "2026-01-01T10:00:00Z", "end": "2026-01-01T11:00:00Z" }, "successes": 9, "failures": 1, "latency_ms": 12,
+                "counted": false, "counted_calls": 0, "reason": "its issuer is not pinned" });
+            answer(200, json!({ "receipts": [receipt] }))
         }
         _ => answer(
             200,
@@ -304,7 +314,9 @@ async fn peers_status_and_trust_are_readable() {
     );
     let (_, out, _) = node.run(&["trust"]).await;
     assert!(out.contains("71.5   60 to 80.25  proven"), "{out}");
-    assert!(out.contains("open for 1.2 s"), "{out}");
+    assert!(out.contains("open for 1.2 s") && out.contains("3 of 3.5 well, 20 ms"), "{out}");
+    let (_, out, _) = node.run(&["trust", "receipts", "extractor"]).await;
+    assert!(out.contains("…vnc6iDEp") && out.contains("2026-01-01T11:00:00Z") && out.contains("none: its issuer is not pinned"), "{out}");
     let (_, out, _) = node.run(&["status"]).await;
     assert!(out.contains("1 h 2 min") && out.contains("1 here, 7 in the mesh") && out.contains("/ip4/127.0.0.1/tcp/4001"), "{out}");
 }

@@ -13,6 +13,9 @@ const ADDRESSES_MAX: usize = 16;
 /// How many nodes may be named to join through.
 const JOIN_MAX: usize = 64;
 
+/// How many nodes may be pinned: as many as count at all.
+const PINNED_MAX: usize = 16;
+
 /// How many hosts and how many origins may be allowed.
 const ALLOWED_MAX: usize = 32;
 
@@ -45,6 +48,13 @@ pub(super) fn check(config: &Config, place: &PlaceOf<'_>, faults: &mut Faults) {
     if routing.weight_match + routing.weight_trust + routing.weight_latency + routing.weight_cost <= 0.0 {
         let problem = "the four weights are all 0, so no agent would score above another";
         faults.add("routing.weight_match", problem, Some("give at least one weight".to_owned()), place("routing.weight_match"));
+    }
+    let key = "routing.pinned";
+    if routing.pinned.len() > PINNED_MAX {
+        faults.add_value(key, format!("{} nodes", routing.pinned.len()), &format!("at most {PINNED_MAX}"), place(key));
+    }
+    for text in routing.pinned.iter().filter(|text| text.parse::<model::NodeId>().is_err()) {
+        faults.add_value(key, text, "the id of a node such as 12D3KooW..., as `meshwork status` shows it", place(key));
     }
     let limits = &config.limits;
     if limits.announced_per_peer_bytes_max < u64::from(limits.payload_bytes_max) {

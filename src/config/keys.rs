@@ -138,7 +138,7 @@ const fn fraction(key: &'static str, max: f64) -> Bounds {
 const DAY_MS: f64 = 86_400_000.0;
 
 /// The bounds of every number among the settings.
-pub(super) const BOUNDS: [Bounds; 34] = [
+pub(super) const BOUNDS: [Bounds; 35] = [
     between("mesh.limits.pending_in_max", 1.0, 4_096.0),
     between("mesh.limits.pending_out_max", 1.0, 4_096.0),
     between("mesh.limits.established_in_max", 1.0, 65_536.0),
@@ -160,6 +160,7 @@ pub(super) const BOUNDS: [Bounds; 34] = [
     between("routing.breaker_open_ms_max", 1.0, 600_000.0),
     between("routing.evidence_half_life_ms", 1_000.0, DAY_MS),
     between("routing.suspect_ms", 100.0, 600_000.0),
+    between("routing.receipt_window_ms", 100.0, 3_600_000.0),
     between("limits.payload_bytes_max", 256.0, 67_108_864.0),
     between("limits.announced_bytes_max", 65_536.0, 1_099_511_627_776.0),
     between("limits.announced_per_peer_bytes_max", 65_536.0, 1_099_511_627_776.0),

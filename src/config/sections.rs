@@ -196,6 +196,12 @@ pub struct Routing {
     pub evidence_half_life_ms: u64,
     /// How long an agent that is down, or the agents of a silent node, stay out of routing unless they show themselves, in milliseconds.
     pub suspect_ms: u64,
+    /// Ids of nodes whose receipts count, at most 16: what they say of agents is heard until this node knows better. Nobody by default,
+    /// since keys cost nothing and only a person can tell whose word is good.
+    pub pinned: Vec<String>,
+    /// How long the windows are over which this node sums its calls into receipts, in milliseconds. Ten minutes, in which its own evidence
+    /// has not faded much; shorter ones say less each, and only the latest counts.
+    pub receipt_window_ms: u64,
 }
 
 impl Default for Routing {
@@ -214,6 +220,8 @@ impl Default for Routing {
             breaker_open_ms_max: 30_000,
             evidence_half_life_ms: 1_200_000,
             suspect_ms: 10_000,
+            pinned: Vec::new(),
+            receipt_window_ms: 600_000,
         }
     }
 }

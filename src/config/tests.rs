@@ -60,6 +60,16 @@ fn all_faults_are_reported_at_once() {
 }
 
 #[test]
+fn pins_are_the_ids_of_a_handful_of_nodes() {
+    let faults = faults_of("[routing]\npinned = ['somebody']\n");
+    assert!(faults[0].starts_with("routing.pinned: `somebody` is not allowed: expected the id of a node"), "{faults:?}");
+    let id = libp2p_identity::Keypair::generate_ed25519().public().to_peer_id();
+    let pinned = |count: usize| format!("[routing]\npinned = [{}]\n", vec![format!("'{id}'"); count].join(", "));
+    assert!(Config::parse(&pinned(16), "x.toml").is_ok());
+    assert!(faults_of(&pinned(17))[0].contains("at most 16"));
+}
+
+#[test]
 fn text_that_is_not_toml_is_refused_with_its_line() {
     let faults = faults_of("[node]\nname = \n");
     assert!(faults[0].starts_with("not TOML: ") && faults[0].contains("line 2 of x.toml"), "{faults:?}");

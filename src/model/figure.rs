@@ -29,6 +29,11 @@ impl<T> Figure<T> {
         Self { value, source: Source::Claimed }
     }
 
+    /// A figure from receipts of others.
+    pub fn attested(value: T) -> Self {
+        Self { value, source: Source::Attested }
+    }
+
     /// A figure that this node measured.
     pub fn measured(value: T) -> Self {
         Self { value, source: Source::Measured }

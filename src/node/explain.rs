@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::model::{Figure, NodeId};
 use crate::proto::directory::rank::{Answer, Candidate};
 use crate::proto::invocation::call::Attempt;
+use crate::proto::peers::receipts::Attested;
 
 /// How a call came about.
 #[derive(Debug, Clone)]
@@ -68,7 +69,7 @@ pub(crate) fn candidate(found: &Candidate, explain: bool, here: NodeId) -> Value
     let record = &found.entry.record;
     let offered = found.capability();
     let price = offered.and_then(|offered| offered.price.as_ref());
-    let rate = found.estimate.success_rate().map(|rate| Figure::measured(round(rate, 4)));
+    let rate = found.estimate.success_figure().map(|figure| Figure { value: round(figure.value, 4), ..figure });
     let mut row = json!({
         "agent_id": record.agent,
         "name": record.name,
@@ -94,8 +95,20 @@ pub(crate) fn candidate(found: &Candidate, explain: bool, here: NodeId) -> Value
         });
         fields.insert("terms".to_owned(), shown);
         fields.insert("standing".to_owned(), found.standing.to_string().into());
+        fields.insert("attested".to_owned(), attested(found.estimate.attested.as_ref()));
     }
     row
+}
+
+/// What counted receipts say, in calls that they count as; `null` if they say nothing.
+pub(crate) fn attested(said: Option<&Attested>) -> Value {
+    said.map_or(Value::Null, |said| {
+        json!({
+            "successes": round(said.successes, 2),
+            "failures": round(said.failures, 2),
+            "latency_ms": said.latency_ms.map(|ms| round(ms, 3)),
+        })
+    })
 }
 
 /// Who was left out, and why.

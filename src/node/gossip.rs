@@ -3,9 +3,11 @@
 use serde_bytes::ByteBuf;
 use tokio::sync::mpsc;
 
+use super::receipts;
 use crate::mesh::Stamp;
 use crate::model::NodeId;
 use crate::wire::directory::{Pulse, Record};
+use crate::wire::receipt::Receipt;
 use crate::wire::{Error, Signed, Verified};
 
 /// Documents that may be verified at once; more are dropped, since digests bring them again.
@@ -39,6 +41,10 @@ pub(super) enum Report {
     Gossip { stamp: Stamp, from: NodeId, document: Result<Checked, Error> },
     /// The documents of a reply; `bad` of them did not hold.
     Batch { from: NodeId, purpose: Purpose, records: Vec<Verified<Record>>, pulses: Vec<Verified<Pulse>>, bad: usize },
+    /// The receipts of a reply, or of an earlier run.
+    Receipts(receipts::Batch),
+    /// Receipts of this node.
+    Signed(Vec<Verified<Receipt>>),
 }
 
 /// Verifies a gossip message on a worker.

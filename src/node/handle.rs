@@ -70,7 +70,7 @@ impl std::fmt::Debug for Handle {
 /// How long a program that was just attached is watched for a false start.
 const FIRST_SIGN: Duration = Duration::from_millis(150);
 
-fn stopping() -> Failure {
+pub(super) fn stopping() -> Failure {
     Failure::new(ErrorCode::Unavailable, "this node is stopping")
 }
 
@@ -473,7 +473,7 @@ pub(crate) fn label(entry: &Entry) -> String {
     format!("{}@{}", entry.record.name, entry.record.agent.prefix())
 }
 
-fn disk_failure(error: crate::store::Error) -> Failure {
+pub(super) fn disk_failure(error: crate::store::Error) -> Failure {
     let code = if error.is_full() { ErrorCode::InsufficientResources } else { ErrorCode::Internal };
     Failure::new(code, error.to_string())
 }

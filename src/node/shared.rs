@@ -14,6 +14,7 @@ use super::clock::Clock;
 use super::invoke::InvokeReply;
 use super::keyed::Calls;
 use super::lanes::Lanes;
+use super::receipts;
 use super::routing::Routing;
 use super::schemas::Schemas;
 use super::view::{Event, State};
@@ -57,6 +58,8 @@ pub(super) enum Command {
     Network { reply: oneshot::Sender<Network> },
     /// An agent was attached or replaced, or is gone.
     AgentChanged { agent: AgentId, reply: oneshot::Sender<()> },
+    /// Something about receipts or pins.
+    Receipts(receipts::Order),
     /// Stop: leave the mesh.
     Leave { reply: oneshot::Sender<()> },
 }

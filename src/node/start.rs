@@ -1,6 +1,6 @@
 //! From a configuration to a running node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, RwLock};
@@ -80,6 +80,8 @@ pub(super) struct Disk {
     pub(super) token: Zeroizing<String>,
     /// `None` if the disk has no room for an index: the node then remembers no peers.
     pub(super) index: Option<Index>,
+    /// Whoever changes pins, one at a time.
+    pub(super) pinning: tokio::sync::Mutex<()>,
     /// Sequence numbers that are durable already, by agent's name.
     reserved: Mutex<BTreeMap<String, RangeInclusive<u64>>>,
 }
@@ -142,6 +144,7 @@ struct Opened {
     peers: Vec<(NodeId, GoodPeer)>,
     bans: BTreeMap<NodeId, Ban>,
     definitions: Vec<Definition>,
+    pins: BTreeSet<NodeId>,
     notes: Vec<String>,
 }
 
@@ -155,16 +158,24 @@ fn open(config: &Config, wall: Timestamp) -> Result<Opened, StartError> {
     let index = match dir.index() {
         Ok(index) => Some(index),
         Err(error) => {
-            notes.push(format!("peers and bans are not remembered: {error}"));
+            notes.push(format!("peers, bans and receipts are not remembered: {error}"));
             None
         }
     };
     let peers = index.as_ref().and_then(|index| index.peers().ok()).unwrap_or_default();
     let bans = index.as_ref().and_then(|index| index.bans(wall.as_ms()).ok()).unwrap_or_default();
+    let pins = match dir.pins().load() {
+        Ok(pins) => pins,
+        Err(error) => {
+            notes.push(format!("pins are not used: {error}"));
+            BTreeSet::new()
+        }
+    };
     for note in &notes {
         tracing::warn!(note, "start-up goes on without this");
     }
-    Ok(Opened { disk: Disk { dir, token, index, reserved: Mutex::default() }, key, peers, bans, definitions: loaded.definitions, notes })
+    let disk = Disk { dir, token, index, pinning: tokio::sync::Mutex::default(), reserved: Mutex::default() };
+    Ok(Opened { disk, key, peers, bans, definitions: loaded.definitions, pins, notes })
 }
 
 fn addresses(texts: &[String]) -> Result<Vec<Multiaddr>, StartError> {
@@ -183,7 +194,7 @@ impl Node {
             let config = config.clone();
             tokio::task::spawn_blocking(move || open(&config, wall)).await.map_err(|_| StartError::Worker)??
         };
-        let Opened { disk, key, peers, bans, definitions, notes } = opened;
+        let Opened { disk, key, peers, bans, definitions, pins, notes } = opened;
         let node = key.id();
         let join = addresses(&config.mesh.join)?;
         let remembered =
@@ -253,7 +264,7 @@ impl Node {
         let disk = Arc::new(disk);
         let directory = directory::State::new(directory_config);
         let event_loop = EventLoop::new(Arc::clone(&shared), Arc::clone(&disk), mesh, inputs, directory, bootstrap, penalties);
-        let task = tokio::spawn(event_loop.run());
+        let task = tokio::spawn(event_loop.with_pins(pins).run());
         let node = Self { handle: Handle { shared, disk, started_at: wall }, task };
         node.attach_all(definitions).await?;
         Ok(node)

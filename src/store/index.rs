@@ -1,6 +1,6 @@
-//! What a node has learnt and would learn again: good peers, and who is banned until when. Kept in sled.
+//! What a node has learnt and would learn again: good peers, who is banned until when, and receipts. Kept in sled.
 //!
-//! The index only makes a restart quicker (a rejoin without bootstrap nodes, bans that outlive a restart), so its loss is never a fault of
+//! The index only makes a restart quicker (a rejoin without bootstrap nodes, bans and receipts that outlive a restart), so its loss is never a fault of
 //! the node: one that is damaged, of a foreign format or of a later release is moved aside to `index.damaged-N`, of which two are kept, and
 //! begun anew. A single value that fails its checksum is dropped.
 //!
@@ -8,13 +8,16 @@
 //! *Nothing here is durable.* sled writes behind, every half second, and does not reach the platter; a value may be missing after a crash.
 //! *Left unused on purpose*: subscriptions, which can hold writers up, and the asynchronous flush, which can hang.
 //!
-//! A value is one version byte, 16 bytes of BLAKE3 over tree, key and body, and the body as JSON.
+//! A value is one version byte, 16 bytes of BLAKE3 over tree, key and body, and the body as JSON. A release that does not know a tree
+//! leaves it alone.
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     fs,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
+    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -22,6 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Error, files::fail};
@@ -38,6 +42,12 @@ const PEERS_MAX: usize = 256;
 
 /// How many bans are kept, so that an attacker with many keys cannot fill the disk.
 const BANS_MAX: usize = 10_000;
+
+/// How many receipts are kept: this node's own and those of every pin, with room to spare.
+const RECEIPTS_MAX: usize = 4_096;
+
+/// How large a receipt may be, in bytes.
+const RECEIPT_BYTES_MAX: usize = 2_048;
 
 /// How many addresses of a peer are kept, and how long one may be, in bytes.
 const ADDRESSES_MAX: usize = 8;
@@ -77,6 +87,28 @@ pub struct Ban {
     pub points: f64,
 }
 
+/// A signed receipt. The index does not read it; whoever takes it out verifies it again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptReceipt {
+    /// Whose word on what it is; a later one with the same subject replaces it.
+    pub subject: String,
+    /// The end of its window, in milliseconds since 1970.
+    pub ends_ms: u64,
+    /// Until when it is valid, in milliseconds since 1970.
+    pub until_ms: u64,
+    /// The document as it was signed.
+    pub bytes: Vec<u8>,
+}
+
+/// The same as it stands in the tree, under its subject.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Receipt {
+    ends_ms: u64,
+    until_ms: u64,
+    base64: String,
+}
+
 /// The open index. Clones share it; the last one dropped closes it, which blocks until sled has written.
 #[derive(Debug, Clone)]
 pub struct Index {
@@ -84,6 +116,7 @@ pub struct Index {
     db: sled::Db,
     peers: Bounded,
     bans: Bounded,
+    receipts: Bounded,
 }
 
 impl Index {
@@ -135,11 +168,12 @@ impl Index {
             None => return Err(Trouble::Damaged("it does not state its format".to_owned())),
         }
         let open = |name| Bounded::open(&db, name).map_err(trouble);
-        let (peers, bans) = (open("peers")?, open("bans")?);
-        let index = Self { path: path.to_owned(), db, peers, bans };
+        let (peers, bans, receipts) = (open("peers")?, open("bans")?, open("receipts")?);
+        let index = Self { path: path.to_owned(), db, peers, bans, receipts };
         // Reading everything shows damage here, where it can be mended.
         let _: BTreeMap<NodeId, GoodPeer> = index.peers.all().map_err(trouble)?;
         let _: BTreeMap<NodeId, Ban> = index.bans.all().map_err(trouble)?;
+        let _: BTreeMap<String, Receipt> = index.receipts.all().map_err(trouble)?;
         Ok(index)
     }
 
@@ -205,6 +239,38 @@ impl Index {
         Ok(all)
     }
 
+    /// Keeps a receipt in place of the last one on its subject. At most 4,096 are kept; those of the earliest windows give way, some
+    /// hundreds at a time. One that is larger than any receipt is passed over. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Index`].
+    pub fn put_receipt(&self, receipt: &KeptReceipt) -> Result<(), Error> {
+        if receipt.bytes.len() > RECEIPT_BYTES_MAX {
+            return Ok(());
+        }
+        let (ends_ms, until_ms) = (receipt.ends_ms, receipt.until_ms);
+        let stored = Receipt { ends_ms, until_ms, base64: BASE64_STANDARD.encode(&receipt.bytes) };
+        let kept = RECEIPTS_MAX - RECEIPTS_MAX / 16;
+        let age = |receipt: &Receipt| receipt.ends_ms;
+        self.receipts.put(&receipt.subject, &stored, RECEIPTS_MAX, kept, age).map_err(|source| self.error(source))
+    }
+
+    /// The receipts that are still valid when the wall clock shows `now_ms` milliseconds since 1970; the others are forgotten. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Index`].
+    pub fn receipts(&self, now_ms: u64) -> Result<Vec<KeptReceipt>, Error> {
+        let all: BTreeMap<String, Receipt> = self.receipts.all().map_err(|source| self.error(source))?;
+        let mut valid = Vec::new();
+        for (subject, Receipt { ends_ms, until_ms, base64 }) in all {
+            match BASE64_STANDARD.decode(base64) {
+                Ok(bytes) if until_ms > now_ms => valid.push(KeptReceipt { subject, ends_ms, until_ms, bytes }),
+                Ok(_) | Err(_) => self.receipts.remove(&subject).map_err(|source| self.error(source))?,
+            }
+        }
+        Ok(valid)
+    }
+
     /// Has sled write what it holds back, as far as the operating system. Blocks.
     ///
     /// # Errors
@@ -261,7 +327,7 @@ fn move_aside(data_dir: &Path, path: &Path) -> Result<PathBuf, Error> {
     Ok(aside)
 }
 
-/// A tree of values by node, with a count, since counting in sled reads the whole tree.
+/// A tree of values by a key with a text of its own, with a count, since counting in sled reads the whole tree.
 #[derive(Debug, Clone)]
 struct Bounded {
     name: &'static str,
@@ -277,32 +343,32 @@ impl Bounded {
     }
 
     /// Inserts, and if there are then more than `count_max`, removes those with the smallest `age` until `count_kept` are left.
-    fn put<V: Serialize + DeserializeOwned>(
+    fn put<K: Display + FromStr + Ord + Clone, V: Serialize + DeserializeOwned>(
         &self,
-        node: &NodeId,
+        key: &K,
         value: &V,
         count_max: usize,
         count_kept: usize,
         age: impl Fn(&V) -> u64,
     ) -> sled::Result<()> {
-        let key = node.to_string();
-        let bytes = self.encode(key.as_bytes(), value)?;
-        if self.tree.insert(key.as_bytes(), bytes)?.is_some() || self.count.fetch_add(1, Ordering::Relaxed) < count_max {
+        let text = key.to_string();
+        let bytes = self.encode(text.as_bytes(), value)?;
+        if self.tree.insert(text.as_bytes(), bytes)?.is_some() || self.count.fetch_add(1, Ordering::Relaxed) < count_max {
             return Ok(());
         }
-        let all: BTreeMap<NodeId, V> = self.all()?;
+        let all: BTreeMap<K, V> = self.all()?;
         // The newcomer stays whatever its age, or a clock set back would keep every new peer out.
-        let mut by_age: Vec<(u64, NodeId)> =
-            all.iter().filter(|(other, _)| *other != node).map(|(node, value)| (age(value), *node)).collect();
+        let mut by_age: Vec<(u64, K)> =
+            all.iter().filter(|(other, _)| *other != key).map(|(other, value)| (age(value), other.clone())).collect();
         by_age.sort_unstable();
-        for (_, node) in by_age.iter().take(all.len().saturating_sub(count_kept)) {
-            self.remove(node)?;
+        for (_, other) in by_age.iter().take(all.len().saturating_sub(count_kept)) {
+            self.remove(other)?;
         }
         Ok(())
     }
 
-    fn remove(&self, node: &NodeId) -> sled::Result<()> {
-        self.remove_key(node.to_string().as_bytes())
+    fn remove(&self, key: &impl Display) -> sled::Result<()> {
+        self.remove_key(key.to_string().as_bytes())
     }
 
     fn remove_key(&self, key: &[u8]) -> sled::Result<()> {
@@ -313,14 +379,14 @@ impl Bounded {
     }
 
     /// Every sound value; the others are dropped.
-    fn all<V: DeserializeOwned>(&self) -> sled::Result<BTreeMap<NodeId, V>> {
+    fn all<K: FromStr + Ord, V: DeserializeOwned>(&self) -> sled::Result<BTreeMap<K, V>> {
         let mut sound = BTreeMap::new();
         let mut unsound = Vec::new();
         for entry in &self.tree {
             let (key, bytes) = entry?;
-            let node = std::str::from_utf8(&key).ok().and_then(|text| text.parse::<NodeId>().ok());
-            match node.zip(self.decode(&key, &bytes)) {
-                Some((node, value)) => drop(sound.insert(node, value)),
+            let read = std::str::from_utf8(&key).ok().and_then(|text| text.parse::<K>().ok());
+            match read.zip(self.decode(&key, &bytes)) {
+                Some((read, value)) => drop(sound.insert(read, value)),
                 None => unsound.push(key),
             }
         }
@@ -465,6 +531,52 @@ mod tests {
         let kept = index.bans(0).expect("reads");
         assert_eq!(kept.values().map(|ban| ban.until_ms).min(), Some(5));
         assert_eq!(kept.len(), 12);
+    }
+
+    fn receipt(subject: &str, ends_ms: u64) -> KeptReceipt {
+        KeptReceipt { subject: subject.to_owned(), ends_ms, until_ms: ends_ms + 100, bytes: vec![1, 2, 3] }
+    }
+
+    #[test]
+    fn receipts_survive_a_restart_while_they_are_valid() {
+        let folder = tempfile::tempdir().expect("folder");
+        let index = Index::open(folder.path()).expect("opens");
+        for kept in [receipt("a on x", 10), receipt("b on x", 20), receipt("a on x", 30)] {
+            index.put_receipt(&kept).expect("keeps");
+        }
+        index.put_receipt(&KeptReceipt { bytes: vec![0; RECEIPT_BYTES_MAX + 1], ..receipt("too large", 40) }).expect("passes over");
+        drop(index);
+        let index = Index::open(folder.path()).expect("opens again");
+        assert_eq!(index.receipts(0).expect("reads"), [receipt("a on x", 30), receipt("b on x", 20)]);
+        assert_eq!(index.receipts(120).expect("reads"), [receipt("a on x", 30)], "the other is over");
+        assert_eq!(index.receipts(0).expect("reads").len(), 1, "and forgotten");
+    }
+
+    #[test]
+    fn a_receipt_that_fails_its_checksum_is_dropped_alone() {
+        let folder = tempfile::tempdir().expect("folder");
+        let index = Index::open(folder.path()).expect("opens");
+        index.put_receipt(&receipt("a on x", 10)).expect("keeps");
+        index.put_receipt(&receipt("b on x", 10)).expect("keeps");
+        let mut stored = index.receipts.tree.get("b on x").expect("reads").expect("there").to_vec();
+        *stored.last_mut().expect("bytes") ^= 1;
+        index.receipts.tree.insert("b on x", stored).expect("writes");
+        drop(index);
+        let index = Index::open(folder.path()).expect("opens again");
+        assert_eq!(index.receipts(0).expect("reads"), [receipt("a on x", 10)]);
+        assert_eq!(index.receipts.tree.len(), 1);
+    }
+
+    #[test]
+    fn receipts_of_the_earliest_windows_give_way() {
+        let folder = tempfile::tempdir().expect("folder");
+        let index = Index::open(folder.path()).expect("opens");
+        for number in 0..=RECEIPTS_MAX as u64 {
+            index.put_receipt(&receipt(&format!("{number} on x"), number)).expect("keeps");
+        }
+        let kept = index.receipts(0).expect("reads");
+        assert_eq!(kept.len(), RECEIPTS_MAX - RECEIPTS_MAX / 16);
+        assert_eq!(kept.iter().map(|kept| kept.ends_ms).max(), Some(RECEIPTS_MAX as u64));
     }
 
     fn damaged_in(folder: &Path) -> Vec<String> {

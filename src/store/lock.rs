@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Definitions, Error, Index, Keystore, Sequences,
+    Definitions, Error, Index, Keystore, Pins, Sequences,
     files::{self, MODE_SECRET, fail},
 };
 
@@ -64,6 +64,11 @@ impl DataDir {
     /// The sequence numbers of records.
     pub fn sequences(&self) -> Sequences {
         Sequences::new(&self.path)
+    }
+
+    /// Whom somebody pinned while the node ran.
+    pub fn pins(&self) -> Pins {
+        Pins::new(&self.path)
     }
 
     /// Opens the index, moving a damaged one aside; at most once at a time. Reads every value once; blocks.

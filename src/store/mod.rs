@@ -1,10 +1,10 @@
 //! What a node keeps on its disk, all of it in one data directory.
 //!
 //! *Truth* is what nobody else could give back: the node's key (`node.key`), each agent's key, sequence and added definition
-//! (`agents/NAME/key`, `sequence`, `definition.json`), the token of the API (`api-token`). Each is a small file that is replaced as a whole and
+//! (`agents/NAME/key`, `sequence`, `definition.json`), the token of the API (`api-token`), whose word counts (`pins`). Each is a small file that is replaced as a whole and
 //! flushed, with its folder, before the call returns; a damaged one is a named error, never silently replaced and never deleted.
 //!
-//! *Index* is what can be learnt again: good peers and bans, in sled under `index/`. sled does not flush to the platter on Linux when asked
+//! *Index* is what can be learnt again: good peers, bans and receipts, in sled under `index/`. sled does not flush to the platter on Linux when asked
 //! to, so nothing that was acknowledged may depend on it; a damaged index is moved aside and begun anew.
 //!
 //! *One process.* [`DataDir`] holds an exclusive lock, and everything else is made from it. A second node on the same directory gets an
@@ -20,6 +20,7 @@ mod files;
 mod index;
 mod keys;
 mod lock;
+mod pins;
 mod sequence;
 
 use std::path::{Path, PathBuf};
@@ -27,9 +28,10 @@ use std::path::{Path, PathBuf};
 pub use agents::{Definitions, Loaded};
 pub use error::Error;
 pub use files::{MODE_SECRET, create_durable, read_bounded, remove_durable, write_durable};
-pub use index::{Ban, GoodPeer, Index};
+pub use index::{Ban, GoodPeer, Index, KeptReceipt};
 pub use keys::{Keystore, read_token};
 pub use lock::DataDir;
+pub use pins::Pins;
 pub use sequence::Sequences;
 
 use crate::model;

@@ -8,6 +8,7 @@ use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use super::receipt::{RECEIPT_AGENTS_MAX, RECEIPTS_MAX};
 use super::{Document, Error, VERSION, rule, signed::Signable, version};
 use crate::model::{
     AgentId, CapabilityName, CapabilityVersion, Constraints, Framework, NodeId, Price, Shard, Timestamp, VersionRequirement, at_most,
@@ -346,6 +347,8 @@ pub enum Control {
     Fetch(#[serde(deserialize_with = "at_most::<FETCH_MAX, _, _>")] Vec<AgentId>),
     /// Send me the schemas with these hashes.
     Schemas(#[serde(deserialize_with = "at_most::<SCHEMAS_MAX, _, _>")] Vec<SchemaHash>),
+    /// Send me the receipts that you yourself issued about these agents; about all, if none is named.
+    Receipts(#[serde(deserialize_with = "at_most::<RECEIPT_AGENTS_MAX, _, _>")] Vec<AgentId>),
 }
 
 impl Document for Control {
@@ -359,6 +362,7 @@ impl Document for Control {
             Self::Digest(hashes) => rule(hashes.len() == BUCKETS * 8, kind, "digest", "has 256 hashes of 8 bytes"),
             Self::Fetch(agents) => rule(agents.len() <= FETCH_MAX, kind, "fetch", "has at most 256 entries"),
             Self::Schemas(hashes) => rule(hashes.len() <= SCHEMAS_MAX, kind, "schemas", "has at most 64 entries"),
+            Self::Receipts(agents) => rule(agents.len() <= RECEIPT_AGENTS_MAX, kind, "receipts", "names at most 64 agents"),
         }
     }
 }
@@ -386,6 +390,8 @@ pub enum Reply {
     },
     /// Schemas as JSON text, in the order of the request; empty where unknown.
     Schemas(#[serde(deserialize_with = "at_most::<SCHEMAS_MAX, _, _>")] Vec<String>),
+    /// Receipts of the answering node, those of the latest windows first; each a [`super::Signed`] [`Receipt`](super::receipt::Receipt).
+    Receipts(#[serde(deserialize_with = "at_most::<RECEIPTS_MAX, _, _>")] Vec<ByteBuf>),
     /// Not now.
     Busy {
         /// When to come back, in milliseconds.
@@ -411,6 +417,7 @@ impl Document for Reply {
                 let small = schemas.len() <= SCHEMAS_MAX && schemas.iter().all(|schema| schema.len() <= 16 * 1024);
                 rule(small, kind, "schemas", "has at most 64 entries of at most 16 KiB")
             }
+            Self::Receipts(receipts) => rule(receipts.len() <= RECEIPTS_MAX, kind, "receipts", "has at most 128 entries"),
             Self::Busy { .. } => Ok(()),
             Self::Refused(reason) => rule(short(reason, 200), kind, "refused", "has at most 200 printable characters"),
         }

@@ -13,6 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 pub mod blob;
 pub mod directory;
 pub mod invocation;
+pub mod receipt;
 mod signed;
 
 pub use signed::{AgentKey, NodeKey, Signed, Verified};
@@ -222,6 +223,7 @@ mod tests {
             let _ = decode::<Note>(&bytes);
             let _ = decode::<directory::Control>(&bytes);
             let _ = Signed::<directory::Record>::from_bytes(&bytes);
+            let _ = Signed::<receipt::Receipt>::from_bytes(&bytes);
             let _ = invocation::Frame::decode(&bytes.into());
         }
     }

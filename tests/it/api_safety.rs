@@ -9,7 +9,18 @@ use crate::support::{Node, meshwork};
 async fn nothing_but_health_is_answered_without_the_token() {
     let node = Node::first().await;
 
-    for path in ["/v1/node", "/v1/peers", "/v1/agents", "/v1/events", "/v1/trust", "/ready", "/metrics", "/openapi.json"] {
+    for path in [
+        "/v1/node",
+        "/v1/peers",
+        "/v1/agents",
+        "/v1/events",
+        "/v1/trust",
+        "/v1/trust/receipts",
+        "/v1/trust/pins",
+        "/ready",
+        "/metrics",
+        "/openapi.json",
+    ] {
         let answer = node.send(node.bare(Method::GET, path)).await;
         answer.refused(401, "AUTHENTICATION_FAILED");
     }

@@ -17,5 +17,6 @@ mod large;
 mod launch;
 mod node_config;
 mod readme;
+mod receipts;
 mod routing;
 mod streaming;

@@ -28,6 +28,7 @@ use meshwork::{
         blob::{HEAD_BYTES, Head},
         directory::{AgentPulse, Capability, Control, Gossip, GossipContent, LIFETIME_MS_MAX, Pulse, Record, Reply, SchemaHash},
         invocation::{Body, Frame, LENGTH_BYTES, Request},
+        receipt::Receipt,
     },
 };
 use serde::Serialize;
@@ -197,6 +198,36 @@ impl Forger {
         self.seal("meshwork/pulse/1", cbor(pulse), None, |body| body)
     }
 
+    /// A receipt in which nothing is wrong: nine good calls and a bad one in the minute before now.
+    pub(crate) fn receipt(&self, agent: AgentId, capability: &str) -> Receipt {
+        let now = now_ms();
+        Receipt {
+            v: Receipt::V,
+            issuer: self.id(),
+            agent,
+            capability: capability.parse().expect("a capability's name"),
+            window_start: Timestamp::from_ms(now - 60_000),
+            window_end: Timestamp::from_ms(now),
+            successes: 9,
+            failures: 1,
+            latency_ms: Some(25.0),
+            issued_at: Timestamp::from_ms(now),
+            expires_at: Timestamp::from_ms(now + 600_000),
+        }
+    }
+
+    /// Signs a receipt with its own key, whoever the receipt names, and changes the body afterwards.
+    pub(crate) fn sign_receipt_then(&self, receipt: &Receipt, change: impl FnOnce(&mut Receipt)) -> Vec<u8> {
+        let mut changed = receipt.clone();
+        change(&mut changed);
+        self.seal("meshwork/receipt/1", cbor(receipt), None, |_| cbor(&changed))
+    }
+
+    /// Signs a receipt with its own key, whoever the receipt names.
+    pub(crate) fn sign_receipt(&self, receipt: &Receipt) -> Vec<u8> {
+        self.sign_receipt_then(receipt, |_| {})
+    }
+
     fn seal(&self, domain: &str, body: Vec<u8>, seed: Option<u8>, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Vec<u8> {
         let message = [domain.as_bytes(), &[0], &body].concat();
         let sign = |key: &Keypair| key.sign(&message).expect("ed25519 keys sign");
@@ -298,6 +329,7 @@ impl Habits {
                 Reply::Records { records, pulses: Vec::new() }
             }
             Control::Schemas(hashes) => Reply::Schemas(hashes.iter().map(|hash| text(hash).unwrap_or_default()).collect()),
+            Control::Receipts(_) => Reply::Receipts(Vec::new()),
         }
     }
 }

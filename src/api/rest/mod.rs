@@ -9,6 +9,7 @@ mod events;
 mod find;
 mod invoke;
 mod node;
+mod trust;
 mod types;
 
 use axum::Router;
@@ -27,6 +28,8 @@ pub(super) const PATHS: &[&str] = &[
     "/v1/find",
     "/v1/invoke",
     "/v1/trust",
+    "/v1/trust/receipts",
+    "/v1/trust/pins",
     "/v1/doctor",
     "/v1/events",
     "/health",
@@ -53,7 +56,10 @@ fn described() -> (Router<Handle>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(node::node))
         .routes(routes!(node::peers))
-        .routes(routes!(node::trust))
+        .routes(routes!(trust::trust))
+        .routes(routes!(trust::receipts))
+        .routes(routes!(trust::pins))
+        .routes(routes!(trust::pin, trust::unpin))
         .routes(routes!(node::doctor))
         .routes(routes!(node::health))
         .routes(routes!(node::ready))

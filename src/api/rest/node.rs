@@ -7,7 +7,6 @@ use axum::response::IntoResponse;
 use serde_json::{Value, json};
 
 use super::super::ApiError;
-use super::types;
 use crate::node::{Handle, State as NodeState};
 
 /// Who the node is and how it is.
@@ -36,13 +35,6 @@ pub(super) async fn peers(State(handle): State<Handle>) -> Result<Json<Value>, A
         })
     };
     Ok(Json(json!({ "peers": peers.iter().map(row).collect::<Vec<_>>() })))
-}
-
-/// What the node has learnt about agents from its own calls.
-#[utoipa::path(get, path = "/v1/trust", responses((status = 200, description = "Trust per agent and capability", body = Value)))]
-pub(super) async fn trust(State(handle): State<Handle>) -> Result<Json<Value>, ApiError> {
-    let rows: Vec<Value> = handle.trust().await?.iter().map(types::trust).collect();
-    Ok(Json(json!({ "agents": rows })))
 }
 
 /// What is wrong and how to mend it.

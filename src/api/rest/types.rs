@@ -274,6 +274,7 @@ pub(super) fn trust(view: &TrustView) -> Value {
         "successes": round(estimate.successes, 2),
         "failures": round(estimate.failures, 2),
         "latency_ms": estimate.latency_ms.map(|ms| round(ms, 3)),
+        "attested": explain::attested(estimate.attested.as_ref()),
         "breaker": breaker(view.breaker),
     })
 }

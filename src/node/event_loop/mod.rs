@@ -7,6 +7,7 @@
 mod agents;
 mod lanes;
 mod peers;
+mod receipts;
 mod searches;
 mod turn;
 

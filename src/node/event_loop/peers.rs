@@ -89,6 +89,7 @@ impl EventLoop {
         self.dialled(node);
         self.open_lanes_waited_for(node);
         self.compatible.insert(node);
+        self.receipts_connected(node);
         self.ask_digest(node);
         // Gossip reaches a new peer only from the next heartbeat on; until then it learns from the digest.
         self.hosting.hurry();
@@ -97,6 +98,7 @@ impl EventLoop {
     pub(super) fn on_disconnected(&mut self, node: NodeId, in_order: bool, now: Now) {
         tracing::info!(%node, in_order, "disconnected");
         self.compatible.remove(&node);
+        self.receipts_disconnected(node);
         self.bootstrap.on_disconnected(node, now.mono, &mut self.rng);
         self.directory.on_disconnected(node, in_order, now);
         self.shared.publish(NodeEvent::PeerDisconnected(node));
@@ -185,6 +187,8 @@ impl EventLoop {
                 };
                 self.mesh.judge(&stamp, acceptance);
             }
+            Report::Receipts(batch) => self.on_receipts(batch),
+            Report::Signed(receipts) => self.on_signed(receipts),
             Report::Batch { from, purpose, records, pulses, bad } => self.on_batch(from, purpose, records, pulses, bad, now),
         }
     }
@@ -261,6 +265,7 @@ impl EventLoop {
             },
             Control::Fetch(agents) => self.documents(&agents),
             Control::Schemas(hashes) => Reply::Schemas(hashes.iter().map(|hash| self.schema_text(*hash)).collect()),
+            Control::Receipts(agents) => self.answer_receipts(&agents, now),
         };
         self.mesh.reply(to, reply);
     }
@@ -317,6 +322,7 @@ impl EventLoop {
                 tracing::debug!(%node, reply = ?reply.err(), "a digest exchange failed");
                 self.repairs_running = self.repairs_running.saturating_sub(1);
             }
+            (Asked::Receipts(answered), reply) => self.on_receipts_reply(node, reply, answered, now),
             (Asked::Schemas(waiter), Ok(Reply::Schemas(schemas))) => drop(waiter.send(Ok(schemas))),
             (Asked::Schemas(waiter), reply) => {
                 let reason = reply.err().unwrap_or_else(|| "another answer than schemas".to_owned());

@@ -12,6 +12,7 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use super::receipts::Receipts;
 use crate::agents::Change;
 use crate::mesh::lanes::{Lane, LaneEnd};
 use crate::mesh::{ControlId, Mesh, SearchId};
@@ -88,6 +89,8 @@ pub(super) enum Asked {
     Digest,
     Fetch,
     Schemas(oneshot::Sender<Result<Vec<String>, Failure>>),
+    /// Held by whoever waits for the answer, if anybody does.
+    Receipts(Option<mpsc::Sender<()>>),
 }
 
 /// What a worker made of an order to issue a record.
@@ -144,6 +147,7 @@ pub(in crate::node) struct EventLoop {
     pub(super) proven_len: usize,
     pub(super) met_at: Option<Duration>,
     pub(super) compatible: BTreeSet<NodeId>,
+    pub(super) receipts: Receipts,
     pub(super) leaving: bool,
     /// Until then outcomes wait for each other.
     outcomes_at: Option<Instant>,
@@ -160,6 +164,7 @@ impl EventLoop {
         penalties: Penalties,
     ) -> Self {
         let mut rng = SmallRng::from_os_rng();
+        let receipts = Receipts::new(shared.node(), &shared.config.routing);
         let repair_at = REPAIR_PAUSE.mul_f64(rng.random_range(0.5..1.0));
         Self {
             shared,
@@ -189,6 +194,7 @@ impl EventLoop {
             proven_len: 0,
             met_at: None,
             compatible: BTreeSet::new(),
+            receipts,
             leaving: false,
             outcomes_at: None,
         }
@@ -290,6 +296,7 @@ impl EventLoop {
                 self.mesh.provide(&name);
             }
         }
+        self.tick_receipts(now);
         self.follow_shards(now.mono);
         self.update_state(now.mono);
         self.make_room();
@@ -366,6 +373,7 @@ impl EventLoop {
             }
             Command::Network { reply } => drop(reply.send(self.network())),
             Command::AgentChanged { agent, reply } => self.on_agent_changed(agent, reply),
+            Command::Receipts(order) => self.on_receipts_order(order),
             Command::Leave { .. } => {}
         }
     }
@@ -432,6 +440,7 @@ impl EventLoop {
             let mut ledger = self.shared.ledger.write().unwrap_or_else(std::sync::PoisonError::into_inner);
             ledger.handle_outcome(observed.agent, &observed.capability, observed.outcome, now.mono);
             drop(ledger);
+            self.sum_outcome(&observed, now);
             if observed.down {
                 self.directory.on_agent_down(observed.agent, now);
             } else if succeeded {

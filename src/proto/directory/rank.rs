@@ -305,7 +305,7 @@ pub fn judge(
         return Err(Rejection::Version);
     }
     let claimed = offered.constraints.response_time_ms.and_then(|ms| ms.to_f64()).map(Figure::claimed);
-    let latency_ms = estimate.latency_ms.map(Figure::measured).or(claimed);
+    let latency_ms = estimate.latency_figure().or(claimed);
     let candidate = Candidate {
         entry: Arc::clone(entry),
         capability,

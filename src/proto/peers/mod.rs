@@ -3,4 +3,5 @@
 pub mod bootstrap;
 pub mod penalties;
 pub mod rate;
+pub mod receipts;
 pub mod trust;

@@ -2,7 +2,8 @@
 //!
 //! Evidence is two decaying sums, good ends and bad ends. With a uniform prior they make a Beta distribution, whose mean times 100 is
 //! the trust (50 for a stranger) and whose spread is the confidence interval. How often an agent has done this very capability is its
-//! specialization: it narrows the interval, and nothing else does. Nothing that others say enters here, and there is no global score.
+//! specialization: it narrows the interval, and nothing else does. What others say moves the mean alone, as far as own evidence leaves
+//! room ([`Attested`]), and there is no global score.
 //!
 //! Evidence fades twice: with time ([`HALF_LIFE`]), and with each new outcome, so that the last [`MEMORY`] or so count. The second
 //! lets an agent that recovered earn its trust back in a few calls, whether it failed ten times before or ten thousand times: eight
@@ -13,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::receipts::{Attested, Pair};
 use crate::model::{AgentId, CapabilityName};
 
 /// Outcomes after which an older one counts about a third.
@@ -39,6 +41,8 @@ pub struct Estimate {
     pub failures: f64,
     /// Moving average of measured latency, in milliseconds.
     pub latency_ms: Option<f64>,
+    /// What counted receipts of others say; the mean has listened to it, everything else here is first-hand.
+    pub attested: Option<Attested>,
 }
 
 impl Estimate {
@@ -82,6 +86,7 @@ impl Evidence {
             successes,
             failures,
             latency_ms: self.latency_ms,
+            attested: None,
         }
     }
 
@@ -114,6 +119,7 @@ pub const HALF_LIFE: Duration = Duration::from_secs(1_200);
 #[derive(Debug)]
 pub struct Ledger {
     evidence_by_agent: BTreeMap<(AgentId, CapabilityName), Evidence>,
+    attested_by_agent: BTreeMap<Pair, Attested>,
     entries_max: usize,
     half_life: Duration,
 }
@@ -121,7 +127,8 @@ pub struct Ledger {
 impl Ledger {
     /// An empty ledger that holds at most `entries_max` pairs of agent and capability.
     pub fn new(entries_max: usize) -> Self {
-        Self { evidence_by_agent: BTreeMap::new(), entries_max: entries_max.max(1), half_life: HALF_LIFE }
+        let (evidence_by_agent, attested_by_agent) = Default::default();
+        Self { evidence_by_agent, attested_by_agent, entries_max: entries_max.max(1), half_life: HALF_LIFE }
     }
 
     /// The same, with outcomes that count half after another time.
@@ -154,17 +161,23 @@ impl Ledger {
         }
     }
 
-    /// What is believed of `agent` doing `capability`.
-    pub fn estimate(&self, agent: AgentId, capability: &CapabilityName, now: Duration) -> Estimate {
-        let evidence = self.evidence_by_agent.get(&(agent, capability.clone()));
-        evidence.map_or_else(Estimate::stranger, |evidence| evidence.estimate(now, self.half_life))
+    /// Replaces all that counted receipts say. Their number is bounded where they are kept.
+    pub fn handle_attested(&mut self, attested_by_agent: BTreeMap<Pair, Attested>) {
+        self.attested_by_agent = attested_by_agent;
     }
 
-    /// Everything that is believed, by agent and capability.
+    /// What is believed of `agent` doing `capability`.
+    pub fn estimate(&self, agent: AgentId, capability: &CapabilityName, now: Duration) -> Estimate {
+        let key = (agent, capability.clone());
+        let own = self.evidence_by_agent.get(&key).map_or_else(Estimate::stranger, |evidence| evidence.estimate(now, self.half_life));
+        self.attested_by_agent.get(&key).map_or(own, |attested| attested.inform(own))
+    }
+
+    /// Everything that is believed, by agent and capability: what was seen first, then what was only heard of.
     pub fn iter(&self, now: Duration) -> impl Iterator<Item = (AgentId, &CapabilityName, Estimate)> {
-        self.evidence_by_agent
-            .iter()
-            .map(move |((agent, capability), evidence)| (*agent, capability, evidence.estimate(now, self.half_life)))
+        let heard = self.attested_by_agent.keys().filter(|key| !self.evidence_by_agent.contains_key(*key));
+        let known = self.evidence_by_agent.keys().chain(heard);
+        known.map(move |(agent, capability)| (*agent, capability, self.estimate(*agent, capability, now)))
     }
 
     fn forget_least(&mut self, now: Duration) {
