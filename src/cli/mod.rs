@@ -25,6 +25,7 @@ mod find;
 mod global;
 mod key;
 mod local;
+mod offers;
 mod output;
 mod peers;
 mod status;
@@ -80,6 +81,8 @@ enum Verb {
     Agent(agent::Args),
     /// Ask the directory who can do something, and how well.
     Find(find::Args),
+    /// Ask agents whether they could do something, when, and for how much.
+    Offers(offers::Args),
     /// Have an agent do something; its output alone goes to stdout.
     Call(call::Args),
     /// List the nodes that this one is connected to.
@@ -127,6 +130,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Agents(args) => agents::run(args, global).await,
         Verb::Agent(args) => agent::run(args, global).await,
         Verb::Find(args) => find::run(args, global).await,
+        Verb::Offers(args) => offers::run(args, global).await,
         Verb::Call(args) => call::run(args, global).await,
         Verb::Peers(args) => peers::run(args, global).await,
         Verb::Status(args) => status::run(args, global).await,

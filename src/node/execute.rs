@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::blobs;
 use super::keyed::Ask;
+use super::offers;
 use super::shared::{Counted, Shared};
 use crate::agents::{Agent, Confirm, Invocation};
 use crate::mesh::lanes::{Executing, Executor, Orders};
@@ -175,6 +176,7 @@ async fn run(shared: &Shared, agent: &Agent, request: Request, deadline: Duratio
     let Body::Inline(input) = request.body else {
         return Err(not_begun(Failure::new(ErrorCode::Internal, "the input has not been fetched")));
     };
+    let capability = request.capability.clone();
     let invocation = Invocation {
         id: request.invocation,
         capability: request.capability,
@@ -188,6 +190,7 @@ async fn run(shared: &Shared, agent: &Agent, request: Request, deadline: Duratio
     };
     let result = agent.invoke(invocation, &orders.cancel).await;
     let output = result.map_err(|failed| AttemptFailure { failure: failed.failure, accepted: failed.begun })?;
+    offers::on_run(shared, agent.id(), &capability, output.took);
     let bytes_max = usize::try_from(shared.config.limits.payload_bytes_max).unwrap_or(usize::MAX);
     if output.payload.len() > bytes_max {
         let message = format!("the output has {} bytes, at most {bytes_max} are allowed", output.payload.len());

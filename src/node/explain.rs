@@ -54,7 +54,8 @@ fn ms(duration: Duration) -> f64 {
     round(duration.as_secs_f64() * 1_000.0, 3)
 }
 
-fn figure<T: Serialize>(value: Option<Figure<T>>) -> Value {
+/// A figure with who vouches for it.
+pub(crate) fn figure<T: Serialize>(value: Option<Figure<T>>) -> Value {
     value.map_or(Value::Null, |figure| json!({ "value": figure.value, "source": figure.source }))
 }
 

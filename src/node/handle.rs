@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use super::find;
 use super::invoke::{self, InvokeReply, InvokeRequest};
+use super::offers::{self, OffersAnswer, OffersRequest};
 use super::schemas::{Known, schemas_of};
 use super::shared::{Command, Network, Shared, lock};
 use super::start::Disk;
@@ -104,6 +105,14 @@ impl Handle {
         self.shared.routing.withhold(&mut answer, self.shared.mono());
         answer.candidates.truncate(limit);
         Ok(answer)
+    }
+
+    /// Asks the best candidates whether they could do something, when, and for how much (AMP-7). Their answers bind nobody.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` if the request breaks a bound, `BUSY` or `UNAVAILABLE` if the node cannot look.
+    pub async fn offers(&self, request: OffersRequest) -> Result<OffersAnswer, Failure> {
+        offers::offers(&self.shared, request).await
     }
 
     /// The known name or heading most like one that nobody offers.

@@ -25,11 +25,13 @@ use crate::mesh::lanes::Lane;
 use crate::model::{AgentId, CapabilityName, Failure, InvocationId, NodeId, Priority};
 use crate::proto::directory::rank::{Answer, Rules};
 use crate::proto::directory::{Entry, Routes};
+use crate::proto::invocation::offer::Timings;
 use crate::proto::peers::trust::{Ledger, Outcome};
 use crate::telemetry::Metrics;
 use crate::wire::NodeKey;
 use crate::wire::directory::{Query, SchemaHash};
 use crate::wire::invocation::Success;
+use crate::wire::offer::{Inquiry, Offers};
 
 /// Events that a slow listener may lag behind before it misses some.
 pub(super) const EVENTS_MAX: usize = 1_024;
@@ -50,6 +52,8 @@ pub(super) enum Command {
     Penalise { node: NodeId, what: &'static str },
     /// Schemas that this node's records name.
     Schemas { node: NodeId, hashes: Vec<SchemaHash>, reply: oneshot::Sender<Result<Vec<String>, Failure>> },
+    /// What agents of this node could do.
+    Offers { node: NodeId, inquiry: Box<Inquiry>, reply: oneshot::Sender<Result<Offers, Failure>> },
     /// Everything in the directory.
     Entries { reply: oneshot::Sender<Vec<Entry>> },
     /// Who is connected.
@@ -94,6 +98,7 @@ pub(super) struct Shared {
     pub(super) rules: Rules,
     pub(super) routing: Routing,
     pub(super) ledger: RwLock<Ledger>,
+    pub(super) timings: Mutex<Timings>,
     pub(super) lanes: Lanes,
     pub(super) blobs: Blobs,
     pub(super) schemas: Schemas,

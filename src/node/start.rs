@@ -32,11 +32,13 @@ use crate::model::{Definition, Failure, NodeId, Timestamp};
 use crate::proto::directory::rank::{Rules, Weights};
 use crate::proto::directory::{self, Routes};
 use crate::proto::invocation::blobs as proto_blobs;
+use crate::proto::invocation::offer::Timings;
 use crate::proto::peers::bootstrap::{self, LAST_GOOD_MAX};
 use crate::proto::peers::penalties::{self, Penalties};
 use crate::proto::peers::trust::Ledger;
 use crate::store::{self, Ban, DataDir, GoodPeer, Index};
 use crate::telemetry::Metrics;
+use crate::wire::directory::{AGENTS_PER_NODE_MAX, CAPABILITIES_MAX};
 use crate::wire::{AgentKey, NodeKey};
 
 /// How long the system may take to let the node listen.
@@ -236,6 +238,7 @@ impl Node {
             rules,
             routing: Routing::new(routing),
             ledger: RwLock::new(ledger),
+            timings: Mutex::new(Timings::new(AGENTS_PER_NODE_MAX * CAPABILITIES_MAX)),
             lanes: Lanes::default(),
             blobs: Blobs::new(blobs, clock),
             schemas: Schemas::default(),

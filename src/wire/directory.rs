@@ -8,8 +8,9 @@ use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use super::offer::{Inquiry, Offers};
 use super::receipt::{RECEIPT_AGENTS_MAX, RECEIPTS_MAX};
-use super::{Document, Error, VERSION, rule, signed::Signable, version};
+use super::{Document, Error, VERSION, rule, short, signed::Signable, version};
 use crate::model::{
     AgentId, CapabilityName, CapabilityVersion, Constraints, Framework, NodeId, Price, Shard, Timestamp, VersionRequirement, at_most,
 };
@@ -143,10 +144,6 @@ fn lifetime(kind: &'static str, issued_at: Timestamp, expires_at: Timestamp) -> 
         "expires_at",
         "lies after issued_at, by five minutes at most",
     )
-}
-
-fn short(text: &str, chars_max: usize) -> bool {
-    text.len() <= chars_max.saturating_mul(4) && text.chars().count() <= chars_max && !text.chars().any(char::is_control)
 }
 
 impl Document for Record {
@@ -349,6 +346,8 @@ pub enum Control {
     Schemas(#[serde(deserialize_with = "at_most::<SCHEMAS_MAX, _, _>")] Vec<SchemaHash>),
     /// Send me the receipts that you yourself issued about these agents; about all, if none is named.
     Receipts(#[serde(deserialize_with = "at_most::<RECEIPT_AGENTS_MAX, _, _>")] Vec<AgentId>),
+    /// Could your agents do this, when, for how much?
+    Offers(Inquiry),
 }
 
 impl Document for Control {
@@ -363,6 +362,7 @@ impl Document for Control {
             Self::Fetch(agents) => rule(agents.len() <= FETCH_MAX, kind, "fetch", "has at most 256 entries"),
             Self::Schemas(hashes) => rule(hashes.len() <= SCHEMAS_MAX, kind, "schemas", "has at most 64 entries"),
             Self::Receipts(agents) => rule(agents.len() <= RECEIPT_AGENTS_MAX, kind, "receipts", "names at most 64 agents"),
+            Self::Offers(inquiry) => inquiry.check(),
         }
     }
 }
@@ -392,6 +392,8 @@ pub enum Reply {
     Schemas(#[serde(deserialize_with = "at_most::<SCHEMAS_MAX, _, _>")] Vec<String>),
     /// Receipts of the answering node, those of the latest windows first; each a [`super::Signed`] [`Receipt`](super::receipt::Receipt).
     Receipts(#[serde(deserialize_with = "at_most::<RECEIPTS_MAX, _, _>")] Vec<ByteBuf>),
+    /// What the agents that were named could do.
+    Offers(Offers),
     /// Not now.
     Busy {
         /// When to come back, in milliseconds.
@@ -418,6 +420,7 @@ impl Document for Reply {
                 rule(small, kind, "schemas", "has at most 64 entries of at most 16 KiB")
             }
             Self::Receipts(receipts) => rule(receipts.len() <= RECEIPTS_MAX, kind, "receipts", "has at most 128 entries"),
+            Self::Offers(offers) => offers.check(),
             Self::Busy { .. } => Ok(()),
             Self::Refused(reason) => rule(short(reason, 200), kind, "refused", "has at most 200 printable characters"),
         }

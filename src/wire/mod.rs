@@ -13,6 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 pub mod blob;
 pub mod directory;
 pub mod invocation;
+pub mod offer;
 pub mod receipt;
 mod signed;
 
@@ -144,6 +145,11 @@ fn rule(holds: bool, kind: &'static str, field: &'static str, rule: &'static str
     if holds { Ok(()) } else { Err(Error::Rule { kind, field, rule }) }
 }
 
+/// Whether a text is printable and no longer than that.
+fn short(text: &str, chars_max: usize) -> bool {
+    text.len() <= chars_max.saturating_mul(4) && text.chars().count() <= chars_max && !text.chars().any(char::is_control)
+}
+
 fn version(found: u16, kind: &'static str) -> Result<(), Error> {
     if found == VERSION { Ok(()) } else { Err(Error::Version { kind, version: found }) }
 }
@@ -222,6 +228,7 @@ mod tests {
         fn no_bytes_make_a_decoder_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
             let _ = decode::<Note>(&bytes);
             let _ = decode::<directory::Control>(&bytes);
+            let _ = decode::<directory::Reply>(&bytes);
             let _ = Signed::<directory::Record>::from_bytes(&bytes);
             let _ = Signed::<receipt::Receipt>::from_bytes(&bytes);
             let _ = invocation::Frame::decode(&bytes.into());

@@ -16,6 +16,7 @@ mod join;
 mod large;
 mod launch;
 mod node_config;
+mod offers;
 mod readme;
 mod receipts;
 mod routing;

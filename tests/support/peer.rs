@@ -28,6 +28,7 @@ use meshwork::{
         blob::{HEAD_BYTES, Head},
         directory::{AgentPulse, Capability, Control, Gossip, GossipContent, LIFETIME_MS_MAX, Pulse, Record, Reply, SchemaHash},
         invocation::{Body, Frame, LENGTH_BYTES, Request},
+        offer::Offers,
         receipt::Receipt,
     },
 };
@@ -330,6 +331,7 @@ impl Habits {
             }
             Control::Schemas(hashes) => Reply::Schemas(hashes.iter().map(|hash| text(hash).unwrap_or_default()).collect()),
             Control::Receipts(_) => Reply::Receipts(Vec::new()),
+            Control::Offers(_) => Reply::Offers(Offers::default()),
         }
     }
 }

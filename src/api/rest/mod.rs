@@ -9,6 +9,7 @@ mod events;
 mod find;
 mod invoke;
 mod node;
+mod offers;
 mod trust;
 mod types;
 
@@ -26,6 +27,7 @@ pub(super) const PATHS: &[&str] = &[
     "/v1/peers",
     "/v1/agents",
     "/v1/find",
+    "/v1/offers",
     "/v1/invoke",
     "/v1/trust",
     "/v1/trust/receipts",
@@ -67,6 +69,7 @@ fn described() -> (Router<Handle>, utoipa::openapi::OpenApi) {
         .routes(routes!(agents::list, agents::attach))
         .routes(routes!(agents::show, agents::replace, agents::detach))
         .routes(routes!(find::find))
+        .routes(routes!(offers::offers))
         .routes(routes!(invoke::invoke))
         .routes(routes!(invoke::cancel))
         .routes(routes!(events::events))

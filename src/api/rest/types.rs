@@ -69,16 +69,16 @@ impl From<Constraints> for Wanted {
 }
 
 /// A decimal as a string, or as a number as far as JSON keeps its digits.
-fn decimal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Decimal>, D::Error> {
+pub(super) fn decimal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Decimal>, D::Error> {
     let text = match Option::<Value>::deserialize(deserializer)? {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::String(text)) => text,
         Some(Value::Number(number)) => number.to_string(),
         Some(Value::Bool(_) | Value::Array(_) | Value::Object(_)) => {
-            return Err(de::Error::custom("max_cost is a decimal such as \"0.01\""));
+            return Err(de::Error::custom("expected a decimal such as \"0.01\""));
         }
     };
-    Decimal::from_str(&text).map(Some).map_err(|_| de::Error::custom("max_cost is a decimal such as \"0.01\""))
+    Decimal::from_str(&text).map(Some).map_err(|_| de::Error::custom("expected a decimal such as \"0.01\""))
 }
 
 /// Body of `POST /v1/find`.

@@ -12,10 +12,13 @@ use crate::mesh::streams::OpenError;
 use crate::mesh::{ControlId, Event, ReplyTo, Stamp};
 use crate::model::{AgentId, ErrorCode, Failure, NodeId, Now, Shard};
 use crate::node::gossip::{self, Document, Purpose, Report, VERIFYING_MAX};
+use crate::node::offers;
 use crate::node::view::Event as NodeEvent;
 use crate::proto::directory::{Digest, Verdict};
+use crate::proto::invocation::offer;
 use crate::telemetry::Kind;
 use crate::wire::directory::{ANSWERS_MAX, Control, FETCH_MAX, Gossip, GossipContent, Pulse, Query, Record, Reply, SchemaHash};
+use crate::wire::offer::{Inquiry, Offers};
 use crate::wire::{self, Document as _, Signed, Verified};
 
 /// Room left in a reply for what stands around its documents.
@@ -266,6 +269,7 @@ impl EventLoop {
             Control::Fetch(agents) => self.documents(&agents),
             Control::Schemas(hashes) => Reply::Schemas(hashes.iter().map(|hash| self.schema_text(*hash)).collect()),
             Control::Receipts(agents) => self.answer_receipts(&agents, now),
+            Control::Offers(inquiry) => Reply::Offers(offers::answer(&self.shared, &inquiry)),
         };
         self.mesh.reply(to, reply);
     }
@@ -295,6 +299,29 @@ impl EventLoop {
         let records: Vec<_> = records.iter().filter(|record| fits(record.bytes())).map(|record| ByteBuf::from(record.bytes())).collect();
         let pulses = pulses.iter().take(FETCH_MAX).filter(|pulse| fits(pulse.bytes()));
         Reply::Records { pulses: pulses.map(|pulse| ByteBuf::from(pulse.bytes())).collect(), records }
+    }
+
+    /// What a node's answer to `inquiry` is worth.
+    fn offers_of(&mut self, node: NodeId, inquiry: &Inquiry, reply: Result<Reply, String>) -> Result<Offers, Failure> {
+        let unusable = |why: &str| Failure::new(ErrorCode::Unavailable, format!("node {} made no offers: {why}", node.short()));
+        match reply {
+            Ok(Reply::Offers(offers)) => match offer::fault(inquiry, &offers) {
+                None => Ok(offers),
+                Some(what) => {
+                    self.penalise(node, fault::PROTOCOL, what);
+                    Err(unusable(what))
+                }
+            },
+            Ok(Reply::Busy { retry_after_ms }) => {
+                let message = format!("node {} is asked too often", node.short());
+                Err(Failure::new(ErrorCode::RateLimitExceeded, message).with("retry_after_ms", retry_after_ms))
+            }
+            Ok(Reply::Refused(reason)) => Err(unusable(&reason)),
+            Ok(Reply::Records { .. } | Reply::Differences { .. } | Reply::Schemas(_) | Reply::Receipts(_)) => {
+                Err(unusable("another answer than offers"))
+            }
+            Err(reason) => Err(unusable(&reason)),
+        }
     }
 
     pub(super) fn on_reply(&mut self, id: ControlId, node: NodeId, reply: Result<Reply, String>, now: Now) {
@@ -329,6 +356,7 @@ impl EventLoop {
                 let failure = Failure::new(ErrorCode::Unavailable, format!("node {} sent no schemas: {reason}", node.short()));
                 let _ = waiter.send(Err(failure));
             }
+            (Asked::Offers(inquiry, waiter), reply) => drop(waiter.send(self.offers_of(node, &inquiry, reply))),
         }
     }
 }

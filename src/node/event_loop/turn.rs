@@ -31,6 +31,7 @@ use crate::proto::peers::rate::Limiter;
 use crate::proto::peers::trust::Outcome;
 use crate::wire::Verified;
 use crate::wire::directory::{Control, Query, Record};
+use crate::wire::offer::{Inquiry, Offers};
 
 /// Outcomes of calls are taken in batches: a turn of the loop for each would cost more than the call.
 const OUTCOMES_PAUSE: Duration = Duration::from_millis(10);
@@ -91,6 +92,7 @@ pub(super) enum Asked {
     Schemas(oneshot::Sender<Result<Vec<String>, Failure>>),
     /// Held by whoever waits for the answer, if anybody does.
     Receipts(Option<mpsc::Sender<()>>),
+    Offers(Box<Inquiry>, oneshot::Sender<Result<Offers, Failure>>),
 }
 
 /// What a worker made of an order to issue a record.
@@ -363,6 +365,10 @@ impl EventLoop {
             Command::Schemas { node, hashes, reply } => {
                 let id = self.mesh.ask(node, Control::Schemas(hashes));
                 self.asked_by_control.insert(id, Asked::Schemas(reply));
+            }
+            Command::Offers { node, inquiry, reply } => {
+                let id = self.mesh.ask(node, Control::Offers((*inquiry).clone()));
+                self.asked_by_control.insert(id, Asked::Offers(inquiry, reply));
             }
             Command::Entries { reply } => drop(reply.send(self.directory.entries().collect())),
             Command::Peers { reply } => {
