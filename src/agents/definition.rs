@@ -162,6 +162,10 @@ fn fill_in(definition: &mut Definition, builtin: &builtin::Builtin, fault: &mut 
                 price: None,
                 constraints: Default::default(),
                 idempotent: true,
+                score: None,
+                specializations: Vec::new(),
+                limitations: Vec::new(),
+                resource_requirements: Default::default(),
             });
         }
         return;
@@ -200,6 +204,9 @@ fn check_capability(capability: &CapabilityDefinition, fault: &mut dyn FnMut(&st
     if constraints.response_time_ms.is_some_and(|ms| ms > 86_400_000) {
         fault("constraints.response_time_ms", "is at most a day".to_owned());
     }
+    if let Err((path, rule)) = capability.claims().check() {
+        fault(&path, rule.to_owned());
+    }
     let mut compile = |field: &str, text: &Value| match Schema::compile(text) {
         Ok(schema) => Some(schema),
         Err(error) => {
@@ -218,6 +225,7 @@ fn check_capability(capability: &CapabilityDefinition, fault: &mut dyn FnMut(&st
         price: capability.price.clone(),
         constraints: capability.constraints.clone(),
         idempotent: capability.idempotent,
+        claims: capability.claims(),
     };
     let unless_any = |schema: Schema, text: &Value| (!accepts_anything(text)).then_some(schema);
     Some(Offered {
@@ -315,6 +323,18 @@ mod tests {
             "capability[2].constraints.max_input_length",
         ];
         assert_eq!(paths(text), expected);
+    }
+
+    /// MAOP-2: the fields of an advertisement are checked like all others, and advertised as they were written.
+    #[test]
+    fn claims_are_checked_and_advertised() {
+        let text = r#"{"name":"a","adapter":{"type":"process","command":["x"]},"capability":[{"id":"x",
+            "score":0.5,"specializations":["invoices"],"limitations":["no handwriting"],"resource_requirements":{"gpu":true}}]}"#;
+        let checked = definition(text).expect("valid");
+        assert_eq!(checked.offered[0].advertised.claims, checked.definition.capabilities[0].claims());
+        assert_eq!(checked.offered[0].advertised.claims.score, Some(0.5));
+        assert_eq!(paths(&text.replace("0.5", "1.5")), ["capability[0].score"]);
+        assert_eq!(paths(&text.replace("no handwriting", "")), ["capability[0].limitations[0]"]);
     }
 
     /// Threat T25: an endpoint on a private network must be meant.

@@ -173,9 +173,21 @@ fn text(agent: &Record) -> String {
         let _ = write!(text, "\n{} {}  {about}\n", figures::word(&capability.id), figures::word(&capability.version));
         let line = |value: &Value| printable(&value.to_string(), LINE_CHARS_MAX);
         let mut shown = vec![("  price", figures::money(&capability.price))];
-        for (name, value) in
-            [("  constraints", &capability.constraints), ("  input", &capability.input_schema), ("  output", &capability.output_schema)]
-        {
+        if !capability.score.is_null() {
+            // Its own word, said out loud: nobody ranks by it.
+            shown.push(("  score", figures::figure(&capability.score, figures::number) + " (its own claim)"));
+        }
+        for (name, lines) in [("  best at", &capability.specializations), ("  cannot", &capability.limitations)] {
+            if !lines.is_empty() {
+                shown.push((name, printable(&lines.join("; "), LINE_CHARS_MAX)));
+            }
+        }
+        for (name, value) in [
+            ("  needs", &capability.resource_requirements),
+            ("  constraints", &capability.constraints),
+            ("  input", &capability.input_schema),
+            ("  output", &capability.output_schema),
+        ] {
             if !value.is_null() && value.as_object().is_none_or(|fields| !fields.is_empty()) {
                 shown.push((name, line(value)));
             }

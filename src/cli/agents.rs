@@ -64,6 +64,14 @@ pub(super) struct Capability {
     #[serde(default)]
     pub(super) constraints: Value,
     #[serde(default)]
+    pub(super) score: Value,
+    #[serde(default)]
+    pub(super) specializations: Vec<String>,
+    #[serde(default)]
+    pub(super) limitations: Vec<String>,
+    #[serde(default)]
+    pub(super) resource_requirements: Value,
+    #[serde(default)]
     pub(super) input_schema: Value,
     #[serde(default)]
     pub(super) output_schema: Value,

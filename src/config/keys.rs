@@ -90,6 +90,7 @@ pub(super) fn agent(adapter: &str) -> Option<Shape> {
             "id": "x", "description": "x",
             "price": {"amount": "1", "currency": "USD"},
             "constraints": {"max_input_length": 1, "supported_languages": ["en"], "response_time_ms": 1},
+            "score": 1, "specializations": ["x"], "limitations": ["x"], "resource_requirements": {"x": 1},
         }],
     });
     // Reading fills in what has a default, so that writing shows every field there is.
@@ -99,9 +100,10 @@ pub(super) fn agent(adapter: &str) -> Option<Shape> {
         && let Some(Shape::Rows(row)) = fields.get_mut("capability")
         && let Shape::Table(fields) = row.as_mut()
     {
-        // Schemas are the author's own: their keys are not ours to know.
+        // Schemas and resources are the author's own: their keys are not ours to know.
         fields.insert("input_schema".to_owned(), Shape::Leaf);
         fields.insert("output_schema".to_owned(), Shape::Leaf);
+        fields.insert("resource_requirements".to_owned(), Shape::Leaf);
     }
     Some(shape)
 }

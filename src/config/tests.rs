@@ -88,6 +88,20 @@ fn unknown_keys_inside_agents_are_named() {
     );
 }
 
+/// MAOP-2: the names of resources are the author's own; the fields around them are not.
+#[test]
+fn claims_are_read_from_a_file() {
+    let claims = "score = 0.9\nspecializations = [\"invoices\"]\nresource_requirements = { gpu = true, \"any thing\" = 2.5 }\n";
+    let text = format!(
+        "[[agent]]\nname = \"a\"\nadapter = {{ type = \"builtin\", kind = \"echo\" }}\n[[agent.capability]]\nid = \"echo\"\n{claims}"
+    );
+    let config = Config::parse(&text, "x.toml").expect("valid");
+    let read = config.agents[0].capabilities[0].claims();
+    assert_eq!((read.score, read.specializations.len(), read.resource_requirements.len()), (Some(0.9), 1, 2));
+    let error = Config::parse(&text.replace("specializations", "specialisations"), "x.toml").expect_err("a slip").to_string();
+    assert!(error.contains("did you mean agent[0].capability[0].specializations?"), "{error}");
+}
+
 #[test]
 fn an_agents_values_are_refused_with_their_line() {
     let capability = "[[agent]]\nname = 'a'\nadapter = { type = 'builtin', kind = 'echo' }\n[[agent.capability]]\nid = 'Not A Name'\n";

@@ -4,12 +4,13 @@
 //! Reading it refuses unknown fields; what a field may hold beyond its type (names, schemas, bounds) is checked where the definition
 //! is accepted, so that every fault is reported with the path of its field. Definitions hold secrets only by reference.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{CapabilityName, CapabilityVersion, Price};
+use super::{CapabilityName, CapabilityVersion, Claims, Fact, Price};
 
 /// One agent, as its owner describes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -184,6 +185,30 @@ pub struct CapabilityDefinition {
     /// Whether doing it twice does no harm, so that a call that was lost half-way may be given to another agent without a key.
     #[serde(default)]
     pub idempotent: bool,
+    /// How good it thinks it is at this, 0 to 1: shown as its claim, and without weight where agents are ranked (MAOP 2.2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
+    /// What it is best at, at most 16 lines that `find --text` searches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub specializations: Vec<String>,
+    /// What it cannot do, at most 16 lines.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limitations: Vec<String>,
+    /// What it takes, at most 16 names with a text, a number, true or false each.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resource_requirements: BTreeMap<String, Fact>,
+}
+
+impl CapabilityDefinition {
+    /// What it says of itself.
+    pub fn claims(&self) -> Claims {
+        Claims {
+            score: self.score,
+            specializations: self.specializations.clone(),
+            limitations: self.limitations.clone(),
+            resource_requirements: self.resource_requirements.clone(),
+        }
+    }
 }
 
 fn capability_version_default() -> CapabilityVersion {

@@ -5,6 +5,7 @@
 
 mod agent;
 mod capability;
+mod claims;
 mod error_code;
 mod failure;
 mod figure;
@@ -17,6 +18,7 @@ mod time;
 
 pub use agent::{Adapter, CapabilityDefinition, Constraints, Definition, Framework, HealthCheck};
 pub use capability::{CapabilityName, CapabilityVersion, Shard, TAXONOMY, VersionRequirement};
+pub use claims::{Claims, Fact};
 pub use error_code::ErrorCode;
 pub use failure::Failure;
 pub use figure::{Figure, Source};

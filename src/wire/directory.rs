@@ -12,7 +12,8 @@ use super::offer::{Inquiry, Offers};
 use super::receipt::{RECEIPT_AGENTS_MAX, RECEIPTS_MAX};
 use super::{Document, Error, VERSION, rule, short, signed::Signable, version};
 use crate::model::{
-    AgentId, CapabilityName, CapabilityVersion, Constraints, Framework, NodeId, Price, Shard, Timestamp, VersionRequirement, at_most,
+    AgentId, CapabilityName, CapabilityVersion, Claims, Constraints, Framework, NodeId, Price, Shard, Timestamp, VersionRequirement,
+    at_most,
 };
 
 /// How long after it was issued a record or pulse may stay valid (threat T7).
@@ -96,6 +97,9 @@ pub struct Capability {
     /// Whether doing it twice does no harm.
     #[serde(default)]
     pub idempotent: bool,
+    /// What the agent says of how well it does this. A node that does not know the field passes over it.
+    #[serde(default, skip_serializing_if = "Claims::is_empty")]
+    pub claims: Claims,
 }
 
 /// The name of a JSON Schema: the hash of its canonical text.
@@ -167,6 +171,7 @@ impl Document for Record {
             let languages = &capability.constraints.supported_languages;
             let languages_ok = languages.len() <= 64 && languages.iter().all(|language| short(language, 16));
             rule(languages_ok, kind, "capabilities.constraints.supported_languages", "has at most 64 short entries")?;
+            rule(capability.claims.check().is_ok(), kind, "capabilities.claims", "keep to their bounds")?;
             let mut earlier = self.capabilities.iter().take(index);
             let repeated = earlier.any(|other| other.id == capability.id && other.version == capability.version);
             rule(!repeated, kind, "capabilities", "names each capability and version once")?;
@@ -453,6 +458,7 @@ pub(crate) mod tests {
             price: None,
             constraints: Constraints::default(),
             idempotent: false,
+            claims: Claims::default(),
         };
         Record {
             v: VERSION,
@@ -545,6 +551,43 @@ pub(crate) mod tests {
             assert!(matches!(encode(&record), Err(Error::Rule { .. })));
         }
         assert!(matches!(encode(&future), Err(Error::Version { version: 2, .. })));
+    }
+
+    /// MAOP-2: claims travel in the signed record; one that breaks a bound is none that any node takes.
+    #[test]
+    fn claims_travel_within_their_bounds() {
+        let (node, key) = (node_key(), AgentKey::from_seed(&[1; 32]));
+        let mut record = body(&node, &key, 1, 1_000, &["a"]);
+        record.capabilities[0].claims.score = Some(0.75);
+        record.capabilities[0].claims.specializations = vec!["invoices".to_owned()];
+        record.capabilities[0].claims.resource_requirements.insert("gpu".to_owned(), crate::model::Fact::Flag(true));
+        let sent = Signed::sign(record.clone(), &node, Some(&key)).expect("valid");
+        let received = Signed::<Record>::from_bytes(sent.bytes()).expect("well-formed").verify().expect("signed");
+        assert_eq!(received.capabilities, record.capabilities);
+        record.capabilities[0].claims.score = Some(7.0);
+        assert!(matches!(encode(&record), Err(Error::Rule { field: "capabilities.claims", .. })));
+    }
+
+    /// A record as a node of an earlier release reads it: without the claims.
+    #[derive(Debug, serde::Deserialize)]
+    struct Earlier {
+        id: CapabilityName,
+        idempotent: bool,
+    }
+
+    /// MAOP-2: claims were added later; who does not know them reads the rest.
+    #[test]
+    fn an_older_node_reads_a_record_with_claims_and_a_newer_one_a_record_without() {
+        let (node, key) = (node_key(), AgentKey::from_seed(&[1; 32]));
+        let mut record = body(&node, &key, 1, 1_000, &["a"]);
+        let plain = encode(&record).expect("valid");
+        assert!(!plain.windows(6).any(|bytes| bytes == b"claims"), "nothing is written where nothing is claimed");
+        assert_eq!(decode::<Record>(&plain).as_ref(), Ok(&record));
+        record.capabilities[0].claims.score = Some(1.0);
+        let mut bytes = Vec::new();
+        ciborium::into_writer(&record.capabilities[0], &mut bytes).expect("can be written");
+        let read: Earlier = ciborium::from_reader(bytes.as_slice()).expect("the rest is read");
+        assert_eq!((read.id.as_str(), read.idempotent), ("a", false));
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Well-formed messages, each field of them used at least once. The same on every machine: keys are fixed and nothing reads a clock.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use libp2p_identity::Keypair;
 use meshwork::model::{
-    AgentId, Constraints, Currency, ErrorCode, Failure, Framework, InvocationId, NodeId, Price, Priority, Shard, Timestamp,
+    AgentId, Claims, Constraints, Currency, ErrorCode, Fact, Failure, Framework, InvocationId, NodeId, Price, Priority, Shard, Timestamp,
 };
 use meshwork::wire::blob::{Head, Part};
 use meshwork::wire::directory::{
@@ -165,6 +167,12 @@ pub(crate) fn record_bodies() -> Vec<Record> {
             response_time_ms: Some(120),
         },
         idempotent: true,
+        claims: Claims {
+            score: Some(0.75),
+            specializations: vec!["news".to_owned()],
+            limitations: vec!["no tables".to_owned()],
+            resource_requirements: BTreeMap::from([("gpu".to_owned(), Fact::Flag(false)), ("memory_mib".to_owned(), Fact::Whole(512))]),
+        },
     };
     let bare = Capability {
         id: "acme.scan".parse().expect("a name"),
@@ -172,6 +180,7 @@ pub(crate) fn record_bodies() -> Vec<Record> {
         price: None,
         constraints: Constraints::default(),
         idempotent: false,
+        claims: Claims::default(),
         ..capability.clone()
     };
     let full = Record {

@@ -84,7 +84,7 @@ async fn lists_tell_this_nodes_agents_from_those_of_the_mesh() {
     first.get("/v1/agents?scope=galaxy").await.refused(400, "INVALID_REQUEST");
 }
 
-/// AMP-1, AMP-2: a record says all that its definition said, schemas included.
+/// AMP-1, AMP-2, MAOP-2: a record says all that its definition said, schemas included.
 #[tokio::test]
 async fn a_record_shows_what_its_definition_said() {
     let schema = json!({ "type": "object", "required": ["text"], "properties": { "text": { "type": "string" } } });
@@ -93,6 +93,8 @@ async fn a_record_shows_what_its_definition_said() {
         "input_schema": schema, "output_schema": { "type": "object" },
         "price": { "amount": "0.001", "currency": "USD", "unit": "document" },
         "constraints": { "max_input_length": 10000, "supported_languages": ["en"], "response_time_ms": 5000 },
+        "score": 0.9, "specializations": ["invoices", "tables"], "limitations": ["no handwriting"],
+        "resource_requirements": { "gpu": true, "memory_mb": 2048, "model": "small" },
     });
     let agent = with(script("extractor", "echo.py", &[], capability.clone()), json!({ "version": "2.0.0", "framework": "crewai" }));
     let host = Node::builder().agent(agent).spawn().await;
@@ -103,9 +105,30 @@ async fn a_record_shows_what_its_definition_said() {
         let record = node.agent("extractor").await;
         assert!(record["agent_id"].as_str().is_some_and(|id| id.starts_with("did:key:z6Mk")), "{record}");
         assert_eq!((&record["version"], &record["framework"]), (&json!("2.0.0"), &json!("crewai")), "{record}");
-        for field in ["id", "version", "description", "input_schema", "output_schema", "price", "constraints"] {
+        let same = ["id", "version", "description", "input_schema", "output_schema", "price", "constraints"];
+        for field in same.into_iter().chain(["specializations", "limitations", "resource_requirements"]) {
             assert_eq!(record["capabilities"][0][field], capability[field], "{field}: {record}");
         }
+        assert_eq!(record["capabilities"][0]["score"], json!({ "value": 0.9, "source": "claimed" }), "{record}");
+    }
+    let found = other.post("/v1/find", &json!({ "text": "invoices" })).await.ok();
+    assert_eq!(found["agents"][0]["name"], "extractor", "{found}");
+    let shown = other.cli(&["agent", "show", "extractor"]).await;
+    assert!(shown.text().contains("0.9 c (its own claim)") && shown.text().contains("no handwriting"), "{shown:?}");
+}
+
+/// MAOP-2: claims that break a bound are refused where they are made, by the name of the field.
+#[tokio::test]
+async fn claims_beyond_their_bounds_are_refused() {
+    let node = Node::first().await;
+    for (claims, path) in [
+        (json!({ "score": 1.5 }), "capability[0].score"),
+        (json!({ "specializations": ["ok", "x".repeat(129)] }), "capability[0].specializations[1]"),
+        (json!({ "resource_requirements": { "gpu": "" } }), "capability[0].resource_requirements.gpu"),
+    ] {
+        let definition = script("boaster", "echo.py", &[], with(json!({ "id": "test.boast" }), claims));
+        let refused = node.post("/v1/agents", &definition).await.refused(400, "INVALID_REQUEST");
+        assert_eq!(refused["details"]["path"], path, "{refused}");
     }
 }
 

@@ -22,7 +22,7 @@ use libp2p::{
 use meshwork::{
     mesh::streams::{self, Direction},
     mesh::{blobs, lanes},
-    model::{AgentId, CapabilityName, Constraints, Framework, InvocationId, NodeId, Priority, Shard, Timestamp},
+    model::{AgentId, CapabilityName, Claims, Constraints, Framework, InvocationId, NodeId, Priority, Shard, Timestamp},
     wire::{
         self,
         blob::{HEAD_BYTES, Head},
@@ -145,6 +145,7 @@ impl Forger {
             price: None,
             constraints: Constraints::default(),
             idempotent: false,
+            claims: Claims::default(),
         };
         Record {
             v: Record::V,

@@ -10,8 +10,8 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::model::{AgentId, CapabilityName, InvocationId, VersionRequirement};
-use crate::node::explain::{self, round};
+use crate::model::{AgentId, CapabilityName, Figure, InvocationId, VersionRequirement};
+use crate::node::explain::{self, figure, round};
 use crate::node::{AgentView, Answer, Availability, Entry, InvokeReply, Phase, Priority, Reach, SchemaHash, TrustView, Wanted};
 
 /// What every error looks like.
@@ -214,6 +214,10 @@ pub(super) fn record(view: &AgentView, schemas: &[(SchemaHash, Arc<Value>)]) -> 
                 "price": offered.price,
                 "constraints": offered.constraints,
                 "idempotent": offered.idempotent,
+                "score": figure(offered.claims.score.map(Figure::claimed)),
+                "specializations": offered.claims.specializations,
+                "limitations": offered.claims.limitations,
+                "resource_requirements": offered.claims.resource_requirements,
             });
             if let (false, Some(fields)) = (schemas.is_empty(), shown.as_object_mut()) {
                 let any = || json!({});

@@ -267,7 +267,8 @@ fn fit_name(offered: &CapabilityName, asked: &CapabilityName) -> Option<f64> {
 }
 
 fn fit_text(capability: &Capability, text: &str) -> f64 {
-    let offered = format!("{} {}", capability.id, capability.description).to_lowercase();
+    let specializations = capability.claims.specializations.join(" ");
+    let offered = format!("{} {} {specializations}", capability.id, capability.description).to_lowercase();
     let lowered = text.to_lowercase();
     let words: Vec<&str> = lowered.split(|c: char| !c.is_alphanumeric()).filter(|word| word.chars().count() > 1).collect();
     if words.is_empty() {

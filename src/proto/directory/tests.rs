@@ -634,6 +634,22 @@ fn free_text_is_looked_for_in_names_and_descriptions() {
     assert_eq!(fit(&text("?!")), []);
 }
 
+/// MAOP-2: what an agent is best at can be searched for; what it says of its own worth puts it before nobody (threat T16).
+#[test]
+fn specializations_are_searched_and_a_claimed_score_counts_for_nothing() {
+    let modest = with(1, &["acme.scan"], |offered| offered.claims.specializations = vec!["Invoices".to_owned()]);
+    let boaster = with(2, &["acme.scan"], |offered| {
+        offered.claims.score = Some(1.0);
+        offered.claims.limitations = vec!["no invoices".to_owned()];
+    });
+    let state = offering(vec![modest, boaster]);
+    let text = Query { capabilities: Vec::new(), text: Some("invoices".to_owned()), ..asking(&[]) };
+    assert_eq!(ask(&state, &text).candidates.iter().map(Candidate::agent).collect::<Vec<_>>(), [agent(1)]);
+
+    let scores: BTreeSet<u64> = ask(&state, &asking(&["acme.scan"])).candidates.iter().map(|found| found.score.to_bits()).collect();
+    assert_eq!(scores.len(), 1, "the claim changes no score");
+}
+
 #[test]
 fn text_beside_names_must_fit_too() {
     let invoices = with(1, &["acme.scan"], |offered| offered.description = "reads invoices".to_owned());
