@@ -12,6 +12,8 @@ use crate::wire::directory::{CAPABILITIES_MAX, Capability, SchemaHash};
 
 /// Calls an agent may work on at once.
 const CONCURRENCY_MAX: u32 = 1_024;
+/// The highest rate, per second, that a limit may name.
+const RATE_MAX: f64 = 1_000_000.0;
 /// Calls that may wait for an agent.
 const QUEUE_MAX: u32 = 16_384;
 /// Arguments of a command.
@@ -87,6 +89,14 @@ pub fn check(mut definition: Definition) -> Result<Checked, Vec<Fault>> {
     }
     if definition.queue_len_max() > QUEUE_MAX {
         fault("queue", format!("is at most {QUEUE_MAX}"));
+    }
+    if let Some(limit) = definition.rate_limit {
+        if !(0.001..=RATE_MAX).contains(&limit.per_s) {
+            fault("rate_limit.per_s", format!("is 0.001 to {RATE_MAX}"));
+        }
+        if !(1.0..=RATE_MAX).contains(&limit.burst().into()) {
+            fault("rate_limit.burst", format!("is 1 to {RATE_MAX}"));
+        }
     }
     check_adapter(&mut definition, &mut fault);
     let count = definition.capabilities.len();
@@ -323,6 +333,15 @@ mod tests {
             "capability[2].constraints.max_input_length",
         ];
         assert_eq!(paths(text), expected);
+    }
+
+    /// MEAP-3: the limits of an agent are within bounds that a limiter can keep.
+    #[test]
+    fn rate_limits_are_checked() {
+        let limited = |limit: &str| format!(r#"{{"name":"e","adapter":{{"type":"builtin","kind":"echo"}},"rate_limit":{limit}}}"#);
+        assert_eq!(definition(&limited(r#"{"per_s":2.5}"#)).expect("valid").definition.rate_limit.map(|limit| limit.burst()), Some(3));
+        assert_eq!(paths(&limited(r#"{"per_s":0}"#)), ["rate_limit.per_s"]);
+        assert_eq!(paths(&limited(r#"{"per_s":1,"burst":0}"#)), ["rate_limit.burst"]);
     }
 
     /// MAOP-2: the fields of an advertisement are checked like all others, and advertised as they were written.

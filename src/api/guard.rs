@@ -1,13 +1,13 @@
 //! Who may speak to the API (threat T24): a browser page must not reach it through a name it controls, nor without the token.
 //!
 //! Host must be loopback or configured, a foreign Origin is refused, and everything but `/health` needs the bearer token, compared
-//! without telling by its time how much of it was right.
+//! without telling by its time how much of it was right. Who has it may still ask for work only as often as the configuration says.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, Method, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -18,6 +18,7 @@ use crate::node::Handle;
 /// What the guard compares with.
 #[derive(Clone)]
 pub(super) struct Guard {
+    handle: Handle,
     /// BLAKE3 of the token: hashes are compared, in constant time.
     token: blake3::Hash,
     hosts: Arc<[String]>,
@@ -28,13 +29,14 @@ impl Guard {
     pub(super) fn new(handle: &Handle) -> Self {
         let api = &handle.config().api;
         Self {
+            handle: handle.clone(),
             token: blake3::hash(handle.token().as_bytes()),
             hosts: api.allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
             origins: api.allowed_origins.iter().map(|origin| origin.to_ascii_lowercase()).collect(),
         }
     }
 
-    fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Failure> {
+    fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Failure> {
         let denied = |message: String| Err(Failure::new(ErrorCode::AccessDenied, message));
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).or_else(|| uri.host());
         match host.map(str::to_ascii_lowercase) {
@@ -59,7 +61,10 @@ impl Guard {
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = given.and_then(|value| value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("bearer ")));
         match token {
-            Some(token) if blake3::hash(token.trim().as_bytes()) == self.token => Ok(()),
+            Some(token) if blake3::hash(token.trim().as_bytes()) == self.token => {
+                // Who looks on or cancels makes no work.
+                if method == Method::POST { self.handle.admit_client() } else { Ok(()) }
+            }
             Some(_) => Err(Failure::new(ErrorCode::AuthenticationFailed, "the bearer token is wrong")),
             None => {
                 let message = "a bearer token is needed; it is in the file api-token of the node's data directory";
@@ -80,7 +85,7 @@ impl Guard {
 
 /// Lets a request through, or answers it with what is wrong.
 pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Response {
-    match guard.check(request.uri(), request.headers()) {
+    match guard.check(request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(failure) => ApiError::from(failure).into_response(),
     }

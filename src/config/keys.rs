@@ -85,7 +85,7 @@ pub(super) fn agent(adapter: &str) -> Option<Shape> {
         _ => return None,
     };
     let full = json!({
-        "name": "x", "description": "x", "queue": 1, "adapter": adapter,
+        "name": "x", "description": "x", "queue": 1, "rate_limit": {"per_s": 1, "burst": 1}, "adapter": adapter,
         "capability": [{
             "id": "x", "description": "x",
             "price": {"amount": "1", "currency": "USD"},
@@ -140,7 +140,7 @@ const fn fraction(key: &'static str, max: f64) -> Bounds {
 const DAY_MS: f64 = 86_400_000.0;
 
 /// The bounds of every number among the settings.
-pub(super) const BOUNDS: [Bounds; 35] = [
+pub(super) const BOUNDS: [Bounds; 39] = [
     between("mesh.limits.pending_in_max", 1.0, 4_096.0),
     between("mesh.limits.pending_out_max", 1.0, 4_096.0),
     between("mesh.limits.established_in_max", 1.0, 65_536.0),
@@ -170,6 +170,10 @@ pub(super) const BOUNDS: [Bounds; 35] = [
     between("limits.call_timeout_ms_max", 1.0, DAY_MS),
     between("limits.calls_in_flight_max", 1.0, 1_048_576.0),
     between("limits.calls_per_peer_max", 1.0, 1_048_576.0),
+    between("limits.calls_per_peer_per_s", 0.0, 1_000_000.0),
+    between("limits.calls_per_peer_burst", 1.0, 1_000_000.0),
+    between("limits.api_requests_per_s", 0.0, 1_000_000.0),
+    between("limits.api_requests_burst", 1.0, 1_000_000.0),
     between("limits.attempts_max", 1.0, 16.0),
     between("limits.agents_max", 0.0, 64.0),
     between("limits.records_max", 1.0, 10_000_000.0),

@@ -257,6 +257,16 @@ pub struct Limits {
     pub calls_in_flight_max: u32,
     /// Calls of one peer that may be under way here, so that one peer cannot take all slots.
     pub calls_per_peer_max: u32,
+    /// Calls of one peer per second, by its key; 0 sets no limit. That is the default, since what suits an echo drowns a language model: calls
+    /// under way are bounded anyway, and an agent may name a rate of its own.
+    pub calls_per_peer_per_s: u32,
+    /// Calls of one peer that may come at once after a pause, if there is a limit.
+    pub calls_per_peer_burst: u32,
+    /// Requests of all the API's clients together that ask for work, per second; 0, the default, sets no limit, since they share this
+    /// node's own token.
+    pub api_requests_per_s: u32,
+    /// Such requests that may come at once after a pause, if there is a limit.
+    pub api_requests_burst: u32,
     /// Agents that one call is tried on: enough to pass a dead one, too few to multiply an overload.
     pub attempts_max: u32,
     /// Agents that this node hosts: each is a record to sign, announce and renew.
@@ -283,6 +293,10 @@ impl Default for Limits {
             call_timeout_ms_max: 600_000,
             calls_in_flight_max: 4_096,
             calls_per_peer_max: 1_024,
+            calls_per_peer_per_s: 0,
+            calls_per_peer_burst: 100,
+            api_requests_per_s: 0,
+            api_requests_burst: 100,
             attempts_max: 4,
             agents_max: 64,
             records_max: 100_000,

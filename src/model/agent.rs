@@ -33,6 +33,9 @@ pub struct Definition {
     /// How many more may wait for a free slot before callers are told BUSY; default four per slot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<u32>,
+    /// How often it may be called, by all callers together; without it as often as it has room (MEAP-3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
     /// How the node reaches it.
     pub adapter: Adapter,
     /// What it can do, 1 to 32 capabilities; a builtin agent that names none offers all that it has.
@@ -53,6 +56,25 @@ fn version_default() -> String {
 
 fn concurrency_default() -> u32 {
     1
+}
+
+/// So many in a second on average, so many at once.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    /// Calls per second, 0.001 to 1,000,000.
+    pub per_s: f64,
+    /// Calls that may come at once after a pause, 1 to 1,000,000; default those of one second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
+}
+
+impl RateLimit {
+    /// Calls that may come at once.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped before; a rate is below the bounds of the type")]
+    pub fn burst(&self) -> u32 {
+        self.burst.unwrap_or_else(|| self.per_s.ceil().clamp(1.0, 1_000_000.0) as u32)
+    }
 }
 
 /// The framework an agent was built with (AMP 1).

@@ -16,7 +16,7 @@ mod priority;
 mod text;
 mod time;
 
-pub use agent::{Adapter, CapabilityDefinition, Constraints, Definition, Framework, HealthCheck};
+pub use agent::{Adapter, CapabilityDefinition, Constraints, Definition, Framework, HealthCheck, RateLimit};
 pub use capability::{CapabilityName, CapabilityVersion, Shard, TAXONOMY, VersionRequirement};
 pub use claims::{Claims, Fact};
 pub use error_code::ErrorCode;

@@ -37,6 +37,7 @@ impl Executor for AgentsHere {
 
 impl AgentsHere {
     async fn serve(&self, caller: NodeId, request: Request, deadline: Duration, orders: Orders) -> Result<Success, AttemptFailure> {
+        self.shared.admission.peer(caller, || self.shared.mono()).map_err(not_begun)?;
         let limits = &self.shared.config.limits;
         let running_max = usize::try_from(limits.calls_per_peer_max).unwrap_or(usize::MAX);
         let _running = Counted::new(&self.running);
@@ -128,7 +129,7 @@ async fn under_key(
         not_begun(Failure::new(ErrorCode::AgentNotFound, message))
     })?;
     match request.key.clone() {
-        None => run(shared, &agent, request, deadline, orders).await,
+        None => run(shared, caller, &agent, request, deadline, orders).await,
         Some(word) => Box::pin(keyed(shared, caller, agent, word, request, deadline, orders)).await,
     }
 }
@@ -154,7 +155,7 @@ async fn keyed(
     let (joined, ran) = (Arc::clone(&begun), Arc::clone(&begun));
     let here = Arc::clone(shared);
     let start = |stop: CancellationToken| async move {
-        let result = run(&here, &agent, request, deadline, Orders { cancel: stop, ..orders }).await;
+        let result = run(&here, caller, &agent, request, deadline, Orders { cancel: stop, ..orders }).await;
         result.map_err(|failed| {
             ran.store(failed.accepted, Ordering::Relaxed);
             failed.failure
@@ -172,10 +173,19 @@ fn input_hash(body: &Body) -> [u8; 32] {
     }
 }
 
-async fn run(shared: &Shared, agent: &Agent, request: Request, deadline: Duration, orders: Orders) -> Result<Success, AttemptFailure> {
+async fn run(
+    shared: &Shared,
+    caller: NodeId,
+    agent: &Agent,
+    request: Request,
+    deadline: Duration,
+    orders: Orders,
+) -> Result<Success, AttemptFailure> {
     let Body::Inline(input) = request.body else {
         return Err(not_begun(Failure::new(ErrorCode::Internal, "the input has not been fetched")));
     };
+    let limit = agent.checked().definition.rate_limit;
+    shared.admission.agent(agent.id(), limit, caller, || shared.mono()).map_err(not_begun)?;
     let capability = request.capability.clone();
     let invocation = Invocation {
         id: request.invocation,

@@ -91,6 +91,14 @@ impl Handle {
         &self.disk.token
     }
 
+    /// Whether a client of the API may ask for more work now.
+    ///
+    /// # Errors
+    /// `RATE_LIMIT_EXCEEDED` with the time to come back.
+    pub fn admit_client(&self) -> Result<(), Failure> {
+        self.shared.admission.client(self.shared.mono())
+    }
+
     /// Answers a directory query. With an `input`, only agents whose schema accepts it will do.
     ///
     /// # Errors

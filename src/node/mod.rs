@@ -5,6 +5,7 @@
 //! back as inputs. Calls do not pass through it: they read the directory through a snapshot that the loop replaces, travel on lanes that
 //! have tasks of their own, and report how they ended in batches.
 
+mod admission;
 mod blobs;
 mod clock;
 mod event_loop;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -24,6 +25,10 @@ use crate::wire::offer::{AGENTS_ASKED_MAX, Inquiry, Offer, Offers, Refusal};
 
 /// How long nodes may take to answer; who is slower in saying what it could do is no help.
 const ANSWER_MAX: Duration = Duration::from_millis(1_500);
+/// Runs shorter than this are timed by samples.
+const QUICK: Duration = Duration::from_millis(1);
+/// One quick run in so many is timed.
+const QUICK_SAMPLED: usize = 16;
 
 /// What somebody would like to have done, as a client of this node asks.
 #[derive(Debug, Clone)]
@@ -202,7 +207,11 @@ fn offer_of(shared: &Shared, inquiry: &Inquiry, id: AgentId) -> Result<Offer, Re
 
 /// A run of one of this node's agents ended well after `took`.
 pub(super) fn on_run(shared: &Shared, agent: AgentId, capability: &CapabilityName, took: Duration) {
-    // Calls do not queue up for the sake of a hint: one of many that end at the same moment tells enough.
+    // Calls do not queue up for the sake of a hint: of many quick ones a few tell enough, and so does one of those that end together.
+    let quick = took < QUICK;
+    if quick && !shared.quick_runs.fetch_add(1, Ordering::Relaxed).is_multiple_of(QUICK_SAMPLED) {
+        return;
+    }
     if let Ok(mut timings) = shared.timings.try_lock() {
         timings.handle_run(agent, capability, took);
     }

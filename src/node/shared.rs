@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::admission::Admission;
 use super::blobs::Blobs;
 use super::clock::Clock;
 use super::invoke::InvokeReply;
@@ -99,6 +100,8 @@ pub(super) struct Shared {
     pub(super) routing: Routing,
     pub(super) ledger: RwLock<Ledger>,
     pub(super) timings: Mutex<Timings>,
+    pub(super) quick_runs: AtomicUsize,
+    pub(super) admission: Admission,
     pub(super) lanes: Lanes,
     pub(super) blobs: Blobs,
     pub(super) schemas: Schemas,

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
+use super::admission::Admission;
 use super::blobs::Blobs;
 use super::clock::Clock;
 use super::event_loop::{EventLoop, Inputs, REPORTS_MAX};
@@ -239,6 +240,8 @@ impl Node {
             routing: Routing::new(routing),
             ledger: RwLock::new(ledger),
             timings: Mutex::new(Timings::new(AGENTS_PER_NODE_MAX * CAPABILITIES_MAX)),
+            quick_runs: AtomicUsize::new(0),
+            admission: Admission::new(&config.limits),
             lanes: Lanes::default(),
             blobs: Blobs::new(blobs, clock),
             schemas: Schemas::default(),

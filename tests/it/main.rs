@@ -17,6 +17,7 @@ mod large;
 mod launch;
 mod node_config;
 mod offers;
+mod rate;
 mod readme;
 mod receipts;
 mod routing;

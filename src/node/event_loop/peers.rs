@@ -7,7 +7,7 @@ use libp2p::Multiaddr;
 use libp2p::gossipsub::MessageAcceptance;
 use serde_bytes::ByteBuf;
 
-use super::turn::{Asked, EventLoop, REPROVIDE_PEERS_MAX, fault};
+use super::turn::{Asked, CONTROL_RATE, EventLoop, REPROVIDE_PEERS_MAX, fault};
 use crate::mesh::streams::OpenError;
 use crate::mesh::{ControlId, Event, ReplyTo, Stamp};
 use crate::model::{AgentId, ErrorCode, Failure, NodeId, Now, Shard};
@@ -16,6 +16,7 @@ use crate::node::offers;
 use crate::node::view::Event as NodeEvent;
 use crate::proto::directory::{Digest, Verdict};
 use crate::proto::invocation::offer;
+use crate::proto::peers::rate::{Rate, whole_ms};
 use crate::telemetry::Kind;
 use crate::wire::directory::{ANSWERS_MAX, Control, FETCH_MAX, Gossip, GossipContent, Pulse, Query, Record, Reply, SchemaHash};
 use crate::wire::offer::{Inquiry, Offers};
@@ -250,10 +251,10 @@ impl EventLoop {
                 return;
             }
         };
-        if let Err(wait) = self.limiter.check(node, now.mono) {
+        let rate = Rate::new(CONTROL_RATE.0, CONTROL_RATE.1);
+        if let Err(wait) = self.limiter.check(node, rate, now.mono) {
             self.shared.metrics.dropped(Kind::Control, "rate");
-            let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
-            self.mesh.reply(to, Reply::Busy { retry_after_ms });
+            self.mesh.reply(to, Reply::Busy { retry_after_ms: whole_ms(wait) });
             return;
         }
         let reply = match request {

@@ -52,7 +52,9 @@ pub(super) const LOOKUPS_KEPT: usize = 1_024;
 /// Lanes of one peer that are served at once: one per priority, and one to spare.
 pub(super) const LANES_PER_PEER_MAX: usize = 4;
 /// Control requests of one peer: per second, and at once.
-pub(super) const CONTROL_RATE: (u32, u32) = (50, 200);
+pub(super) const CONTROL_RATE: (f64, u32) = (50.0, 200);
+/// Peers whose control requests are counted.
+pub(super) const CONTROL_PEERS_MAX: usize = 4_096;
 /// After the routing table grew, provider records are sent again, for as long as it is this small.
 pub(super) const REPROVIDE_PEERS_MAX: usize = 20;
 /// Up to this many known agents the node follows every shard; beyond it only those it hosts on or was lately asked about.
@@ -130,7 +132,7 @@ pub(in crate::node) struct EventLoop {
     pub(super) directory: directory::State,
     pub(super) bootstrap: bootstrap::State,
     pub(super) penalties: Penalties,
-    pub(super) limiter: Limiter,
+    pub(super) limiter: Limiter<NodeId>,
     pub(super) hosting: Hosting,
     pub(super) verifying: usize,
     pub(super) searches_by_number: BTreeMap<u64, Search>,
@@ -177,7 +179,7 @@ impl EventLoop {
             directory,
             bootstrap,
             penalties,
-            limiter: Limiter::new(CONTROL_RATE.0, CONTROL_RATE.1, 4_096),
+            limiter: Limiter::new(CONTROL_PEERS_MAX),
             hosting: Hosting::default(),
             verifying: 0,
             searches_by_number: BTreeMap::new(),
