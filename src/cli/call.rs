@@ -48,6 +48,9 @@ pub(crate) struct Args {
     /// How long it may take, in seconds.
     #[arg(long, value_name = "S", default_value_t = TIMEOUT_S_DEFAULT, value_parser = seconds)]
     timeout: f64,
+    /// For agents that call in turn: the id of the call that the agent works on [env: MESHWORK_PARENT].
+    #[arg(long, value_name = "ID")]
+    parent: Option<InvocationId>,
     /// Idempotency key: a call with the same key is done once and answered alike.
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
@@ -130,7 +133,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
 /// Calls, unless `interrupt` comes first.
 pub(super) async fn run_until(args: Args, global: &Global, interrupt: impl Future<Output = ()>) -> Result<(), CliError> {
     let id = InvocationId::from_random(rand::random()).to_string();
-    let body = body(&args, &id)?;
+    let body = body(&args, &id, parent(&args, global)?)?;
     let client = Client::new(global)?;
     let timeout = Duration::from_secs_f64(args.timeout) + ANSWER_GRACE;
     let asked = async {
@@ -154,8 +157,17 @@ pub(super) async fn run_until(args: Args, global: &Global, interrupt: impl Futur
     Ok(())
 }
 
+/// The call that the agent works on that makes this one, if an agent makes it.
+fn parent(args: &Args, global: &Global) -> Result<Option<InvocationId>, CliError> {
+    if args.parent.is_some() {
+        return Ok(args.parent);
+    }
+    let Some(text) = global.env.text("MESHWORK_PARENT") else { return Ok(None) };
+    text.parse().map(Some).map_err(|error| CliError::usage(format!("MESHWORK_PARENT is not the id of a call: {error}")))
+}
+
 /// The request; nothing that was not asked for is in it.
-fn body(args: &Args, id: &str) -> Result<Value, CliError> {
+fn body(args: &Args, id: &str, parent: Option<InvocationId>) -> Result<Value, CliError> {
     let mut body = Map::new();
     let mut put = |name: &str, value: Value| drop(body.insert(name.to_owned(), value));
     put("invocation_id", json!(id));
@@ -164,6 +176,9 @@ fn body(args: &Args, id: &str) -> Result<Value, CliError> {
     put("timeout_ms", json!(Duration::from_secs_f64(args.timeout).as_millis().max(1)));
     if let Some(agent) = &args.agent {
         put("agent_id", json!(agent));
+    }
+    if let Some(parent) = parent {
+        put("parent", json!(parent));
     }
     if let Some(key) = &args.key {
         put("idempotency_key", json!(key));

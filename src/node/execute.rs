@@ -16,9 +16,10 @@ use crate::agents::{Agent, Confirm, Invocation};
 use crate::mesh::lanes::{Executing, Executor, Orders};
 use crate::model::{ErrorCode, Failure, NodeId};
 use crate::proto::invocation::call::AttemptFailure;
+use crate::proto::invocation::chain;
 use crate::telemetry::Side;
 use crate::wire::blob::Part;
-use crate::wire::invocation::{Body, HOPS_MAX, Request, Success};
+use crate::wire::invocation::{Body, Request, Success};
 
 pub(super) use crate::agents::schema_failure;
 
@@ -120,10 +121,7 @@ async fn under_key(
     deadline: Duration,
     orders: Orders,
 ) -> Result<Success, AttemptFailure> {
-    if request.hops.len() >= HOPS_MAX {
-        let failure = Failure::new(ErrorCode::InvalidRequest, format!("{HOPS_MAX} calls have led to this one"));
-        return Err(not_begun(failure.with("limit", HOPS_MAX)));
-    }
+    chain::check_arrived(&request.hops, request.agent, caller).map_err(not_begun)?;
     let agent = shared.registry.get(request.agent).ok_or_else(|| {
         let message = format!("agent {} is not on node {}", request.agent, shared.node().short());
         not_begun(Failure::new(ErrorCode::AgentNotFound, message))
@@ -181,6 +179,7 @@ async fn run(
     deadline: Duration,
     orders: Orders,
 ) -> Result<Success, AttemptFailure> {
+    let entered = shared.running.enter(agent, caller, &request, deadline, &orders.cancel);
     let Body::Inline(input) = request.body else {
         return Err(not_begun(Failure::new(ErrorCode::Internal, "the input has not been fetched")));
     };
@@ -199,6 +198,7 @@ async fn run(
         chunks: orders.chunks,
     };
     let result = agent.invoke(invocation, &orders.cancel).await;
+    drop(entered);
     let output = result.map_err(|failed| AttemptFailure { failure: failed.failure, accepted: failed.begun })?;
     offers::on_run(shared, agent.id(), &capability, output.took);
     let bytes_max = usize::try_from(shared.config.limits.payload_bytes_max).unwrap_or(usize::MAX);

@@ -24,11 +24,12 @@ use crate::agents::definition::ANYTHING;
 use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, InvocationId, NodeId, Priority, VersionRequirement};
 use crate::proto::directory::rank::Candidate;
 use crate::proto::invocation::call::AttemptFailure;
+use crate::proto::invocation::chain;
 use crate::proto::invocation::client::Outcome as LaneOutcome;
 use crate::telemetry::Side;
 use crate::wire::blob::Part;
 use crate::wire::directory::Wanted;
-use crate::wire::invocation::{Body, KEY_BYTES_MAX, Request, Success};
+use crate::wire::invocation::{Body, Hop, KEY_BYTES_MAX, Request, Success};
 
 /// How long a call waits for the schemas of an agent; without them only the agent's node checks.
 const SCHEMAS_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -48,6 +49,10 @@ pub struct InvokeRequest {
     pub input: Bytes,
     /// How long it may take; the configured default without it.
     pub timeout: Option<Duration>,
+    /// The call that the agent works on that makes this one.
+    pub parent: Option<InvocationId>,
+    /// What led to it; filled in from the parent.
+    pub(crate) hops: Vec<Hop>,
     /// How urgent it is.
     pub priority: Priority,
     /// Calls with one key are one call.
@@ -76,6 +81,8 @@ impl InvokeRequest {
             agent: None,
             input,
             timeout: None,
+            parent: None,
+            hops: Vec::new(),
             priority: Priority::Normal,
             key: None,
             constraints: Wanted::default(),
@@ -116,13 +123,13 @@ pub(super) async fn invoke(shared: &Arc<Shared>, mut request: InvokeRequest) -> 
     let chosen = request.id.is_some();
     let id = request.id.unwrap_or_else(|| InvocationId::from_random(rand::rng().random()));
     request.id = Some(id);
-    let admitted = admit(shared, &mut request);
+    let admitted = admit(shared, &mut request).and_then(|()| in_turn(shared, &mut request));
     let result = match admitted {
-        Ok(()) => {
+        Ok(parent) => {
             let _counted = Counted::new(&shared.in_flight);
             // Only a client that chose the id can cancel by it. What is rare on this path is boxed: a future is moved at its full size.
-            if chosen || request.key.is_some() {
-                Box::pin(cancellable(shared, request, id)).await
+            if chosen || request.key.is_some() || parent.is_some() {
+                Box::pin(cancellable(shared, request, id, parent.unwrap_or_default())).await
             } else {
                 run(shared, request, id).await.map(Arc::new)
             }
@@ -139,8 +146,12 @@ pub(super) async fn invoke(shared: &Arc<Shared>, mut request: InvokeRequest) -> 
     result
 }
 
-async fn cancellable(shared: &Arc<Shared>, request: InvokeRequest, id: InvocationId) -> Result<Arc<InvokeReply>, Failure> {
-    let cancel = CancellationToken::new();
+async fn cancellable(
+    shared: &Arc<Shared>,
+    request: InvokeRequest,
+    id: InvocationId,
+    cancel: CancellationToken,
+) -> Result<Arc<InvokeReply>, Failure> {
     let _registered = Registered::new(shared, id, &cancel)?;
     once(shared, request, id, &cancel).await
 }
@@ -198,6 +209,19 @@ fn admit(shared: &Shared, request: &mut InvokeRequest) -> Result<(), Failure> {
     }
     request.traceparent = request.traceparent.take().filter(|text| text.len() <= 128 && text.is_ascii());
     Ok(())
+}
+
+/// Gives a call what it has from its parent, if it has one: the chain, no more than the time that is left, and the token of its end.
+fn in_turn(shared: &Shared, request: &mut InvokeRequest) -> Result<Option<CancellationToken>, Failure> {
+    let Some(id) = request.parent else { return Ok(None) };
+    let parent = shared.running.parent(shared.node(), id)?;
+    if let Some(agent) = request.agent {
+        chain::check(&parent.hops, agent)?;
+    }
+    let now = shared.mono();
+    request.timeout = Some(deadline(shared, request, now).min(parent.deadline).saturating_sub(now));
+    request.hops = parent.hops;
+    Ok(Some(parent.cancel.child_token()))
 }
 
 /// Runs the call, or waits for the one that already runs under its key.
@@ -280,7 +304,7 @@ pub(super) async fn attempt(
         priority: request.priority,
         key: request.key.clone(),
         traceparent: request.traceparent.clone(),
-        hops: Vec::new(),
+        hops: request.hops.clone(),
         confirm: request.key.is_none() && !offered.idempotent,
         window: 0,
         body: Body::Inline(request.input.clone()),

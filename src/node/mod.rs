@@ -21,6 +21,7 @@ mod lanes;
 mod offers;
 mod receipts;
 mod routing;
+mod running;
 mod schemas;
 mod shared;
 mod start;

@@ -18,15 +18,16 @@ use super::invoke::{InvokeReply, InvokeRequest, attempt, deadline};
 use super::shared::{Shared, lock};
 use crate::config;
 use crate::model::{AgentId, CapabilityName, Failure, InvocationId};
-use crate::proto::directory::rank::{Answer, Candidate, Ranking};
+use crate::proto::directory::rank::{Answer, Candidate, Ranking, Rejection};
 use crate::proto::directory::{Rankings, is_plain};
 use crate::proto::invocation::balance::Balance;
 use crate::proto::invocation::breaker::{self, Phase};
 use crate::proto::invocation::call::{self, Step};
+use crate::proto::invocation::chain;
 use crate::proto::invocation::evidence::{Evidence, evidence};
 use crate::proto::invocation::routing::{self, Choice};
 use crate::wire::directory::Query;
-use crate::wire::invocation::{Body, Success};
+use crate::wire::invocation::{Body, Hop, Success};
 
 /// What calls share when they choose whom to ask.
 #[derive(Debug)]
@@ -89,6 +90,28 @@ fn rank(shared: &Shared, query: &Query, only: Option<AgentId>, now: Duration) ->
     ranking
 }
 
+/// The ranking without those that the call came from: they would wait for themselves.
+fn outside(hops: &[Hop], ranking: Arc<Ranking>) -> Arc<Ranking> {
+    if hops.is_empty() || !ranking.candidates().iter().any(|candidate| chain::contains(hops, candidate.agent())) {
+        return ranking;
+    }
+    let mut answer = ranking.answer().clone();
+    for candidate in std::mem::take(&mut answer.candidates) {
+        if chain::contains(hops, candidate.agent()) {
+            answer.reject(&candidate.entry, Rejection::Waiting);
+        } else {
+            answer.candidates.push(candidate);
+        }
+    }
+    Arc::new(Ranking::new(answer))
+}
+
+/// The circle that a call would close, if nobody but those that it came from can do it.
+fn circle(hops: &[Hop], ranking: &Ranking) -> Option<Failure> {
+    let waiting = ranking.answer().rejected.iter().find(|rejected| rejected.reason == Rejection::Waiting)?;
+    if ranking.candidates().is_empty() { chain::check(hops, waiting.agent).err() } else { None }
+}
+
 /// One attempt under way: it counts where load is looked at, and its end is told however it ends.
 struct Attempt<'a> {
     shared: &'a Shared,
@@ -135,11 +158,12 @@ pub(super) async fn run(shared: &Arc<Shared>, request: InvokeRequest, id: Invoca
     let mut explained = None;
     loop {
         let now = shared.mono();
-        let ranking = rank(shared, &query, request.agent, now);
+        let ranking = outside(&request.hops, rank(shared, &query, request.agent, now));
         let names = || shared.routes.load().names().cloned().collect();
         let step = machine.next(&ranking, &mut lock(&shared.routing.state), names, now, &mut rand::rng());
         match step {
             Step::Fail(failure) => {
+                let failure = if machine.attempts().is_empty() { circle(&request.hops, &ranking).unwrap_or(failure) } else { failure };
                 let answer = request.explain.then(|| explained.unwrap_or_else(|| considered(shared, &ranking, None, now)));
                 let explanation = answer.map(|answer| explanation(answer, &machine, now.saturating_sub(started)).document(shared.node()));
                 return Err(match explanation {

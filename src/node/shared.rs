@@ -17,6 +17,7 @@ use super::keyed::Calls;
 use super::lanes::Lanes;
 use super::receipts;
 use super::routing::Routing;
+use super::running::Running;
 use super::schemas::Schemas;
 use super::view::{Event, State};
 use crate::agents::Registry;
@@ -102,6 +103,7 @@ pub(super) struct Shared {
     pub(super) timings: Mutex<Timings>,
     pub(super) quick_runs: AtomicUsize,
     pub(super) admission: Admission,
+    pub(super) running: Running,
     pub(super) lanes: Lanes,
     pub(super) blobs: Blobs,
     pub(super) schemas: Schemas,

@@ -22,6 +22,7 @@ use super::handle::Handle;
 use super::keyed::Calls;
 use super::lanes::Lanes;
 use super::routing::Routing;
+use super::running::Running;
 use super::schemas::Schemas;
 use super::shared::{COMMANDS_MAX, EVENTS_MAX, OUTCOMES_MAX, Shared};
 use super::view::State;
@@ -242,6 +243,7 @@ impl Node {
             timings: Mutex::new(Timings::new(AGENTS_PER_NODE_MAX * CAPABILITIES_MAX)),
             quick_runs: AtomicUsize::new(0),
             admission: Admission::new(&config.limits),
+            running: Running::default(),
             lanes: Lanes::default(),
             blobs: Blobs::new(blobs, clock),
             schemas: Schemas::default(),

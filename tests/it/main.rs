@@ -22,3 +22,4 @@ mod readme;
 mod receipts;
 mod routing;
 mod streaming;
+mod turns;

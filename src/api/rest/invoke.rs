@@ -35,6 +35,7 @@ pub(super) async fn invoke(State(handle): State<Handle>, headers: HeaderMap, Bod
         id: body.invocation_id,
         version: body.version,
         agent,
+        parent: body.parent,
         timeout: body.timeout_ms.map(Duration::from_millis),
         priority: body.priority.unwrap_or_default(),
         key: body.idempotency_key,

@@ -140,6 +140,11 @@ pub(super) struct InvokeBody {
     /// How long it may take.
     #[serde(default)]
     pub(super) timeout_ms: Option<u64>,
+    /// For agents that call in turn: the id of the call that the agent works on, as it was given. The call gets no more time than that one
+    /// has left, ends with it, and goes to nobody who waits for it.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub(super) parent: Option<InvocationId>,
     /// HIGH, NORMAL or LOW.
     #[serde(default)]
     #[schema(value_type = Option<String>)]

@@ -136,6 +136,8 @@ pub enum Rejection {
     Breaker(Duration),
     /// Its breaker is half-open, and the one call that may show whether the agent is well again is under way.
     Probed,
+    /// It waits for this call, which has come from it.
+    Waiting,
 }
 
 impl fmt::Display for Rejection {
@@ -153,6 +155,7 @@ impl fmt::Display for Rejection {
             Self::Schema(fault) => write!(f, "its input schema refuses the input: {fault}"),
             Self::Breaker(left) => write!(f, "its breaker is open for another {:.1} s", left.as_secs_f64()),
             Self::Probed => f.write_str("its breaker is half-open and one call is trying it"),
+            Self::Waiting => f.write_str("it waits for this call itself"),
         }
     }
 }
