@@ -73,10 +73,11 @@ async fn the_output_of_a_call_stands_alone_on_stdout() {
 async fn an_agent_names_the_call_that_it_works_on_by_flag_or_environment() {
     let (flag, set) = ("00112233445566778899aabbccddeeff", "ffeeddccbbaa99887766554433221100");
     let node = Node::start(|_, _| answer(200, served())).await;
-    let env = |parent: &str| [("MESHWORK_TOKEN", "t"), ("MESHWORK_PARENT", parent)].into_iter().collect();
+    let env = |parent: &str| [("MESHWORK_TOKEN", "t0ken"), ("MESHWORK_PARENT", parent)].into_iter().collect();
     for (words, named) in [(&["call", "echo", "--parent", flag][..], flag), (&["call", "echo"], set)] {
         let words = [words, &["--api", &node.address]].concat();
-        assert_eq!(run_line(&words, env(set)).await.0, 0);
+        let (exit, _, err) = run_line(&words, env(set)).await;
+        assert_eq!(exit, 0, "{err}");
         assert_eq!(node.requests().pop().expect("asked").1["parent"], named);
     }
     let (exit, _, err) = run_line(&["call", "echo", "--api", &node.address], env("x")).await;

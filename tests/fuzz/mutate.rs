@@ -227,7 +227,7 @@ fn children(value: &Value) -> Vec<&Value> {
         Value::Array(items) => items.iter().collect(),
         Value::Map(entries) => entries.iter().flat_map(|(key, value)| [key, value]).collect(),
         Value::Tag(_, inner) => vec![inner],
-        _ => Vec::new(),
+        Value::Integer(_) | Value::Bytes(_) | Value::Float(_) | Value::Text(_) | Value::Bool(_) | Value::Null | _ => Vec::new(),
     }
 }
 
@@ -244,7 +244,7 @@ fn nth<'a>(value: &'a mut Value, left: &mut usize, depth: usize) -> Option<&'a m
         Value::Array(items) => items.iter_mut().collect(),
         Value::Map(entries) => entries.iter_mut().flat_map(|(key, value)| [key, value]).collect(),
         Value::Tag(_, inner) => vec![inner],
-        _ => Vec::new(),
+        Value::Integer(_) | Value::Bytes(_) | Value::Float(_) | Value::Text(_) | Value::Bool(_) | Value::Null | _ => Vec::new(),
     };
     for child in children {
         let size = count(child);

@@ -63,7 +63,7 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
         ..full.clone()
     };
     let paid = Success { units: Some("2.5".to_owned()), execution_us: 12, body: Body::Inline(Bytes::from_static(b"[1]")) };
-    let free = Success { units: None, body: large, ..paid.clone() };
+    let free = Success { units: None, body: large, ..paid };
     let frames = [
         Frame::Request { id: 1, request: Box::new(full) },
         Frame::Request { id: u64::MAX, request: Box::new(bare) },
@@ -224,7 +224,7 @@ pub(crate) fn pulse_bodies() -> Vec<Pulse> {
         leaving: false,
         agents,
     };
-    let leaving = Pulse { leaving: true, agents: Vec::new(), ..full.clone() };
+    let leaving = Pulse { leaving: true, agents: Vec::new(), ..full };
     vec![full, leaving]
 }
 
