@@ -80,7 +80,8 @@ impl Lane {
         let lane = Self { node, priority, commands, ids: Arc::default(), outstanding: Arc::default(), clock };
         let (reader, writer) = io::split(stream);
         let machine = State::new(PENDING_MAX, clock.elapsed());
-        let task = Task { reader, writer, inbox, machine, chunks_by_id: HashMap::new(), outputs: Vec::new(), clock };
+        let outstanding = Arc::clone(&lane.outstanding);
+        let task = Task { reader, writer, inbox, outstanding, machine, chunks_by_id: HashMap::new(), outputs: Vec::new(), clock };
         (lane, task.run())
     }
 
@@ -187,6 +188,7 @@ struct Task<R, W> {
     reader: io::Reader<R>,
     writer: io::Writer<W>,
     inbox: mpsc::Receiver<Command>,
+    outstanding: Arc<AtomicUsize>,
     machine: State<(u64, oneshot::Sender<Outcome>)>,
     chunks_by_id: HashMap<u64, mpsc::Sender<Bytes>>,
     outputs: Vec<Output<(u64, oneshot::Sender<Outcome>)>>,
@@ -227,6 +229,10 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
             },
             command = self.inbox.recv(), if takes_calls => {
                 let Some(command) = command else { return Some(LaneEnd::Closed) };
+                if self.outstanding.load(Ordering::Relaxed) > 1 {
+                    // Callers that are about to call are let in first: what is written at once costs little more than a single call.
+                    tokio::task::yield_now().await;
+                }
                 self.handle(command);
                 for _ in 1..COMMANDS_PER_TURN {
                     match self.inbox.try_recv() {

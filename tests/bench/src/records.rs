@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use hdrhistogram::Histogram;
 use libp2p::identity::Keypair;
-use meshwork::model::{Constraints, Framework, Now, Timestamp};
+use meshwork::model::{Claims, Constraints, Framework, Now, Timestamp};
 use meshwork::proto::directory::rank::{Answer, Rules};
 use meshwork::proto::directory::{Config, Routes, State, Verdict};
 use meshwork::proto::peers::trust::Ledger;
@@ -107,6 +107,7 @@ fn record(node: &NodeKey, key: &AgentKey, number: u32, size: u32) -> Result<Reco
         price: None,
         constraints: Constraints::default(),
         idempotent: true,
+        claims: Claims::default(),
     };
     Ok(Record {
         v: Record::V,
