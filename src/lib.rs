@@ -29,7 +29,13 @@
 //!   whom the DHT names.
 //! - *Why two CBOR crates?* Documents are few and must grow: maps by name, through serde. Frames are many and must not be copied: arrays,
 //!   read in place.
-//! - *Why is trust not shared?* Praise is free for whoever can make keys. A node believes what it saw.
+//! - *Why do large bodies leave the lane?* A 5 MiB frame would hold up every small call behind it. A body over 64 KiB is announced on the lane
+//!   and pushed beside it, never fetched: nobody can ask a node for bytes that it did not mean to send.
+//! - *Why does work that must not be done twice wait for a go?* Without one, a call that is lost while it is handed over may have begun or not, and
+//!   the caller could neither repeat it nor promise that it did not happen. The round trip buys that certainty; whoever says that twice
+//!   does no harm does not pay for it.
+//! - *Why is trust not shared?* Praise is free for whoever can make keys. A node believes what it saw, and hears others only where its owner
+//!   has pinned them.
 
 #[cfg(feature = "node")]
 pub mod agents;

@@ -35,7 +35,9 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
 #[command(after_help = "Examples:
   meshwork call text-analysis '{\"text\":\"Good morning\"}'
   meshwork call echo '\"a string is JSON too\"' --agent echo
-  meshwork call data-extraction @input.json --timeout 120 --explain > output.json")]
+  meshwork call data-extraction @input.json --timeout 120 --explain > output.json
+  meshwork call words @text.json --stream         a line for each chunk as it comes, then the output
+  meshwork call words @text.json --parent \"$ID\"   by an agent, while it works on call $ID")]
 pub(crate) struct Args {
     /// What is to be done.
     capability: CapabilityName,
@@ -54,7 +56,7 @@ pub(crate) struct Args {
     /// Idempotency key: a call with the same key is done once and answered alike.
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
-    /// Take the answer as events, and print each part on a line of its own as it comes.
+    /// Take the answer in chunks, and print each on a line of its own as it comes, before the output.
     #[arg(long)]
     stream: bool,
     #[command(flatten)]

@@ -16,7 +16,7 @@ use crate::node::{Handle, InvokeReply, InvokeRequest, Node, Query, Wanted};
 
 /// The document that is used when none is named.
 const SAMPLE: &[u8] = include_bytes!("../agents/builtin/assets/sample.pdf");
-/// Characters of the text that later steps work on: what fits into one call beside its JSON.
+/// How much of the text later steps work on, in bytes: enough to see them at work.
 const TEXT_BYTES_MAX: usize = 40 * 1024;
 
 /// Arguments of `demo`.
@@ -25,7 +25,7 @@ const TEXT_BYTES_MAX: usize = 40 * 1024;
   meshwork demo                  on a document that ships inside
   meshwork demo report.pdf       on yours: PDF, Markdown or text, up to 3.9 MB
 
-Starts four nodes on loopback that find each other, attaches agents to three of them, and has the fourth extract the document's text,
+Starts four nodes on loopback that find each other, attaches agents to three of them, and has the fourth extract the document's text, \
 analyse it and sum it up, each step by whichever agent the mesh offers. Nothing is left behind.")]
 pub(crate) struct Args {
     /// A PDF, Markdown or text file.

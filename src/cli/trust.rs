@@ -14,7 +14,7 @@ use super::{
 /// Arguments of `trust`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Trust comes from this node's own calls. A receipt is another node's signed word on its calls; it counts only if that node
+    after_help = "Trust comes from this node's own calls. A receipt is another node's signed word on its calls; it counts only if that node \
 is pinned, and never against what this node has seen itself.
 
 Example:

@@ -1,7 +1,9 @@
-//! The README, held to its word: its commands are run as they are written, its map and its tables are compared with what is there.
+//! The README, held to its word: its commands are run as they are written, its map, its tables and its figures are compared with what is
+//! there, and what it promises of calls is tried where no other journey does.
 //!
-//! A block of commands is marked in the text above it: `tested: NAME` is run here, `not tested: REASON` is not. A machine of the README is
-//! a home folder here; only addresses differ, since two machines have to share one.
+//! A block of commands is marked in the text above it: `tested: NAME` is run here, `not tested: REASON` is not. `output: NAME` is what such a
+//! block prints, lines with numbers aside. A machine of the README is a home folder here; only addresses and ids differ, since two machines
+//! have to share one.
 
 use std::{
     collections::BTreeSet,
@@ -11,7 +13,9 @@ use std::{
     time::Duration,
 };
 
-use meshwork::{api::http_status, model::ErrorCode};
+use futures::future::join_all;
+use meshwork::{api::http_status, config::Config, model::ErrorCode};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
@@ -19,12 +23,27 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{SETTLE, eventually, finished, shell};
+use crate::support::{Builder, Node, Output, SETTLE, builtin, eventually, finished, meshwork, script, shell, with};
 
 const README: &str = include_str!("../../README.md");
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 /// The blocks that the tests below run.
-const TESTED: [&str; 9] = ["demo", "up-a", "up-b", "add", "find-and-call", "look-around", "http", "launch", "config"];
+const TESTED: [&str; 14] = [
+    "demo",
+    "up-a",
+    "up-b",
+    "add",
+    "find-and-call",
+    "look-around",
+    "http",
+    "launch",
+    "large",
+    "stream",
+    "explain",
+    "offers",
+    "trust",
+    "config",
+];
 /// From the start of a node to its last line about itself.
 const READY: Duration = Duration::from_secs(20);
 
@@ -80,11 +99,16 @@ impl Machine {
 
     /// Runs a block that ends, and gives what it wrote to standard output.
     async fn run(&self, name: &str) -> String {
-        let mut script = marked(&format!("tested: {name}"));
+        self.run_at(name, "").await.text().to_owned()
+    }
+
+    /// Runs a block that names a node, with `id` for its id.
+    async fn run_at(&self, name: &str, id: &str) -> Output {
+        let mut script = marked(&format!("tested: {name}")).replace("12D3KooW...", id);
         if let Some(api) = &self.api {
             script = script.replace("http://127.0.0.1:7480", api);
         }
-        finished(&mut self.shell(&script)).await.text().to_owned()
+        finished(&mut self.shell(&script)).await
     }
 
     /// Writes a file that the README shows.
@@ -131,7 +155,8 @@ async fn two_machines_in_five_minutes() {
 
     let (shown, up_b) = ("/ip4/192.168.1.10/tcp/7481/p2p/12D3KooW...", marked("tested: up-b"));
     assert!(up_b.contains(shown), "{up_b}");
-    let said = b.up(&up_b.replace(shown, &address), &[]).await;
+    // Nobody waits ten minutes for a receipt here.
+    let said = b.up(&up_b.replace(shown, &address), &[("MESHWORK_ROUTING__RECEIPT_WINDOW_MS", "1000")]).await;
     assert!(said.iter().any(|line| line.contains("1 peers")), "{said:?}");
 
     a.write("word_count.py");
@@ -142,10 +167,41 @@ async fn two_machines_in_five_minutes() {
     eventually("B knows the agent", SETTLE, known).await;
     let called = b.run("find-and-call").await;
     assert!(called.contains("0.001 USD/request c") && called.ends_with("{\"characters\":13,\"words\":3}\n"), "{called}");
+    assert_shows("find-and-call", &called);
     let looked = b.run("look-around").await;
     assert!(looked.contains("0 here, 1 in the mesh") && looked.contains("word-counter@"), "{looked}");
-    let answer: serde_json::Value = serde_json::from_str(&b.run("http").await).expect("one JSON document");
+    let answer: Value = serde_json::from_str(&b.run("http").await).expect("one JSON document");
     assert_eq!((&answer["status"], &answer["output"]["words"]), (&"success".into(), &3.into()), "{answer}");
+
+    assert_eq!(b.run("large").await, "{\"characters\":4500000,\"words\":900000}\n");
+    a.write("words.py");
+    a.write("words.toml");
+    let streamed = a.run("stream").await;
+    assert!(streamed.ends_with("\n\"one\"\n\"two\"\n\"three\"\n3\n"), "{streamed}");
+    let explained = b.run_at("explain", "").await;
+    assert_eq!(explained.text(), "{\"characters\":13,\"words\":3}\n");
+    assert_shows("explain", &explained.stderr);
+    let offers = b.run("offers").await;
+    assert!(offers.contains("0.003 USD"), "{offers}");
+    assert_shows("offers", &offers);
+
+    let id = finished(&mut b.shell("meshwork status --json")).await.json()["node_id"].as_str().expect("an id").to_owned();
+    let issued = async || finished(&mut a.shell("meshwork trust receipts")).await.text().contains("word-counter@").then_some(());
+    eventually("B's window has ended", SETTLE, issued).await;
+    let told = a.run_at("trust", &id).await;
+    for words in ["none: its issuer is not pinned", "its receipts count from now on", "command", "its receipts count no longer"] {
+        assert!(told.text().contains(words), "{words}: {told:?}");
+    }
+}
+
+/// What the README shows of a block's output is printed by it.
+fn assert_shows(name: &str, printed: &str) {
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let printed_words: Vec<Vec<String>> = printed.lines().map(words).collect();
+    let shown = marked(&format!("output: {name}"));
+    for line in shown.lines().filter(|line| !line.contains(|c: char| c.is_ascii_digit())) {
+        assert!(printed_words.contains(&words(line)), "`{line}` is not printed:\n{printed}");
+    }
 }
 
 #[tokio::test]
@@ -238,4 +294,176 @@ fn the_table_of_errors_is_complete_and_right() {
             ),
         }
     }
+}
+
+#[test]
+fn the_settings_it_names_exist() {
+    let config = serde_json::to_value(Config::default()).expect("settings are data");
+    let quoted = README.split('`').skip(1).step_by(2);
+    let named = quoted.filter_map(|text| text.split_once('.').filter(|(section, _)| config.get(section).is_some()));
+    let named: Vec<(&str, &str)> = named.filter(|(section, key)| config[section].is_object() && !key.is_empty()).collect();
+    assert!(named.len() > 5, "{named:?}");
+    for (section, key) in named {
+        assert!(config[section].get(key).is_some(), "{section}.{key}");
+    }
+    let routing =
+        README.split("All these keys stand in `[routing]`").next().and_then(|text| text.rsplit("\n\n").next()).expect("a paragraph");
+    for key in routing.split('`').skip(1).step_by(2).filter(|key| key.contains('_')) {
+        assert!(config["routing"].get(key).is_some(), "routing.{key}");
+    }
+}
+
+#[test]
+fn the_defaults_it_names_are_the_defaults() {
+    let Config { limits, routing, .. } = Config::default();
+    const MIB: u64 = 1024 * 1024;
+
+    assert_eq!((limits.payload_bytes_max.into(), limits.http_body_bytes_max), (5 * MIB, 6 * MIB));
+    assert_eq!((limits.announced_per_peer_bytes_max, limits.announced_bytes_max), (64 * MIB, 256 * MIB));
+    assert_eq!((limits.call_timeout_ms_default, limits.call_timeout_ms_max, limits.drain_ms_max), (60_000, 600_000, 30_000));
+    assert_eq!((limits.results_kept_ms, limits.results_kept_max, limits.attempts_max), (600_000, 1_000, 4));
+    assert_eq!((limits.calls_per_peer_per_s, limits.api_requests_per_s), (0, 0));
+    assert_eq!((routing.exploration, routing.evidence_half_life_ms, routing.retry_budget), (0.05, 1_200_000, 0.1));
+    assert_eq!((routing.breaker_failures, routing.breaker_open_ms, routing.breaker_open_ms_max), (3, 1_000, 30_000));
+    assert_eq!((routing.receipt_window_ms, serde_json::to_value(routing.balance).expect("a word")), (600_000, json!("least-load")));
+}
+
+/// MAOP-10: as large as may be configured, and no larger.
+#[tokio::test]
+async fn payloads_may_have_64_mib_and_no_more() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("node.toml");
+    for (bytes, code) in [(67_108_864, 0), (67_108_865, 2)] {
+        fs::write(&file, format!("[limits]\npayload_bytes_max = {bytes}\n")).expect("the file is written");
+
+        let checked = meshwork(&["config".as_ref(), "check".as_ref(), file.as_os_str()]).await;
+
+        assert_eq!(checked.code, code, "{checked:?}");
+    }
+}
+
+/// An agent for `test.promise` that claims to answer within `ms`, which decides who is asked first; twice does harm.
+fn claims(name: &str, file: &str, arguments: &[&str], ms: u64) -> Value {
+    script(name, file, arguments, json!({ "id": "test.promise", "constraints": { "response_time_ms": ms } }))
+}
+
+/// A caller that asks whoever claims to be quicker.
+fn caller(routing: &str) -> Builder {
+    Node::builder().config(&format!("[routing]\nexploration = 0.0\n{routing}"))
+}
+
+/// AOP-4: a call that must not be done twice is safe to give to another agent until its work has begun, and not after.
+#[tokio::test]
+async fn a_lost_call_goes_elsewhere_before_its_work_begins_and_is_unknown_after() {
+    let caller = caller("").spawn().await;
+    let frozen = Node::builder().join(&caller).agent(claims("frozen", "echo.py", &[], 1)).spawn().await;
+    let builder = Node::builder();
+    let journal = builder.home().join("journal");
+    let journal = journal.to_str().expect("temporary folders have plain names");
+    let mut working = builder.join(&caller).agent(claims("working", "slow.py", &[journal], 900)).spawn().await;
+    caller.knows("test.promise", &["frozen", "working"]).await;
+
+    frozen.stop();
+    let answer = caller.call("test.promise", json!({ "ms": 1 })).await;
+    assert_eq!((&answer["attempts"], &answer["agent_id"]), (&json!(2), &json!(working.agent_id("working").await)), "{answer}");
+
+    let _other = Node::builder().join(&caller).agent(claims("other", "echo.py", &[], 2_000)).spawn().await;
+    eventually("another agent stands by", SETTLE, async || caller.names("test.promise").await.contains(&"other".to_owned()).then_some(()))
+        .await;
+    let body = json!({ "capability": "test.promise", "input": { "ms": 20_000 } });
+    let killing = async {
+        let begun = async || (fs::read_to_string(journal).unwrap_or_default().matches("started").count() == 2).then_some(());
+        eventually("the agent works", SETTLE, begun).await;
+        working.kill().await;
+    };
+    let (answer, ()) = tokio::join!(caller.invoke(body), killing);
+    let error = answer.refused(502, "AGENT_FAILED");
+    assert_eq!((&error["details"]["outcome"], &error["details"]["attempts"]), (&json!("unknown"), &json!(1)), "{error}");
+}
+
+/// MEAP-9: who has no retry left says so.
+#[tokio::test]
+async fn retries_that_burden_somebody_anew_are_paid_out_of_a_budget() {
+    let caller = caller("retry_budget = 0.0\n").spawn().await;
+    let host = Node::builder().join(&caller).agent(claims("crashing", "crash.py", &[], 1)).agent(claims("steady", "echo.py", &[], 900));
+    let _host = host.spawn().await;
+    caller.knows("test.promise", &["crashing", "steady"]).await;
+
+    let body = json!({ "capability": "test.promise", "input": { "crash": true }, "idempotency_key": "k" });
+    let error = caller.invoke(body).await.refused(502, "AGENT_FAILED");
+
+    assert!(error["details"]["retry_budget"].as_str().is_some_and(|why| why.contains("routing.retry_budget")), "{error}");
+}
+
+/// AITP-1: places go to the most urgent who waits, and the less urgent are refused first.
+#[tokio::test]
+async fn the_less_urgent_wait_longer_and_are_refused_first() {
+    let builder = Node::builder();
+    let journal = builder.home().join("journal");
+    let journal = journal.to_str().expect("temporary folders have plain names");
+    let agent = with(claims("slow", "slow.py", &[journal], 1), json!({ "concurrency": 1, "queue": 4 }));
+    let node = builder.agent(agent).spawn().await;
+    node.knows("test.promise", &["slow"]).await;
+    let call = |number: u32, priority: &str, more: Value| {
+        let body = json!({ "capability": "test.promise", "priority": priority, "invocation_id": format!("{number:032x}") });
+        node.invoke(with(body, more))
+    };
+    let long = json!({ "input": { "ms": 20_000 } });
+    let short = json!({ "input": { "ms": 1 } });
+    let in_line = async |count: usize| {
+        let queue = async || (node.get("/v1/agents").await.ok()["agents"][0]["status"]["queue"] == count).then_some(());
+        eventually("they wait", SETTLE, queue).await;
+    };
+
+    let working = async {
+        assert_eq!(call(1, "NORMAL", long.clone()).await.status, 499, "it is taken back");
+    };
+    let asking = async {
+        let begun = async || fs::read_to_string(journal).unwrap_or_default().contains("started").then_some(());
+        eventually("the agent works", SETTLE, begun).await;
+        let waiting = join_all([call(2, "LOW", short.clone()), call(3, "LOW", short.clone())]);
+        let more = async {
+            in_line(2).await;
+            let error = call(4, "LOW", short.clone()).await.refused(429, "BUSY");
+            assert!(error["details"]["retry_after_ms"].is_u64(), "{error}");
+            let urgent = call(5, "HIGH", short.clone());
+            let release = async {
+                in_line(3).await;
+                node.delete(&format!("/v1/invocations/{:032x}", 1)).await.ok();
+            };
+            let (urgent, ()) = tokio::join!(urgent, release);
+            urgent.ok();
+        };
+        let (waited, ()) = tokio::join!(waiting, more);
+        assert!(waited.iter().all(|answer| answer.status == 200), "{waited:?}");
+    };
+    tokio::join!(working, asking);
+
+    let journal = fs::read_to_string(journal).expect("the agent kept it");
+    let begun: Vec<&str> = journal.lines().filter_map(|line| line.strip_prefix("started ")).map(|id| id.trim_start_matches('0')).collect();
+    assert_eq!((begun.len(), &begun[..2]), (4, &["1", "5"][..]), "{journal}");
+}
+
+/// Threat T20: an agent calls in turn through the program, and names the call that it works on by its environment.
+#[tokio::test]
+async fn an_agent_calls_in_turn_through_the_command_line() {
+    const AGENT: &str = "
+import json, os, subprocess, sys
+for line in sys.stdin:
+    call = json.loads(line)
+    run = subprocess.run(sys.argv[1:] + [call['input']], env={**os.environ, 'MESHWORK_PARENT': call['id']}, capture_output=True, text=True)
+    print(json.dumps({'id': call['id'], 'output': run.stdout + run.stderr}), flush=True)
+";
+    let node = Node::builder().agent(builtin("echo", "echo")).spawn().await;
+    let data_dir = node.data_dir();
+    let verb = [env!("CARGO_BIN_EXE_meshwork"), "call", "--api", node.api(), "--data-dir", data_dir.to_str().expect("a plain name")];
+    let command: Vec<&str> = ["python3", "-c", AGENT].into_iter().chain(verb).collect();
+    let capability = json!({ "id": "test.turn" });
+    let definition = json!({ "name": "turner", "adapter": { "type": "process", "command": command }, "capability": [capability] });
+    node.post("/v1/agents", &definition).await.ok();
+    node.knows("test.turn", &["turner"]).await;
+
+    assert_eq!(node.call("test.turn", json!("echo")).await["output"], "{}\n");
+    let circle = node.call("test.turn", json!("test.turn")).await;
+    assert!(circle["output"].as_str().is_some_and(|said| said.contains("would close a circle")), "{circle}");
 }

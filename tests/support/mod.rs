@@ -13,7 +13,7 @@ mod wait;
 
 pub(crate) use agents::{HttpAgent, Journal, builtin, script, stepper, with};
 pub(crate) use answer::Answer;
-pub(crate) use command::{finished, meshwork, shell};
+pub(crate) use command::{Output, finished, meshwork, shell};
 pub(crate) use events::Events;
 pub(crate) use node::{Builder, Node, signal};
 pub(crate) use wait::{SETTLE, eventually, within};
