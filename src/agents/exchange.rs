@@ -65,7 +65,7 @@ pub struct Invocation {
     pub priority: Priority,
     /// What the work waits for once the agent is free.
     pub confirm: Option<Confirm>,
-    /// Where the parts of the answer go, each as JSON text of at most [`CHUNK_BYTES_MAX`]; whoever sends waits until there is room.
+    /// Where the parts of the answer go, each as JSON text of at most `CHUNK_BYTES_MAX`; whoever sends waits until there is room.
     pub chunks: Option<mpsc::Sender<Bytes>>,
 }
 

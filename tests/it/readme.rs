@@ -444,6 +444,38 @@ async fn the_less_urgent_wait_longer_and_are_refused_first() {
     assert_eq!((begun.len(), &begun[..2]), (4, &["1", "5"][..]), "{journal}");
 }
 
+/// AITP-5: a stranger is proven by three calls that end well, and not by two.
+#[tokio::test]
+async fn three_good_calls_prove_an_agent() {
+    let node = Node::builder().agent(builtin("echo", "echo")).spawn().await;
+    node.knows("echo", &["echo"]).await;
+    for (calls, standing) in [(2, "unproven"), (1, "proven")] {
+        for number in 0..calls {
+            node.call("echo", json!(number)).await;
+        }
+        let stands = async || (node.get("/v1/trust").await.ok()["agents"][0]["standing"] == standing).then_some(());
+        eventually(&format!("it is {standing}"), SETTLE, stands).await;
+    }
+}
+
+/// MAOP-2, threat T16: what an agent says of itself is shown and found, and puts nobody first.
+#[tokio::test]
+async fn claims_are_shown_and_searched_and_move_no_ranking() {
+    let claims =
+        json!({ "score": 1.0, "specializations": ["palimpsests"], "limitations": ["none"], "resource_requirements": { "gpu": true } });
+    let boastful = script("boastful", "echo.py", &[], with(json!({ "id": "test.claims" }), claims));
+    let modest = script("modest", "echo.py", &[], json!({ "id": "test.claims", "score": 0.0 }));
+    let node = Node::builder().agent(boastful).agent(modest).spawn().await;
+    node.knows("test.claims", &["boastful", "modest"]).await;
+
+    let rows = node.find("test.claims").await;
+    assert_eq!((&rows[0]["score"], &rows[0]["trust"]), (&rows[1]["score"], &rows[1]["trust"]), "{rows:?}");
+    let found = node.cli(&["find", "--text", "palimpsests"]).await;
+    assert!(found.text().contains("boastful@") && !found.stdout.contains("modest@"), "{found:?}");
+    let shown = node.cli(&["agent", "show", "boastful"]).await;
+    assert!(shown.text().contains("1 c (its own claim)") && shown.stdout.contains("palimpsests"), "{shown:?}");
+}
+
 /// Threat T20: an agent calls in turn through the program, and names the call that it works on by its environment.
 #[tokio::test]
 async fn an_agent_calls_in_turn_through_the_command_line() {

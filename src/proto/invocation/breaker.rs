@@ -1,7 +1,7 @@
 //! The circuit breaker of each agent and capability: whoever keeps failing is left alone for a while (MEAP-4).
 //!
-//! *Closed*, calls pass and their ends are counted; [`Config::failures_max`] failures in a row, or half of at least [`CALLS_MIN`] calls
-//! within [`WINDOW`], open it. *Open*, nothing passes for a time that doubles with each repetition up to a bound, a little more or less by
+//! *Closed*, calls pass and their ends are counted; [`Config::failures_max`] failures in a row, or half of at least `CALLS_MIN` calls
+//! within `WINDOW`, open it. *Open*, nothing passes for a time that doubles with each repetition up to a bound, a little more or less by
 //! chance, so that the callers of an agent do not all come back at once. *Half-open*, exactly one call passes as a probe: its success
 //! closes the breaker, its failure opens it again. A call that ended neither well nor badly (a refusal, the caller's own fault, a call
 //! that was cancelled) frees the probe for another, and a probe that is never heard of again does so after [`PROBE_MAX`]; so a breaker

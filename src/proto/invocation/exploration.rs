@@ -2,7 +2,7 @@
 //!
 //! Without it nobody could earn trust or earn it back. With too much of it a swarm of fresh keys would live on it (threats T16, T17). So
 //! a call explores only out of a budget that first attempts fill with a configured share; and each agent is tried by one call at a time,
-//! not more often than every [`PAUSE`]. Of the budget at most [`FALLEN_SHARE`] goes to agents that were found wanting, until one of them
+//! not more often than every `PAUSE`. Of the budget at most `FALLEN_SHARE` goes to agents that were found wanting, until one of them
 //! does well at its last try. Nobody is tried who by its own word is no match for the best.
 //!
 //! While even the best is unproven, there is nothing to protect: then a quarter of the calls looks around besides, so that whoever

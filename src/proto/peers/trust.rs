@@ -5,11 +5,11 @@
 //! specialization: it narrows the interval, and nothing else does. What others say moves the mean alone, as far as own evidence leaves
 //! room ([`Attested`]), and there is no global score.
 //!
-//! Evidence fades twice: with time ([`HALF_LIFE`]), and with each new outcome, so that the last [`MEMORY`] or so count. The second
+//! Evidence fades twice: with time ([`HALF_LIFE`]), and with each new outcome, so that the last `MEMORY` or so count. The second
 //! lets an agent that recovered earn its trust back in a few calls, whether it failed ten times before or ten thousand times: eight
 //! good calls in a row lift even the worst record out of doubt, twenty-four prove it again.
 //!
-//! An answer that comes far later than the agent claims counts for little ([`LATE`]): else it would pay to claim 1 ms and take a minute.
+//! An answer that comes far later than the agent claims counts for little (`LATE`): else it would pay to claim 1 ms and take a minute.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
