@@ -189,10 +189,9 @@ pub(super) fn announced(invocation: InvocationId, part: Part, body: Body) -> (Bo
     }
 }
 
-/// A request without its body, and the body.
-pub(super) fn taken_out(mut request: Request) -> (Request, Body) {
-    let body = std::mem::replace(&mut request.body, Body::Inline(Bytes::new()));
-    (request, body)
+/// Takes the body out of a request.
+pub(super) fn take_body(request: &mut Request) -> Body {
+    std::mem::replace(&mut request.body, Body::Inline(Bytes::new()))
 }
 
 /// Pushes a blob to `peer`. Waits while much is on its way there.

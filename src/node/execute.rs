@@ -31,13 +31,19 @@ pub(super) struct AgentsHere {
 }
 
 impl Executor for AgentsHere {
-    fn execute(self: Arc<Self>, caller: NodeId, request: Request, deadline: Duration, orders: Orders) -> Executing {
+    fn execute(self: Arc<Self>, caller: NodeId, request: Box<Request>, deadline: Duration, orders: Orders) -> Executing {
         Box::pin(async move { self.serve(caller, request, deadline, orders).await })
     }
 }
 
 impl AgentsHere {
-    async fn serve(&self, caller: NodeId, request: Request, deadline: Duration, orders: Orders) -> Result<Success, AttemptFailure> {
+    async fn serve(
+        &self,
+        caller: NodeId,
+        mut request: Box<Request>,
+        deadline: Duration,
+        orders: Orders,
+    ) -> Result<Success, AttemptFailure> {
         self.shared.admission.peer(caller, || self.shared.mono()).map_err(not_begun)?;
         let limits = &self.shared.config.limits;
         let running_max = usize::try_from(limits.calls_per_peer_max).unwrap_or(usize::MAX);
@@ -50,16 +56,12 @@ impl AgentsHere {
         let longest = Duration::from_millis(limits.call_timeout_ms_max);
         let deadline = deadline.min(self.shared.mono().saturating_add(longest));
         let invocation = request.invocation;
-        let (request, input) = blobs::taken_out(request);
-        let input = match input {
-            Body::Inline(bytes) => bytes,
+        if let Body::Blob(_) = request.body {
+            let input = blobs::take_body(&mut request);
             // Boxed, like whatever else is rare on this path: a future is moved about at its full size.
-            Body::Blob(_) => {
-                let bytes = blobs::bytes_of(&self.shared, caller, invocation, Part::Input, input, &orders.cancel);
-                Box::pin(bytes).await.map_err(not_begun)?
-            }
-        };
-        let request = Request { body: Body::Inline(input), ..request };
+            let bytes = Box::pin(blobs::bytes_of(&self.shared, caller, invocation, Part::Input, input, &orders.cancel));
+            request.body = Body::Inline(bytes.await.map_err(not_begun)?);
+        }
         let success = execute(&self.shared, caller, request, deadline, orders).await?;
         let (body, blob) = blobs::announced(invocation, Part::Output, success.body);
         if let Some((head, bytes)) = blob {
@@ -81,7 +83,7 @@ fn not_begun(failure: Failure) -> AttemptFailure {
 /// Has an agent of this node do a call of this node's own client.
 pub(super) async fn here(
     shared: &Arc<Shared>,
-    request: Request,
+    request: Box<Request>,
     deadline: Duration,
     chunks: Option<mpsc::Sender<Bytes>>,
 ) -> Result<Success, AttemptFailure> {
@@ -101,7 +103,7 @@ pub(super) async fn here(
 async fn execute(
     shared: &Arc<Shared>,
     caller: NodeId,
-    request: Request,
+    request: Box<Request>,
     deadline: Duration,
     orders: Orders,
 ) -> Result<Success, AttemptFailure> {
@@ -117,7 +119,7 @@ async fn execute(
 async fn under_key(
     shared: &Arc<Shared>,
     caller: NodeId,
-    request: Request,
+    request: Box<Request>,
     deadline: Duration,
     orders: Orders,
 ) -> Result<Success, AttemptFailure> {
@@ -138,7 +140,7 @@ async fn keyed(
     caller: NodeId,
     agent: Arc<Agent>,
     word: String,
-    request: Request,
+    request: Box<Request>,
     deadline: Duration,
     orders: Orders,
 ) -> Result<Success, AttemptFailure> {
@@ -175,25 +177,25 @@ async fn run(
     shared: &Shared,
     caller: NodeId,
     agent: &Agent,
-    request: Request,
+    request: Box<Request>,
     deadline: Duration,
     orders: Orders,
 ) -> Result<Success, AttemptFailure> {
     let entered = shared.running.enter(agent, caller, &request, deadline, &orders.cancel);
-    let Body::Inline(input) = request.body else {
+    let Request { invocation, capability, version, key, priority, body, .. } = *request;
+    let Body::Inline(input) = body else {
         return Err(not_begun(Failure::new(ErrorCode::Internal, "the input has not been fetched")));
     };
     let limit = agent.checked().definition.rate_limit;
     shared.admission.agent(agent.id(), limit, caller, || shared.mono()).map_err(not_begun)?;
-    let capability = request.capability.clone();
     let invocation = Invocation {
-        id: request.invocation,
-        capability: request.capability,
-        version: request.version,
+        id: invocation,
+        capability: capability.clone(),
+        version,
         input,
         deadline: shared.clock.zero() + deadline,
-        key: request.key,
-        priority: request.priority,
+        key,
+        priority,
         confirm: orders.confirm.map(|(ready, go)| Confirm { ready, go }),
         chunks: orders.chunks,
     };

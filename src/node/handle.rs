@@ -134,8 +134,8 @@ impl Handle {
     ///
     /// # Errors
     /// Whatever kept the call from a good end.
-    pub async fn invoke(&self, request: InvokeRequest) -> Result<Arc<InvokeReply>, Failure> {
-        invoke::invoke(&self.shared, request).await
+    pub fn invoke(&self, request: InvokeRequest) -> impl Future<Output = Result<Arc<InvokeReply>, Failure>> + Send + '_ {
+        invoke::invoke(&self.shared, request)
     }
 
     /// Cancels a call that a client of this node waits for. False if there is none with this id.

@@ -131,7 +131,7 @@ pub(super) async fn invoke(shared: &Arc<Shared>, mut request: InvokeRequest) -> 
             if chosen || request.key.is_some() || parent.is_some() {
                 Box::pin(cancellable(shared, request, id, parent.unwrap_or_default())).await
             } else {
-                run(shared, request, id).await.map(Arc::new)
+                run(shared, &request, id).await.map(Arc::new)
             }
         }
         Err(failure) => Err(failure),
@@ -233,7 +233,7 @@ async fn once(
 ) -> Result<Arc<InvokeReply>, Failure> {
     let Some(key) = request.key.clone() else {
         return tokio::select! {
-            result = run(shared, request, id) => result.map(Arc::new),
+            result = run(shared, &request, id) => result.map(Arc::new),
             () = cancel.cancelled() => Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled")),
         };
     };
@@ -247,7 +247,7 @@ async fn once(
     let shared_run = Arc::clone(shared);
     let start = |stop: CancellationToken| async move {
         tokio::select! {
-            result = run(&shared_run, request, id) => result.map(Arc::new),
+            result = run(&shared_run, &request, id) => result.map(Arc::new),
             () = stop.cancelled() => Err(Failure::new(ErrorCode::Cancelled, "nobody waited for the call any more")),
         }
     };
@@ -273,6 +273,7 @@ pub(super) async fn attempt(
     request: &InvokeRequest,
     id: InvocationId,
     candidate: &Candidate,
+    mut now: Duration,
     deadline: Duration,
 ) -> (Result<Success, AttemptFailure>, bool) {
     let record = &candidate.entry.record;
@@ -283,7 +284,7 @@ pub(super) async fn attempt(
     let is_here = record.node == shared.node();
     let mut output_schema = None;
     if !is_here && (offered.input_schema != ANYTHING || offered.output_schema != ANYTHING) {
-        let wait = deadline.saturating_sub(shared.mono()).min(SCHEMAS_WAIT_MAX);
+        let wait = deadline.saturating_sub(now).min(SCHEMAS_WAIT_MAX);
         let hashes = [offered.input_schema, offered.output_schema];
         let fetch = schemas_of(shared, record.node, &hashes);
         let known = Box::pin(tokio::time::timeout(wait, fetch)).await.unwrap_or_default();
@@ -294,13 +295,14 @@ pub(super) async fn attempt(
             return refuse(failure);
         }
         output_schema = schema(offered.output_schema);
+        now = shared.mono();
     }
-    let wire = Request {
+    let wire = Box::new(Request {
         invocation: id,
         capability: offered.id.clone(),
         version: request.version.clone(),
         agent: record.agent,
-        budget_ms: u64::try_from(deadline.saturating_sub(shared.mono()).as_millis()).unwrap_or(u64::MAX),
+        budget_ms: u64::try_from(deadline.saturating_sub(now).as_millis()).unwrap_or(u64::MAX),
         priority: request.priority,
         key: request.key.clone(),
         traceparent: request.traceparent.clone(),
@@ -308,7 +310,7 @@ pub(super) async fn attempt(
         confirm: request.key.is_none() && !offered.idempotent,
         window: 0,
         body: Body::Inline(request.input.clone()),
-    };
+    });
     let (mut outcome, streamed) = match &request.chunks {
         Some(chunks) => {
             let (sender, parts) = mpsc::channel(1);
@@ -342,7 +344,7 @@ fn success_text(success: &Success) -> &[u8] {
 async fn ask(
     shared: &Arc<Shared>,
     node: NodeId,
-    request: Request,
+    mut request: Box<Request>,
     deadline: Duration,
     chunks: Option<mpsc::Sender<Bytes>>,
 ) -> Result<Success, AttemptFailure> {
@@ -355,9 +357,9 @@ async fn ask(
         None => Box::pin(lane_to(shared, node, request.priority)).await.map_err(refuse)?,
     };
     let invocation = request.invocation;
-    let (request, body) = blobs::taken_out(request);
-    let (body, blob) = blobs::announced(invocation, Part::Input, body);
-    let call = lane.call(Request { body, ..request }, deadline, chunks.as_ref());
+    let (body, blob) = blobs::announced(invocation, Part::Input, blobs::take_body(&mut request));
+    request.body = body;
+    let call = lane.call(request, deadline, chunks.as_ref());
     let outcome = match blob {
         None => call.await,
         Some((head, bytes)) => {

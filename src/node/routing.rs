@@ -18,15 +18,15 @@ use super::invoke::{InvokeReply, InvokeRequest, attempt, deadline};
 use super::shared::{Shared, lock};
 use crate::config;
 use crate::model::{AgentId, CapabilityName, Failure, InvocationId};
+use crate::proto::directory::Rankings;
 use crate::proto::directory::rank::{Answer, Candidate, Ranking, Rejection};
-use crate::proto::directory::{Rankings, is_plain};
 use crate::proto::invocation::balance::Balance;
 use crate::proto::invocation::breaker::{self, Phase};
 use crate::proto::invocation::call::{self, Step};
 use crate::proto::invocation::chain;
 use crate::proto::invocation::evidence::{Evidence, evidence};
 use crate::proto::invocation::routing::{self, Choice};
-use crate::wire::directory::Query;
+use crate::wire::directory::{Query, Wanted};
 use crate::wire::invocation::{Body, Hop, Success};
 
 /// What calls share when they choose whom to ask.
@@ -70,17 +70,19 @@ impl Routing {
     }
 }
 
-/// Ranks who may do `query`; what every call of a capability asks alike is ranked once for all of them.
-fn rank(shared: &Shared, query: &Query, only: Option<AgentId>, now: Duration) -> Arc<Ranking> {
+/// Ranks who may do a call; those that ask for a capability and nothing else share one ranking.
+fn rank(shared: &Shared, request: &InvokeRequest, now: Duration) -> Arc<Ranking> {
     let routes = shared.routes.load();
-    let name = query.capabilities.first().filter(|_| only.is_none() && is_plain(query));
+    let is_plain = request.agent.is_none() && request.version.is_none() && request.constraints == Wanted::default();
+    let name = Some(&request.capability).filter(|_| is_plain);
     let kept = name.and_then(|name| shared.routing.rankings.read().unwrap_or_else(PoisonError::into_inner).get(name, &routes, now));
     if let Some(ranking) = kept {
         return ranking;
     }
+    let query = query_of(request);
     let answer = {
         let ledger = shared.ledger.read().unwrap_or_else(PoisonError::into_inner);
-        routes.rank(query, only, &shared.rules, &ledger, now)
+        routes.rank(&query, request.agent, &shared.rules, &ledger, now)
     };
     let ranking = Arc::new(Ranking::new(answer));
     if let Some(name) = name.filter(|_| !ranking.candidates().is_empty()) {
@@ -149,16 +151,15 @@ impl Drop for Attempt<'_> {
 }
 
 /// Has somebody do the call.
-pub(super) async fn run(shared: &Arc<Shared>, request: InvokeRequest, id: InvocationId) -> Result<InvokeReply, Failure> {
+pub(super) async fn run(shared: &Arc<Shared>, request: &InvokeRequest, id: InvocationId) -> Result<InvokeReply, Failure> {
     let started = shared.mono();
-    let deadline = deadline(shared, &request, started);
+    let deadline = deadline(shared, request, started);
     let config = call::Config { attempts_max: shared.config.limits.attempts_max };
     let mut machine = call::State::new(config, request.capability.clone(), request.agent, request.key.is_some(), started, deadline);
-    let query = query_of(&request);
     let mut explained = None;
+    let mut now = started;
     loop {
-        let now = shared.mono();
-        let ranking = outside(&request.hops, rank(shared, &query, request.agent, now));
+        let ranking = outside(&request.hops, rank(shared, request, now));
         let names = || shared.routes.load().names().cloned().collect();
         let step = machine.next(&ranking, &mut lock(&shared.routing.state), names, now, &mut rand::rng());
         match step {
@@ -173,7 +174,7 @@ pub(super) async fn run(shared: &Arc<Shared>, request: InvokeRequest, id: Invoca
             }
             Step::Search => {
                 let wait = deadline.saturating_sub(now).min(find::SEARCH_MAX);
-                let _ = Box::pin(tokio::time::timeout(wait, find::find(shared, query.clone(), 1))).await;
+                let _ = Box::pin(tokio::time::timeout(wait, find::find(shared, query_of(request), 1))).await;
             }
             Step::Ask(choice) => {
                 let Some(candidate) = ranking.candidates().get(choice.index) else { continue };
@@ -182,7 +183,7 @@ pub(super) async fn run(shared: &Arc<Shared>, request: InvokeRequest, id: Invoca
                     explained = Some(considered(shared, &ranking, Some(candidate.agent()), now));
                 }
                 shared.metrics.attempt();
-                let (outcome, streamed) = attempt(shared, &request, id, candidate, deadline).await;
+                let (outcome, streamed) = attempt(shared, request, id, candidate, now, deadline).await;
                 if streamed {
                     machine.on_chunk();
                 }
@@ -202,6 +203,7 @@ pub(super) async fn run(shared: &Arc<Shared>, request: InvokeRequest, id: Invoca
                 }
             }
         }
+        now = shared.mono();
     }
 }
 

@@ -107,14 +107,14 @@ impl Lane {
 
     /// Makes one call and waits for its end. The parts of a streamed answer go to `chunks`, and the other side may send more as these are
     /// taken. Dropping the future cancels the call, also at the other end.
-    pub async fn call(&self, mut request: Request, deadline: Duration, chunks: Option<&mpsc::Sender<Bytes>>) -> Outcome {
+    pub async fn call(&self, mut request: Box<Request>, deadline: Duration, chunks: Option<&mpsc::Sender<Bytes>>) -> Outcome {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
         self.outstanding.fetch_add(1, Ordering::Relaxed);
         let mut guard = CancelOnDrop { lane: self, id, armed: false };
         request.window = if chunks.is_some() { WINDOW_BYTES } else { 0 };
         let (arriving, arrived) = chunks.map(|_| mpsc::channel(CHUNKS_MAX)).unzip();
-        match self.commands.try_send(Command::Call { id, request: Box::new(request), deadline, reply, chunks: arriving }) {
+        match self.commands.try_send(Command::Call { id, request, deadline, reply, chunks: arriving }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Closed(_)) => return Outcome::Lost { begun: false },
             Err(mpsc::error::TrySendError::Full(_)) => {
@@ -233,10 +233,11 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
                     // Callers that are about to call are let in first: what is written at once costs little more than a single call.
                     tokio::task::yield_now().await;
                 }
-                self.handle(command);
+                let now = self.clock.elapsed();
+                self.handle(command, now);
                 for _ in 1..COMMANDS_PER_TURN {
                     match self.inbox.try_recv() {
-                        Ok(command) => self.handle(command),
+                        Ok(command) => self.handle(command, now),
                         Err(_) => break,
                     }
                 }
@@ -261,10 +262,11 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
     }
 
     fn on_bytes(&mut self) {
-        let now = self.clock.elapsed();
+        let instant = Instant::now();
+        let now = instant.saturating_duration_since(self.clock);
         self.machine.on_alive(now);
         loop {
-            match self.reader.frame(Instant::now()) {
+            match self.reader.frame(instant) {
                 Ok(Some(frame)) => self.machine.on_frame(frame, now, &mut self.outputs),
                 Ok(None) => break,
                 Err(_) => {
@@ -275,13 +277,13 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
         }
     }
 
-    fn handle(&mut self, command: Command) {
+    fn handle(&mut self, command: Command, now: Duration) {
         match command {
             Command::Call { id, request, deadline, reply, chunks } => {
                 if let Some(chunks) = chunks {
                     self.chunks_by_id.insert(id, chunks);
                 }
-                self.machine.handle_call(id, *request, (id, reply), deadline, self.clock.elapsed(), &mut self.outputs);
+                self.machine.handle_call(id, request, (id, reply), deadline, now, &mut self.outputs);
             }
             Command::Taken { id, cost } => self.machine.handle_taken(id, cost, &mut self.outputs),
             Command::Cancel { id } => self.machine.handle_cancel(id, &mut self.outputs),
@@ -290,7 +292,8 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
 
     fn apply(&mut self) -> Option<LaneEnd> {
         let mut end = None;
-        for output in std::mem::take(&mut self.outputs) {
+        let mut outputs = std::mem::take(&mut self.outputs);
+        for output in outputs.drain(..) {
             match output {
                 Output::Send(frame) => {
                     if let (Err(error), Frame::Request { id, .. }) = (self.writer.push(&frame), &frame) {
@@ -313,6 +316,11 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
                 Output::Close(Closed::Violation(what)) => end = Some(LaneEnd::Violation(what)),
             }
         }
-        if end.is_none() && !self.outputs.is_empty() { self.apply() } else { end }
+        if end.is_none() && !self.outputs.is_empty() {
+            return self.apply();
+        }
+        // The next outputs find the room of these.
+        self.outputs = outputs;
+        end
     }
 }

@@ -41,7 +41,7 @@ pub struct Orders {
 pub trait Executor: Send + Sync + 'static {
     /// Does what `caller` asks for, returns the result, and ends soon after it is cancelled or `deadline` (since the start of the node)
     /// has passed.
-    fn execute(self: Arc<Self>, caller: NodeId, request: Request, deadline: Duration, orders: Orders) -> Executing;
+    fn execute(self: Arc<Self>, caller: NodeId, request: Box<Request>, deadline: Duration, orders: Orders) -> Executing;
 }
 
 /// A call that is being done.
@@ -73,8 +73,16 @@ pub async fn serve(
 ) -> Option<&'static str> {
     let (mut reader, mut writer) = io::split(stream);
     let (reports, mut inbox) = mpsc::channel(REPORTS_MAX);
-    let mut lane =
-        Answering { peer, executor, clock, reports, machine: State::new(calls_max), calls_by_id: HashMap::new(), outputs: Vec::new() };
+    let mut lane = Answering {
+        peer,
+        executor,
+        clock,
+        reports,
+        machine: State::new(calls_max),
+        calls_by_id: HashMap::new(),
+        outputs: Vec::new(),
+        taken: Vec::new(),
+    };
     let mut draining = false;
     let violation = loop {
         let reading = writer.waiting() < OUTPUT_HIGH_BYTES;
@@ -97,9 +105,10 @@ pub async fn serve(
                 if !matches!(filled, Ok(true)) {
                     break None;
                 }
-                let now = clock.elapsed();
+                let instant = Instant::now();
+                let now = instant.saturating_duration_since(clock);
                 let malformed = loop {
-                    match reader.frame(Instant::now()) {
+                    match reader.frame(instant) {
                         Ok(Some(frame)) => lane.machine.on_frame(frame, now, &mut lane.outputs),
                         Ok(None) => break false,
                         Err(_) => break true,
@@ -144,6 +153,8 @@ struct Answering {
     machine: State,
     calls_by_id: HashMap<u64, Call>,
     outputs: Vec<Output>,
+    /// Room for the outputs that are carried out.
+    taken: Vec<Output>,
 }
 
 impl Answering {
@@ -164,11 +175,13 @@ impl Answering {
     /// Carries out what the machine wants, until it wants nothing more. Returns what the peer did wrong, if it did.
     fn apply<W: futures::AsyncWrite + Unpin>(&mut self, writer: &mut io::Writer<W>) -> Option<&'static str> {
         let mut violation = None;
+        let mut outputs = std::mem::take(&mut self.taken);
         while !self.outputs.is_empty() {
-            for output in std::mem::take(&mut self.outputs) {
+            std::mem::swap(&mut self.outputs, &mut outputs);
+            for output in outputs.drain(..) {
                 match output {
                     Output::Send(frame) => send(writer, &frame),
-                    Output::Run { id, request, deadline } => self.run(id, *request, deadline),
+                    Output::Run { id, request, deadline } => self.run(id, request, deadline),
                     Output::Go { id } => {
                         if let Some(go) = self.calls_by_id.get_mut(&id).and_then(|call| call.go.take()) {
                             let _ = go.send(());
@@ -188,10 +201,11 @@ impl Answering {
                 }
             }
         }
+        self.taken = outputs;
         violation
     }
 
-    fn run(&mut self, id: u64, request: Request, deadline: Duration) {
+    fn run(&mut self, id: u64, request: Box<Request>, deadline: Duration) {
         let cancel = CancellationToken::new();
         let quick = matches!(&request.body, Body::Inline(bytes) if bytes.len() <= INLINE_WORK_BYTES_MAX);
         if !request.confirm && request.window == 0 {

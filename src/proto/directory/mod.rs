@@ -15,5 +15,5 @@ pub mod search;
 mod state;
 
 pub use digest::Digest;
-pub use routes::{Rankings, Routes, is_plain};
+pub use routes::{Rankings, Routes};
 pub use state::{Availability, Config, Documents, Entry, Event, Output, Reach, State, Traffic, Verdict};

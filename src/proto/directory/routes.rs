@@ -13,7 +13,7 @@ use super::rank::{self, Answer, Ranking, Rules};
 use super::state::Entry;
 use crate::model::{AgentId, CapabilityName};
 use crate::proto::peers::trust::Ledger;
-use crate::wire::directory::{Query, Wanted};
+use crate::wire::directory::Query;
 
 /// How long a ranking is shared. Outcomes reach the ledger in batches of about this length anyway.
 const AGE_MAX: Duration = Duration::from_millis(10);
@@ -91,11 +91,6 @@ pub(super) fn consider(entry: &Arc<Entry>, query: &Query, ledger: &Ledger, now: 
         (None, Some(reason)) => answer.reject(entry, reason),
         (None, None) => {}
     }
-}
-
-/// Whether `query` asks for one capability and nothing else, so that its ranking is everybody's.
-pub fn is_plain(query: &Query) -> bool {
-    query.capabilities.len() == 1 && query.text.is_none() && query.version.is_none() && query.constraints == Wanted::default()
 }
 
 #[derive(Debug)]

@@ -120,7 +120,15 @@ impl<T> State<T> {
     }
 
     /// Takes a call under a number that no other call of this lane has or had, or settles it at once if the lane is full or closed.
-    pub fn handle_call(&mut self, id: u64, request: Request, token: T, deadline: Duration, now: Duration, outputs: &mut Vec<Output<T>>) {
+    pub fn handle_call(
+        &mut self,
+        id: u64,
+        request: Box<Request>,
+        token: T,
+        deadline: Duration,
+        now: Duration,
+        outputs: &mut Vec<Output<T>>,
+    ) {
         if self.closed {
             outputs.push(Output::Settle(token, Outcome::Lost { begun: false }));
             return;
@@ -138,7 +146,7 @@ impl<T> State<T> {
         let credit = Credit { window: request.window, open: request.window, taken: 0 };
         self.pending_by_id.insert(id, Pending { token, deadline, begun: !request.confirm, credit });
         self.none_due_before = self.none_due_before.min(deadline);
-        outputs.push(Output::Send(Frame::Request { id, request: Box::new(request) }));
+        outputs.push(Output::Send(Frame::Request { id, request }));
     }
 
     /// The caller no longer waits.
@@ -361,7 +369,7 @@ mod tests {
         let (mut lane, mut outputs) = lane();
         let request = Request { confirm: false, ..request() };
         let id = 0;
-        lane.handle_call(id, request, 'a', ms(60_000), ms(0), &mut outputs);
+        lane.handle_call(id, Box::new(request), 'a', ms(60_000), ms(0), &mut outputs);
         lane.on_frame(Frame::Accepted { id }, ms(1), &mut outputs);
         outputs.clear();
         lane.on_closed(&mut outputs);
@@ -432,7 +440,7 @@ mod tests {
             call(&mut lane, token, 60_000, &mut outputs);
         }
         outputs.clear();
-        lane.handle_call(9, request(), 'd', ms(60_000), ms(0), &mut outputs);
+        lane.handle_call(9, Box::new(request()), 'd', ms(60_000), ms(0), &mut outputs);
         let [Output::Settle('d', Outcome::Failed { failure, begun: false })] = &outputs[..] else { panic!("not refused: {outputs:?}") };
         assert_eq!((failure.code, failure.retry_after_ms()), (ErrorCode::Busy, Some(50)));
     }
@@ -514,7 +522,7 @@ mod tests {
     fn a_closed_lane_loses_calls_at_once_and_hears_nothing() {
         let (mut lane, mut outputs) = lane();
         lane.on_closed(&mut outputs);
-        lane.handle_call(0, request(), 'a', ms(60_000), ms(0), &mut outputs);
+        lane.handle_call(0, Box::new(request()), 'a', ms(60_000), ms(0), &mut outputs);
         lane.on_frame(Frame::Result { id: 0, success: success() }, ms(1), &mut outputs);
         lane.handle_timeout(ms(100_000), &mut outputs);
         assert_eq!(outputs, [Output::Settle('a', Outcome::Lost { begun: false })]);
@@ -560,7 +568,7 @@ mod tests {
         lane.handle_timeout(ms(100_000), &mut outputs);
         assert_eq!((lane.poll_timeout(), &outputs[..]), (None, &[][..]));
 
-        lane.handle_call(0, request(), 'a', ms(200_000), ms(100_000), &mut outputs);
+        lane.handle_call(0, Box::new(request()), 'a', ms(200_000), ms(100_000), &mut outputs);
         outputs.clear();
         lane.handle_timeout(ms(100_499), &mut outputs);
         assert_eq!(outputs, []);
@@ -659,7 +667,7 @@ mod tests {
                 Op::Call { budget_ms } => {
                     let (token, deadline) = (self.tokens, self.now + ms(budget_ms));
                     self.tokens += 1;
-                    lane.handle_call(self.calls, request(), token, deadline, self.now, outputs);
+                    lane.handle_call(self.calls, Box::new(request()), token, deadline, self.now, outputs);
                     if self.closed {
                         return vec![Output::Settle(token, Outcome::Lost { begun: false })];
                     }
@@ -798,7 +806,7 @@ mod tests {
 
     fn call(lane: &mut State<char>, token: char, deadline_ms: u64, outputs: &mut Vec<Output<char>>) -> u64 {
         let id = u64::from(u32::from(token)) + 1_000;
-        lane.handle_call(id, request(), token, ms(deadline_ms), ms(0), outputs);
+        lane.handle_call(id, Box::new(request()), token, ms(deadline_ms), ms(0), outputs);
         id
     }
 

@@ -71,9 +71,9 @@ struct Running {
     confirm: Confirm,
     chunk: Option<Bytes>,
     /// The good end, while a chunk before it waits.
-    result: Option<Success>,
+    result: Option<Box<Success>>,
     /// Why the call was stopped, if not by its caller.
-    why: Option<Failure>,
+    why: Option<Box<Failure>>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -192,7 +192,7 @@ impl State {
     pub fn handle_done(&mut self, id: u64, result: Result<Success, AttemptFailure>, outputs: &mut Vec<Output>) {
         let Some(running) = self.running_by_id.get_mut(&id) else { return };
         match result {
-            Ok(success) if running.chunk.is_some() && !running.stopped => running.result = Some(success),
+            Ok(success) if running.chunk.is_some() && !running.stopped => running.result = Some(Box::new(success)),
             result => self.finish(id, result, outputs),
         }
     }
@@ -234,7 +234,7 @@ impl State {
                 self.waits.remove(&id);
                 outputs.push(Output::Send(Frame::Chunk { id, chunk }));
                 match running.result.take() {
-                    Some(success) => self.finish(id, Ok(success), outputs),
+                    Some(success) => self.finish(id, Ok(*success), outputs),
                     None => outputs.push(Output::Next { id }),
                 }
             }
@@ -247,7 +247,7 @@ impl State {
         let Some(running) = self.running_by_id.get_mut(&id).filter(|running| !running.stopped) else { return };
         running.stopped = true;
         running.chunk = None;
-        running.why = why;
+        running.why = why.map(Box::new);
         // The agent is done, and only its chunk waited: the call ends here.
         if running.result.take().is_some() {
             let failure = Failure::new(ErrorCode::Cancelled, "the call was cancelled");
@@ -264,7 +264,7 @@ impl State {
             (Ok(success), None) => Frame::Result { id, success },
             // A chunk was given up, so the answer is not whole, however well it ended.
             (Ok(_), Some(why)) => Frame::error(id, true, &why),
-            (Err(failed), why) => Frame::error(id, failed.accepted, &why.unwrap_or(failed.failure)),
+            (Err(failed), why) => Frame::error(id, failed.accepted, &why.map_or(failed.failure, |why| *why)),
         }));
     }
 }

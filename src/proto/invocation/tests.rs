@@ -134,7 +134,7 @@ impl World {
                     let window = if streams { WINDOW } else { 0 };
                     self.calls.insert(id, Call { confirm, streams, granted: window, ..Call::default() });
                     let deadline = self.now + Duration::from_millis(budget_ms);
-                    self.client.handle_call(id, request(confirm, window, budget_ms), id, deadline, self.now, &mut said);
+                    self.client.handle_call(id, Box::new(request(confirm, window, budget_ms)), id, deadline, self.now, &mut said);
                 }
             }
             Op::Cancel { pick } => {
