@@ -3,7 +3,8 @@
 //! One long-lived child per slot of concurrency. A call is one line on its stdin; the answer is the line on its stdout that carries the
 //! call's id. Lines that are no JSON, or answer no running call, are logged and passed over. A child that dies is started again with
 //! growing pauses; while none of an agent's children lives, the agent is down. A child that does not answer by the deadline is killed,
-//! and so is one that writes a line beyond any bound. A part of a streamed answer (`{"id","chunk"}`) that nobody takes makes the child
+//! and so is one that writes a line beyond any bound. One that never stops writing is not waited for to pause: after each of its lines the
+//! clock is looked at, and whether there is a call. A part of a streamed answer (`{"id","chunk"}`) that nobody takes makes the child
 //! wait.
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
@@ -244,22 +246,28 @@ impl Slot<'_> {
     async fn serve(mut self, mut child: Child, stop: &CancellationToken) -> Option<String> {
         let probation_ends = Instant::now() + PROBATION;
         loop {
+            if !*self.counted && Instant::now() >= probation_ends {
+                *self.counted = true;
+                self.living.gained();
+            }
             let job = tokio::select! {
                 biased;
                 () = stop.cancelled() => return None,
                 line = read_line(&mut self.pipes.stdout, &mut self.pipes.partial, self.line_bytes_max) => match line {
                     Ok(true) => {
                         self.pass_over();
-                        continue;
+                        // Lines without a pause would keep every call waiting; a child that has just written one lives.
+                        let job = if *self.counted { next_job(self.queue).now_or_never() } else { None };
+                        match job {
+                            Some(Some(job)) => job,
+                            Some(None) => return None,
+                            None => continue,
+                        }
                     }
                     Ok(false) => return Some(ended(&mut child).await),
                     Err(error) => return Some(error.to_string()),
                 },
-                () = sleep_until(probation_ends), if !*self.counted => {
-                    *self.counted = true;
-                    self.living.gained();
-                    continue;
-                }
+                () = sleep_until(probation_ends), if !*self.counted => continue,
                 job = next_job(self.queue), if *self.counted => match job {
                     Some(job) => job,
                     None => return None,
@@ -303,7 +311,8 @@ impl Slot<'_> {
         let mut until = deadline;
         let mut told = false;
         let mut chunk = None;
-        loop {
+        // A timer alone is not enough: it is not looked at while there is always a line to read.
+        while Instant::now() < until {
             tokio::select! {
                 biased;
                 // While a chunk waits for its reader nothing is read, so that the child comes to wait as well.
@@ -342,16 +351,15 @@ impl Slot<'_> {
                     let message = format!("{{\"cancel\":\"{id}\"}}\n");
                     let _ = tokio::time::timeout(CANCEL_GRACE, self.pipes.stdin.write_all(message.as_bytes())).await;
                 }
-                () = sleep_until(until) => {
-                    let _ = reply.send(Err(if told { cancelled() } else { timed_out(self.name) }));
-                    return Some("it did not answer in time and was killed".to_owned());
-                }
+                () = sleep_until(until) => {}
                 () = stop.cancelled() => {
                     let _ = reply.send(Err(stopped(self.name)));
                     return None;
                 }
             }
         }
+        let _ = reply.send(Err(if told { cancelled() } else { timed_out(self.name) }));
+        Some("it did not answer in time and was killed".to_owned())
     }
 
     /// Reads the line that has just arrived as a part or the end of call `id`.
