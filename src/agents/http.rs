@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use eventsource_stream::Eventsource;
 use futures::StreamExt;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
@@ -19,6 +18,7 @@ use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
 use super::definition::is_public;
+use super::events::{Events, TooLarge};
 use super::exchange::{Answer, Attached, Health, Invocation, Reply, cancelled, request, stopped, timed_out};
 use crate::model::{CapabilityName, ErrorCode, Failure, HealthCheck, printable};
 
@@ -159,32 +159,30 @@ impl HttpAgent {
     }
 
     async fn read_events(&self, response: reqwest::Response, chunks: Option<&mpsc::Sender<Bytes>>) -> Result<Answer, Failure> {
-        let mut read = 0_usize;
         let stream_bytes_max = self.body_bytes_max.saturating_mul(STREAM_OUTPUTS_MAX);
-        let bounded = response.bytes_stream().map(move |piece| match piece {
-            Ok(piece) => {
-                read = read.saturating_add(piece.len());
-                if read > stream_bytes_max { Err(format!("its stream has more than {stream_bytes_max} bytes")) } else { Ok(piece) }
+        let too_large = |what: &str, bytes_max: usize| self.failed(&format!("{what} has more than {bytes_max} bytes")).retryable(false);
+        let (mut events, mut read) = (Events::new(self.body_bytes_max), 0_usize);
+        let mut pieces = response.bytes_stream();
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(|error| self.failed(&root_cause(&error)))?;
+            read = read.saturating_add(piece.len());
+            if read > stream_bytes_max {
+                return Err(too_large("its stream", stream_bytes_max));
             }
-            Err(error) => Err(root_cause(&error)),
-        });
-        let mut events = Box::pin(bounded.eventsource());
-        while let Some(event) = events.next().await {
-            let event = event.map_err(|error| self.failed(&error.to_string()))?;
-            if event.data.len() > self.body_bytes_max {
-                return Err(self.failed(&format!("an event of its stream has more than {} bytes", self.body_bytes_max)).retryable(false));
-            }
-            let mut reply: Option<Reply> = serde_json::from_str(&event.data).ok();
-            if let Some(chunk) = reply.as_mut().and_then(|reply| reply.take_chunk(&self.name)) {
-                let chunk = chunk?;
-                if let Some(chunks) = chunks {
-                    // Nothing is read while a chunk waits for its reader, so that the agent comes to wait as well.
-                    let _ = chunks.send(chunk).await;
+            events.feed(piece);
+            while let Some(data) = events.next().map_err(|TooLarge| too_large("an event of its stream", self.body_bytes_max))? {
+                let mut reply: Option<Reply> = serde_json::from_slice(&data).ok();
+                if let Some(chunk) = reply.as_mut().and_then(|reply| reply.take_chunk(&self.name)) {
+                    let chunk = chunk?;
+                    if let Some(chunks) = chunks {
+                        // Nothing is read while a chunk waits for its reader, so that the agent comes to wait as well.
+                        let _ = chunks.send(chunk).await;
+                    }
+                    continue;
                 }
-                continue;
-            }
-            if let Some(end) = reply.and_then(|reply| reply.end(&self.name)) {
-                return end;
+                if let Some(end) = reply.and_then(|reply| reply.end(&self.name)) {
+                    return end;
+                }
             }
         }
         Err(self.failed("its stream ended without output or error"))

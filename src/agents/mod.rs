@@ -8,6 +8,7 @@
 mod agent;
 pub mod builtin;
 pub mod definition;
+mod events;
 mod exchange;
 mod http;
 mod process;
