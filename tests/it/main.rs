@@ -7,6 +7,7 @@ mod support;
 
 mod agents;
 mod api_safety;
+mod bad_agents;
 mod bad_input;
 mod cli;
 mod directory;

@@ -131,6 +131,11 @@ impl HttpAgent {
         self.defined(name, "steps", capability)
     }
 
+    /// The same, but the answer is one body rather than a stream of events.
+    pub(crate) fn whole_stepper(&self, name: &str, capability: Value) -> Value {
+        self.defined(name, "whole", capability)
+    }
+
     fn defined(&self, name: &str, path: &str, capability: Value) -> Value {
         let base = format!("http://127.0.0.1:{}", self.port);
         let health = json!({ "url": format!("{base}/health"), "interval_ms": 200, "timeout_ms": 1000 });

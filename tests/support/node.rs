@@ -385,9 +385,18 @@ impl Node {
 
     /// Memory that the process holds, in bytes.
     pub(crate) fn resident_bytes(&self) -> u64 {
+        self.memory_bytes("VmRSS:")
+    }
+
+    /// The most memory that the process has held so far, in bytes.
+    pub(crate) fn resident_bytes_max(&self) -> u64 {
+        self.memory_bytes("VmHWM:")
+    }
+
+    fn memory_bytes(&self, which: &str) -> u64 {
         let pid = self.child.id().expect("the process runs");
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is alive");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory is told");
+        let line = status.lines().find_map(|line| line.strip_prefix(which)).expect("its memory is told");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of KiB") * 1024
     }
 

@@ -1,5 +1,5 @@
 """An agent behind HTTP: `POST /invoke` gives back the input, `POST /stream` the same as events, `POST /steps` does what the input lists
-(see stepping.py) in events, `GET /health` tells whether it is well.
+(see stepping.py) in events and `POST /whole` in one body, `GET /health` tells whether it is well.
 
 Its only argument is a folder. The agent is well while `healthy` exists there; it asks for the bearer token in `token` if that exists;
 it appends each request to `requests`. The first line on standard output is its port. It ends with its standard input.
@@ -55,7 +55,9 @@ class Agent(BaseHTTPRequestHandler):
             if self.headers.get("Authorization") != expected:
                 return self.answer(401, {"id": call["id"], "error": {"message": "wrong token", "retryable": False}})
         if self.path == "/steps":
-            return self.step(call)
+            return self.step(call, "text/event-stream", lambda text: "".join(f"data: {line}\n" for line in re.split("[\r\n]", text)) + "\n")
+        if self.path == "/whole":
+            return self.step(call, "application/json", lambda text: text)
         reply = {"id": call["id"], "output": call["input"]}
         return self.stream([{"id": call["id"], "chunk": 1}, reply]) if self.path == "/stream" else self.answer(200, reply)
 
@@ -67,14 +69,14 @@ class Agent(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def step(self, call):
+    def step(self, call, kind, frame):
         self.close_connection = True
         self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Content-Type", kind)
         self.end_headers()
 
-        def write(text, end="\n"):
-            self.wfile.write("".join(f"data: {line}\n" for line in re.split("[\r\n]", text)).encode() + b"\n")
+        def send(text):
+            self.wfile.write(text.encode())
 
         def wait(seconds):
             # Whoever closes the connection takes the call back.
@@ -84,7 +86,7 @@ class Agent(BaseHTTPRequestHandler):
             return False
 
         try:
-            run(call, "http", journal, write, wait)
+            run(call, "http", journal, frame, send, wait)
         except OSError:
             journal.note("cancelled", call["id"])
 

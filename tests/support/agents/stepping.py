@@ -1,8 +1,10 @@
 """What the agents that stream do in one call: the steps that its input lists, in turn.
 
 `{"chunk": value}`; `{"chunks": count, "bytes": size}`, numbered parts of that size as JSON; `{"text": "..."}`, written as it stands with
-`ID` for the id of the call, and `"times"` over; `{"drip": bytes}`, the output in pieces of so many bytes; `{"ms": pause}`;
-`{"exit": name}`, the end of the program whose name that is; `{"output": value}`; `{"error": {...}}`.
+`ID` for the id of the call, and `"times"` over; `{"drip": bytes}`, the input as the output in pieces of so many bytes, with a pause of
+`"pause_ms"` after each; `{"sized": bytes}`, a string whose JSON text has so many bytes as the output; `{"flood": text}`, the same text for
+ever, whoever says stop; `{"ms": pause}`; `{"exit": name}`, the end of the program whose name that is; `{"output": value}`;
+`{"error": {...}}`.
 Below a folder the file `journal` takes `started ID`, `cancelled ID` and `done ID`, and `emitted` the number of the last numbered part.
 """
 
@@ -30,9 +32,13 @@ def numbered(number, size):
     return {"n": number, "x": "x" * (size - len(bare))}
 
 
-def run(call, name, journal, write, wait):
-    """Does the steps of a call. `write` takes the text of one answer; `wait` pauses, and says whether the call was cancelled."""
+def run(call, name, journal, frame, send, wait):
+    """Does the steps of a call. `frame` makes of the text of one answer what `send` takes; `wait` pauses, and says whether the call was
+    cancelled."""
     journal.note("started", call["id"])
+
+    def write(text):
+        send(frame(text))
 
     def say(**fields):
         write(json.dumps({"id": call["id"], **fields}, separators=(",", ":"), ensure_ascii=False))
@@ -52,11 +58,15 @@ def run(call, name, journal, write, wait):
         if step.get("exit") == name:
             os._exit(1)
         if "drip" in step:
-            text = json.dumps({"id": call["id"], "output": call["input"]})
+            text = frame(json.dumps({"id": call["id"], "output": call["input"]}))
             for start in range(0, len(text), step["drip"]):
-                write(text[start : start + step["drip"]], end="")
-                wait(0.002)
-            write("")
+                send(text[start : start + step["drip"]])
+                if wait(step.get("pause_ms", 2) / 1000):
+                    return
+        if "sized" in step:
+            say(output="x" * (step["sized"] - 2))
+        while "flood" in step:
+            send(step["flood"])
         if "error" in step:
             say(error=step["error"])
         if "output" in step:

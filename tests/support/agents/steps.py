@@ -32,8 +32,12 @@ def read():
     os._exit(0)
 
 
-def write(text, end="\n"):
-    sys.stdout.write(text + end)
+def frame(text):
+    return text + "\n"
+
+
+def send(text):
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
@@ -45,4 +49,4 @@ while True:
         with told:
             return told.wait_for(lambda: current["id"] in cancelled, seconds)
 
-    run(current, name, journal, write, wait)
+    run(current, name, journal, frame, send, wait)
