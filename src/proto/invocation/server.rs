@@ -2,8 +2,8 @@
 //!
 //! A request is handed to the shell, which asks the agent. Where the caller wants to confirm, `Accepted` goes out once the agent is free,
 //! and the work begins at `Go`. Chunks go out as far as the caller's credit reaches; at most one per call waits here, and the shell is asked
-//! for the next only when it is gone, so that a slow reader slows the agent. A caller that leaves a chunk or an agent waiting too long has its
-//! call stopped. A call that is cancelled is told so to the agent, and still ends in one frame. A number that is in use, credit that was
+//! for the next only when it is gone, so that a slow reader slows the agent. A caller that leaves a chunk or an agent waiting too long, or past
+//! the deadline of its call, has its call stopped. A call that is cancelled is told so to the agent, and still ends in one frame. A number that is in use, credit that was
 //! not asked for, or a frame that only answerers send, breaks the protocol and ends the lane.
 
 use std::collections::BTreeMap;
@@ -66,6 +66,7 @@ pub struct State {
 #[derive(Debug, Default)]
 struct Running {
     stopped: bool,
+    deadline: Duration,
     /// What the caller has granted and chunks have not used; `None` if it wants no chunks.
     credit: Option<u64>,
     confirm: Confirm,
@@ -138,7 +139,7 @@ impl State {
                 let deadline = now.saturating_add(Duration::from_millis(request.budget_ms));
                 let confirm = if request.confirm { Confirm::Asked } else { Confirm::Settled };
                 let credit = (request.window > 0).then_some(request.window);
-                self.running_by_id.insert(id, Running { credit, confirm, ..Running::default() });
+                self.running_by_id.insert(id, Running { deadline, credit, confirm, ..Running::default() });
                 outputs.push(Output::Run { id, request, deadline });
             }
         }
@@ -184,7 +185,7 @@ impl State {
     pub fn handle_chunk(&mut self, id: u64, chunk: Bytes, now: Duration, outputs: &mut Vec<Output>) {
         let Some(running) = self.running_by_id.get_mut(&id).filter(|running| running.credit.is_some() && !running.stopped) else { return };
         running.chunk = Some(chunk);
-        self.waits.insert(id, now.saturating_add(CREDIT_WAIT_MAX));
+        self.waits.insert(id, now.saturating_add(CREDIT_WAIT_MAX).min(running.deadline));
         self.advance(id, outputs);
     }
 
@@ -378,6 +379,16 @@ mod tests {
             assert_eq!(refusal(&outputs).message, "the caller took no chunk for too long");
             assert_eq!(lane.poll_timeout(), None);
         }
+    }
+
+    /// F13: the end of a call does not wait for a reader past its deadline.
+    #[test]
+    fn a_chunk_waits_no_longer_than_its_call_lasts() {
+        let (mut lane, mut outputs) = streaming();
+        lane.handle_chunk(1, Bytes::from(vec![b'1'; 2_000]), ms(599_000), &mut outputs);
+        assert_eq!(lane.poll_timeout(), Some(ms(600_000)));
+        lane.handle_timeout(ms(600_000), &mut outputs);
+        assert_eq!(outputs, [Output::Stop { id: 1 }]);
     }
 
     #[test]
