@@ -396,11 +396,12 @@ async fn fetched(
     let late = |_| Err(Failure::new(ErrorCode::Timeout, "the output did not arrive before the deadline"));
     match tokio::time::timeout(left, body).await.unwrap_or_else(late) {
         Ok(text) => Ok(Success { body: Body::Inline(text), ..success }),
-        Err(failure) if failure.code == ErrorCode::InvalidRequest => {
-            let failure = Failure::new(ErrorCode::AgentFailed, failure.message).retryable(true);
-            Err(AttemptFailure { failure, accepted: true })
+        Err(failure) => {
+            // The agent has done its work, so nobody may read this as a call that was not begun.
+            let lost = matches!(failure.code, ErrorCode::InvalidRequest | ErrorCode::Unavailable);
+            let failure = if lost { Failure::new(ErrorCode::AgentFailed, failure.message).retryable(true) } else { failure };
+            Err(AttemptFailure { failure: failure.with("outcome", "unknown"), accepted: true })
         }
-        Err(failure) => Err(AttemptFailure { failure, accepted: true }),
     }
 }
 
