@@ -403,15 +403,15 @@ impl Mesh {
 }
 
 /// Two agents for the same on nodes of their own, of whom the first is asked first, and a caller.
-struct Two {
-    caller: Node,
-    first: Node,
-    second: Node,
-    journals: [Journal; 2],
+pub(crate) struct Two {
+    pub(crate) caller: Node,
+    pub(crate) first: Node,
+    pub(crate) second: Node,
+    pub(crate) journals: [Journal; 2],
 }
 
 impl Two {
-    async fn start(idempotent: bool) -> Self {
+    pub(crate) async fn start(idempotent: bool) -> Self {
         let caller = Node::builder().config("[routing]\nexploration = 0.0\n").spawn().await;
         let (mut nodes, mut journals) = (Vec::new(), Vec::new());
         for (name, ms) in [("first", 1), ("second", 900)] {
@@ -427,7 +427,7 @@ impl Two {
     }
 }
 
-fn body(capability: &str, steps: &[Value]) -> Value {
+pub(crate) fn body(capability: &str, steps: &[Value]) -> Value {
     json!({ "capability": capability, "input": { "steps": steps }, "timeout_ms": 60_000 })
 }
 
@@ -457,7 +457,7 @@ async fn failed(stream: Events) -> (Vec<Value>, Value) {
     (parts, end.expect_err("it ended well"))
 }
 
-async fn until_count(journal: &Journal, what: &str, count: usize) {
+pub(crate) async fn until_count(journal: &Journal, what: &str, count: usize) {
     let reached = async || (journal.count(what) >= count).then_some(());
     eventually(&format!("{count} calls {what} at the agent"), SETTLE, reached).await;
     assert_eq!(journal.count(what), count, "{:?}", journal.lines());

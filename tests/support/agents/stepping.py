@@ -3,8 +3,8 @@
 `{"chunk": value}`; `{"chunks": count, "bytes": size}`, numbered parts of that size as JSON; `{"text": "..."}`, written as it stands with
 `ID` for the id of the call, and `"times"` over; `{"drip": bytes}`, the input as the output in pieces of so many bytes, with a pause of
 `"pause_ms"` after each; `{"sized": bytes}`, a string whose JSON text has so many bytes as the output; `{"flood": text}`, the same text for
-ever, whoever says stop; `{"ms": pause}`; `{"exit": name}`, the end of the program whose name that is; `{"output": value}`;
-`{"error": {...}}`.
+ever, whoever says stop; `{"ms": pause}`, of the program `"of"` alone if that is named; `{"exit": name}`, the end of the program whose
+name that is; `{"output": value}`; `{"error": {...}}`.
 Below a folder the file `journal` takes `started ID`, `cancelled ID` and `done ID`, and `emitted` the number of the last numbered part.
 """
 
@@ -44,7 +44,7 @@ def run(call, name, journal, frame, send, wait):
         write(json.dumps({"id": call["id"], **fields}, separators=(",", ":"), ensure_ascii=False))
 
     for step in call["input"]["steps"]:
-        if wait(step.get("ms", 0) / 1000):
+        if wait(step.get("ms", 0) / 1000 if step.get("of", name) == name else 0):
             return say(error={"code": "CANCELLED", "message": "told to stop", "retryable": False})
         if "chunk" in step:
             say(chunk=step["chunk"])

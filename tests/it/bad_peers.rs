@@ -1,0 +1,489 @@
+//! Peers that call and are called by no rule: they take no chunks, leave lanes behind, or send other bytes than they announced. A call of
+//! theirs has a clear end, the agent is free again, and nobody else notices. (Frames that are none, floods, and answers to no call:
+//! `hostile`; bodies of honest peers and those that die: `large`.)
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use meshwork::{
+    model::{AgentId, ErrorCode, InvocationId},
+    wire::{
+        blob::{Head, Part},
+        invocation::{BlobId, Body, Frame, Request, Success, WINDOW_BYTES_MAX},
+    },
+};
+use serde_json::{Value, json};
+
+use crate::support::{
+    Journal, Node, SETTLE, builtin, eventually,
+    peer::{Forger, Habits, HostilePeer, request},
+    stepper, within,
+};
+
+use super::{
+    hostile::{IN_TIME, agent, echoing, failure, fast, invoke, result, serves, still_serves, trap, until_dropped},
+    large::announced,
+};
+
+/// A part that its agent writes again and again, in bytes.
+const PART: usize = 60_000;
+/// The largest payload unless configured otherwise, in bytes.
+const PAYLOAD_MAX: usize = 5_242_880;
+/// A body that does not fit into a frame, in bytes.
+const LARGE: usize = 1_000_000;
+/// What a node may hold more than before because of one such peer, in bytes.
+const HELD_MAX: u64 = 32 * 1024 * 1024;
+/// How long a frame may take, or output may wait for somebody to take it.
+const PROGRESS_MAX: Duration = Duration::from_secs(10);
+/// How long an agent is kept free for a caller that does not say `Go`.
+const GO_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// MEAP-7, threat T4: a caller that grants no further credit holds an agent until its own deadline, and gets no more than it granted.
+#[tokio::test]
+async fn a_caller_that_grants_no_credit_has_its_call_ended() {
+    let host = Host::start().await;
+    let peer = HostilePeer::joined(&host.node).await;
+    let mut lane = peer.open_lane(&host.node).await;
+    let before = host.node.resident_bytes();
+    let window = 3 * PART as u64;
+
+    lane.call(1, Request { window, budget_ms: 2_500, ..host.endless() }).await;
+    let mut granted = window;
+    let reading = async {
+        loop {
+            let frame = lane.next().await.expect("the lane goes on");
+            if let Frame::Chunk { chunk, .. } = &frame {
+                granted = granted.checked_sub(chunk.len() as u64).expect("no more than was granted");
+            } else if matches!(frame, Frame::Error { .. }) {
+                return failure(&frame);
+            }
+        }
+    };
+    let (failure, ()) = tokio::join!(reading, host.serves_others());
+
+    assert_eq!(failure.code, ErrorCode::Timeout, "{failure}");
+    assert!(granted < PART as u64, "what was granted came: {granted} bytes are left");
+    host.is_free().await;
+    let held = host.node.resident_bytes().saturating_sub(before);
+    assert!(held < HELD_MAX, "{held} bytes more than before");
+    assert!(lane.is_alive().await, "to read slowly is no breach of the protocol");
+}
+
+/// Threat T4: a peer that does not even read its lane loses it, and the agent is told.
+#[tokio::test]
+async fn a_caller_that_reads_nothing_loses_its_lane() {
+    let host = Host::start().await;
+    let peer = HostilePeer::joined(&host.node).await;
+    let mut lane = peer.open_lane(&host.node).await;
+    let call = Request { window: WINDOW_BYTES_MAX, confirm: false, budget_ms: 120_000, ..host.endless() };
+
+    lane.call(1, call).await;
+    eventually("the agent writes", SETTLE, async || (host.journal.emitted() > 0).then_some(())).await;
+    let cancelled = async || (host.journal.count("cancelled") == 1).then_some(());
+    tokio::join!(eventually("the agent is told", PROGRESS_MAX + IN_TIME, cancelled), host.serves_others());
+
+    until_dropped(&host.node, "Lane", "violation", 1).await;
+    host.is_free().await;
+}
+
+/// MEAP-7: nobody grants more than a window, and nobody grants it where nothing was asked for.
+#[tokio::test]
+async fn absurd_credit_ends_the_lane_and_frees_the_agent() {
+    let host = Host::start().await;
+    let some = 3 * PART as u64;
+    for (number, (window, bytes)) in (1..).zip([(some, u64::MAX), (some, WINDOW_BYTES_MAX + 1), (0, 1)]) {
+        let peer = HostilePeer::joined(&host.node).await;
+        let mut lane = peer.open_lane(&host.node).await;
+        lane.send(&[Frame::Credit { id: 77, bytes: u64::MAX }]).await;
+        assert!(lane.is_alive().await, "credit may cross the end of its call");
+        lane.call(1, Request { window, ..host.endless() }).await;
+        assert_eq!(lane.next().await, Some(Frame::Accepted { id: 1 }));
+        eventually("the agent works", SETTLE, async || (host.journal.count("started") == number).then_some(())).await;
+        lane.send(&[Frame::Credit { id: 1, bytes }]).await;
+        lane.closed().await;
+        until_dropped(&host.node, "Lane", "violation", number as u64).await;
+        host.is_free().await;
+    }
+    // A window beyond the largest is no request at all.
+    let peer = HostilePeer::joined(&host.node).await;
+    let mut lane = peer.open_lane(&host.node).await;
+    lane.call(1, Request { window: WINDOW_BYTES_MAX + 1, ..host.endless() }).await;
+    lane.closed().await;
+    assert_eq!(host.journal.count("started"), 3);
+    host.serves_others().await;
+}
+
+/// Threats T3, T4: lanes that are opened and left, with nothing, half a frame or a call on them, leave nothing behind.
+#[tokio::test]
+async fn lanes_that_are_abandoned_leave_nothing_behind() {
+    let host = Host::start().await;
+    let before = host.node.resident_bytes();
+
+    for round in 1..=15 {
+        let peer = HostilePeer::joined(&host.node).await;
+        drop(peer.open_lane(&host.node).await);
+        let mut half = peer.open_lane(&host.node).await;
+        half.write(&[0, 0, 4, 0, 0x8e]).await;
+        drop(half);
+        let mut working = peer.open_lane(&host.node).await;
+        working.call(1, Request { confirm: false, window: WINDOW_BYTES_MAX, ..host.endless() }).await;
+        eventually("the agent works", SETTLE, async || (host.journal.count("started") == round).then_some(())).await;
+        // Whether the lane goes alone or with its peer.
+        if round % 2 == 0 {
+            drop(peer);
+        }
+        drop(working);
+        eventually("the agent is told", SETTLE, async || (host.journal.count("cancelled") == round).then_some(())).await;
+    }
+
+    host.is_free().await;
+    let held = host.node.resident_bytes().saturating_sub(before);
+    assert!(held < HELD_MAX, "{held} bytes more than before");
+    host.serves_others().await;
+}
+
+/// Threat T4: a hundred lanes at ten bytes a second cost the others nothing, and end.
+#[tokio::test]
+async fn a_hundred_lanes_at_ten_bytes_a_second_are_cut_off() {
+    let host = Host::start().await;
+    let peers = join_all((0..25).map(|_| HostilePeer::joined(&host.node))).await;
+    let before = host.node.resident_bytes();
+
+    let dripping = async |peer: &HostilePeer| {
+        let mut lane = peer.open_lane(&host.node).await;
+        lane.write(&60_000_u32.to_be_bytes()).await;
+        let mut drips = tokio::time::interval(Duration::from_millis(100));
+        let drip = async {
+            loop {
+                drips.tick().await;
+                lane.write(&[0x8e]).await;
+            }
+        };
+        tokio::time::timeout(PROGRESS_MAX, drip).await.expect_err("drips do not end");
+        lane.closed().await;
+    };
+    let all = join_all(peers.iter().flat_map(|peer| [peer; 4]).map(dripping));
+    let others = async {
+        loop {
+            host.serves_others().await;
+        }
+    };
+    tokio::select! {
+        _ = all => {}
+        () = others => {}
+    }
+
+    let held = host.node.resident_bytes().saturating_sub(before);
+    assert!(held < HELD_MAX, "{held} bytes more than before");
+    host.serves_others().await;
+}
+
+/// Threat T4: frames that mean nothing, however many, do not keep an agent waiting for a `Go` that does not come.
+#[tokio::test]
+async fn a_flood_of_frames_does_not_hold_an_agent() {
+    let host = Host::start().await;
+    let peer = HostilePeer::joined(&host.node).await;
+    let mut lane = peer.open_lane(&host.node).await;
+    lane.call(1, host.asks(&json!({ "steps": [{ "output": 1 }] }))).await;
+    assert_eq!(lane.next_silently().await, Some(Frame::Accepted { id: 1 }));
+
+    let began = Instant::now();
+    let cancels: Vec<Frame> = (100..20_000).map(|id| Frame::Cancel { id }).collect();
+    let flood = async {
+        loop {
+            lane.send(&cancels).await;
+        }
+    };
+    tokio::select! {
+        () = flood => {}
+        () = host.is_free() => {}
+    }
+
+    assert!(began.elapsed() < GO_WAIT_MAX + IN_TIME, "{:?}", began.elapsed());
+    assert_eq!(host.journal.count("started"), 0, "nobody said go");
+    let Some((1, end @ Frame::Error { begun: false, .. })) = lane.end().await else { panic!("the call has an end, and has not begun") };
+    assert_eq!(failure(&end).code, ErrorCode::Timeout);
+    host.serves_others().await;
+}
+
+/// AMP-4: a `Go` is said once, to a call that waits for it; only the one who answers sends chunks.
+#[tokio::test]
+async fn a_go_or_a_chunk_out_of_place_ends_the_lane() {
+    let host = Host::start().await;
+    let long = host.asks(&json!({ "steps": [{ "ms": 30_000 }] }));
+
+    let peer = HostilePeer::joined(&host.node).await;
+    let mut lane = peer.open_lane(&host.node).await;
+    lane.send(&[Frame::Go { id: 9 }]).await;
+    assert!(lane.is_alive().await, "a go may cross the end of its call");
+    lane.call(1, long).await;
+    assert_eq!(lane.next().await, Some(Frame::Accepted { id: 1 }));
+    eventually("the agent works", SETTLE, async || (host.journal.count("started") == 1).then_some(())).await;
+    lane.send(&[Frame::Go { id: 1 }]).await;
+    lane.closed().await;
+    until_dropped(&host.node, "Lane", "violation", 1).await;
+    eventually("the agent is told", SETTLE, async || (host.journal.count("cancelled") == 1).then_some(())).await;
+    host.is_free().await;
+
+    let mut lane = peer.open_lane(&host.node).await;
+    lane.send(&[Frame::Chunk { id: 1, chunk: Bytes::from_static(b"1") }]).await;
+    lane.closed().await;
+    until_dropped(&host.node, "Lane", "violation", 2).await;
+    host.serves_others().await;
+}
+
+/// What a caller may push that is not what it announced.
+const PUSHED: [(&str, Result<(), ErrorCode>); 7] = [
+    ("other bytes", Err(ErrorCode::InvalidRequest)),
+    ("fewer bytes", Err(ErrorCode::Unavailable)),
+    ("more bytes", Ok(())),
+    ("another blob", Err(ErrorCode::Unavailable)),
+    ("nothing", Err(ErrorCode::Unavailable)),
+    ("drips", Err(ErrorCode::Unavailable)),
+    ("what it announced", Ok(())),
+];
+
+/// Pushes a blob as `how` says.
+async fn push(peer: &HostilePeer, node: &Node, head: &Head, bytes: &[u8], how: &str) {
+    let other = || bytes.iter().rev().copied().collect::<Vec<u8>>();
+    if how == "nothing" {
+        return;
+    }
+    let mut blob = peer.open_blob(node).await;
+    match how {
+        "other bytes" => blob.push(head, &other()).await,
+        "fewer bytes" => blob.push(head, &bytes[..bytes.len() - 1]).await,
+        "more bytes" => blob.push(head, &[bytes, b" "].concat()).await,
+        "another blob" => blob.push(&Head { blob: BlobId::of(&other()), ..*head }, &other()).await,
+        "what it announced" => blob.push(head, bytes).await,
+        "drips" => {
+            assert!(blob.write(&head.encode()).await);
+            let mut drips = tokio::time::interval(Duration::from_millis(100));
+            for byte in bytes {
+                drips.tick().await;
+                if !blob.write(&[*byte]).await {
+                    break;
+                }
+            }
+        }
+        other => panic!("no such way: {other}"),
+    }
+}
+
+/// MAOP-10, threats T4, T27: a body that is not what its caller announced fails that call alone, before anything has begun.
+#[tokio::test]
+async fn a_blob_that_is_not_what_was_announced_fails_its_call_alone() {
+    let host = Host::start().await;
+    let case = async |how: &'static str, seed: usize| {
+        let peer = HostilePeer::joined(&host.node).await;
+        let mut lane = peer.open_lane(&host.node).await;
+        let (call, head, bytes) = announced(request(host.echo, "echo", &json!(0)), LARGE, seed);
+        lane.call(1, call).await;
+        let (end, _) = tokio::join!(lane.end(), push(&peer, &host.node, &head, &bytes, how));
+        let outcome = match end.expect("the lane goes on") {
+            (1, Frame::Result { success, .. }) if success.body == Body::Blob(head.blob) => Ok(()),
+            (1, frame @ Frame::Error { begun: false, .. }) => Err(failure(&frame).code),
+            end => panic!("{how}: {end:?}"),
+        };
+        if how == "what it announced" {
+            assert!(lane.is_alive().await);
+            let (pushed, output) = peer.accept_blob().await;
+            assert_eq!((pushed.part, output == bytes), (Part::Output, true));
+        }
+        (how, outcome)
+    };
+
+    let others = async {
+        for _ in 0..10 {
+            host.serves_others().await;
+        }
+    };
+    let (outcomes, ()) = tokio::join!(join_all((1..).zip(PUSHED).map(|(seed, (how, _))| case(how, seed))), others);
+
+    assert_eq!(outcomes, PUSHED);
+    assert_eq!(host.node.metric("meshwork_penalties_total").await, 1, "only other bytes are surely meant");
+    host.serves_others().await;
+}
+
+/// MAOP-10: what is announced beyond the limit is refused at once, as is the same blob twice, and the lane goes on.
+#[tokio::test]
+async fn an_absurd_announcement_is_refused_at_once() {
+    let host = Host::start().await;
+    let peer = HostilePeer::joined(&host.node).await;
+    let mut lane = peer.open_lane(&host.node).await;
+    let (call, head, bytes) = announced(request(host.echo, "echo", &json!(0)), LARGE, 1);
+
+    for (id, length) in (1..).zip([PAYLOAD_MAX as u64 + 1, u64::from(u32::MAX), u64::MAX]) {
+        lane.call(id, Request { body: Body::Blob(BlobId { length, ..head.blob }), ..call.clone() }).await;
+        let Some((_, frame)) = lane.end().await else { panic!("an answer for {length} bytes") };
+        let failure = failure(&frame);
+        assert_eq!((failure.code, &failure.details["limit"]), (ErrorCode::PayloadTooLarge, &json!(PAYLOAD_MAX)), "{failure}");
+    }
+    lane.call(10, call.clone()).await;
+    lane.call(11, call).await;
+    let Some((refused, frame)) = lane.end().await else { panic!("one of them is refused") };
+    assert_eq!(failure(&frame).code, ErrorCode::Conflict);
+    peer.open_blob(&host.node).await.push(&head, &bytes).await;
+    assert!(matches!(lane.end().await, Some((id, Frame::Result { .. })) if id != refused));
+    assert!(lane.is_alive().await);
+    host.serves_others().await;
+}
+
+/// Threats T4, T27: blobs that nobody announced, and substreams that never say what they are, are dropped and cost next to nothing.
+#[tokio::test]
+async fn blobs_that_nobody_announced_are_dropped() {
+    let host = Host::start().await;
+    let peer = HostilePeer::joined(&host.node).await;
+    let before = host.node.resident_bytes();
+    let (_, head, bytes) = announced(request(host.echo, "echo", &json!(0)), PAYLOAD_MAX, 1);
+    let unannounced = async |number: u128| {
+        let head = Head { invocation: InvocationId::from_random(number), ..head };
+        peer.open_blob(&host.node).await.push(&head, &bytes).await;
+    };
+    let headless = async |bytes: &'static [u8]| {
+        let mut blob = peer.open_blob(&host.node).await;
+        blob.write(bytes).await;
+        blob.refused().await;
+    };
+
+    let pushing = join_all((1..=40).map(unannounced));
+    let silent = join_all([&b""[..], b"half a head"].repeat(20).into_iter().map(headless));
+    within("all are dropped", SETTLE, async { tokio::join!(pushing, silent, host.serves_others()) }).await;
+
+    let held = host.node.resident_bytes().saturating_sub(before);
+    assert!(held < HELD_MAX, "{held} bytes more than before");
+    let mut lane = peer.open_lane(&host.node).await;
+    let (call, head, bytes) = announced(request(host.echo, "echo", &json!(0)), LARGE, 99);
+    lane.call(1, call).await;
+    peer.open_blob(&host.node).await.push(&head, &bytes).await;
+    assert!(matches!(lane.end().await, Some((1, Frame::Result { .. }))), "what is announced still comes");
+}
+
+/// MAOP-10, threat T16: an output that is not what its node announced is a failure of its agent, whose work is done for all anybody knows.
+#[tokio::test]
+async fn an_output_that_is_not_what_was_announced_fails_its_call_alone() {
+    let (node, forger) = (echoing().await, Forger::new());
+    let records: Vec<_> = (1..).zip(PUSHED).map(|(seed, _)| forger.record(seed, &format!("pusher-{seed}"))).collect();
+    let habits = (1..).zip(&records).fold(Habits::default(), |habits, (seed, record)| habits.advertises(record, forger.sign(record, seed)));
+    let hostile = HostilePeer::start(forger, habits);
+    hostile.connect(&node).await;
+    let mut lane = None;
+
+    for (number, (how, expected)) in (1..).zip(PUSHED) {
+        let name = format!("pusher-{number}");
+        let capability = format!("test.{name}");
+        node.knows(&capability, &[&name]).await;
+        let answering = async {
+            if lane.is_none() {
+                lane = Some(hostile.accept_lane().await);
+            }
+            let lane = lane.as_mut().expect("a lane");
+            let (id, call) = lane.next_call().await.expect("a call");
+            let (_, head, bytes) = announced(*call, LARGE, number);
+            let success = Success { units: None, execution_us: 1, body: Body::Blob(head.blob) };
+            lane.send(&[Frame::Accepted { id }, Frame::Result { id, success }]).await;
+            push(&hostile, &node, &Head { part: Part::Output, ..head }, &bytes, how).await;
+            serde_json::from_slice::<Value>(&bytes).expect("JSON")
+        };
+        let asked = Instant::now();
+        let (answer, output) = tokio::join!(invoke(&node, &capability, 20_000), answering);
+        if expected.is_ok() {
+            assert!(answer.ok()["output"] == output, "{how}");
+        } else {
+            let error = answer.refused(502, "AGENT_FAILED");
+            assert_eq!(error["details"]["outcome"], "unknown", "{how}: {error}");
+        }
+        assert!(asked.elapsed() < IN_TIME * 2, "{how}: {:?}", asked.elapsed());
+    }
+    assert_eq!(node.metric("meshwork_penalties_total").await, 1, "only other bytes are surely meant");
+    serves(&node).await;
+}
+
+/// Threat T16: a node that answers by no rule loses the lane, and the call on it has a clear end.
+#[tokio::test]
+async fn an_answer_out_of_place_ends_the_lane_and_not_the_node() {
+    let node = echoing().await;
+    let cases = [
+        ("a chunk that nobody asked for", "AGENT_FAILED"),
+        ("a chunk of no call", "AGENT_FAILED"),
+        ("more than may be", "PAYLOAD_TOO_LARGE"),
+    ];
+    for (number, (case, code)) in (1..).zip(cases) {
+        let (forger, name) = (Forger::new(), format!("odd-{number}"));
+        let record = fast(&forger, &name);
+        let hostile = trap(&node, forger, &record, Habits::default()).await;
+        let answering = async {
+            let mut lane = hostile.accept_lane().await;
+            let (id, _) = lane.next_call().await.expect("a call");
+            let chunk = |id| Frame::Chunk { id, chunk: Bytes::from_static(b"1") };
+            let huge = Body::Blob(BlobId { hash: [7; 32], length: PAYLOAD_MAX as u64 + 1 });
+            let odd = match case {
+                "a chunk that nobody asked for" => chunk(id),
+                "a chunk of no call" => chunk(id + 9),
+                _ => Frame::Result { id, success: Success { units: None, execution_us: 1, body: huge } },
+            };
+            lane.send(&[Frame::Accepted { id }, odd]).await;
+            lane
+        };
+        let asked = Instant::now();
+        let capability = format!("test.{name}");
+        let (answer, mut lane) = tokio::join!(invoke(&node, &capability, 20_000), answering);
+        answer.error(code);
+        assert!(asked.elapsed() < IN_TIME, "{case}: {:?}", asked.elapsed());
+        if code == "AGENT_FAILED" {
+            lane.closed().await;
+        } else {
+            let (answer, _) = tokio::join!(invoke(&node, &capability, 20_000), async {
+                let (id, _) = lane.next_call().await.expect("the lane goes on");
+                lane.send(&[Frame::Accepted { id }, Frame::Accepted { id }, result(id, "2")]).await;
+            });
+            assert_eq!(answer.ok()["output"], 2, "{case}");
+        }
+    }
+    serves(&node).await;
+}
+
+/// A node with an agent that echoes and one that does what it is told, and an honest neighbour.
+struct Host {
+    node: Node,
+    honest: Node,
+    journal: Journal,
+    echo: AgentId,
+    process: AgentId,
+}
+
+impl Host {
+    async fn start() -> Self {
+        let builder = Node::builder();
+        let (process, journal) = stepper("process", builder.home(), json!({ "id": "test.process" }));
+        let node = builder.agent(builtin("echo", "echo")).agent(process).spawn().await;
+        let honest = Node::builder().join(&node).spawn().await;
+        honest.knows("echo", &["echo"]).await;
+        let (echo, process) = (agent(&node, "echo").await, agent(&node, "process").await);
+        Self { node, honest, journal, echo, process }
+    }
+
+    /// A call of the agent that does what it is told.
+    fn asks(&self, input: &Value) -> Request {
+        request(self.process, "test.process", input)
+    }
+
+    /// A call whose answer has more parts than anybody takes.
+    fn endless(&self) -> Request {
+        self.asks(&json!({ "steps": [{ "chunks": 100_000, "bytes": PART }] }))
+    }
+
+    /// Waits until the agent that does what it is told works on nothing.
+    async fn is_free(&self) {
+        let free = async || (self.node.agent("process").await["status"]["in_flight"] == 0).then_some(());
+        eventually("the agent is free", SETTLE, free).await;
+    }
+
+    /// The node's own clients and an honest neighbour are served as ever.
+    async fn serves_others(&self) {
+        for _ in 0..5 {
+            still_serves(&self.node, &self.honest).await;
+        }
+    }
+}
