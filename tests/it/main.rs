@@ -20,6 +20,7 @@ mod large;
 mod launch;
 mod node_config;
 mod offers;
+mod overload;
 mod rate;
 mod readme;
 mod receipts;
