@@ -58,6 +58,13 @@ impl Running {
         Self::hosting(name, dir, TCP, &hosted, vec![server]).await
     }
 
+    /// Meshwork, with one HTTP engine whose work takes so long, and which has room for few.
+    pub(crate) async fn worker(name: &str, dir: &Path, work_ms: u32) -> Result<Self> {
+        let (server, address): (_, String) = Process::role("engines", &words(&["http-server"])).await?;
+        let hosted = words(&["--agents", "1", "--engines", &address, "--work-ms", &work_ms.to_string()]);
+        Self::hosting(name, dir, TCP, &hosted, vec![server]).await
+    }
+
     async fn hosting(name: &str, dir: &Path, listen: &str, hosted: &[String], mut servers: Vec<Process>) -> Result<Self> {
         let dir = dir.join(name).display().to_string();
         std::fs::create_dir_all(&dir)?;

@@ -4,11 +4,14 @@
 //! carries one call at a time, and there is nothing between caller and connection that could be left out. reqwest stands on the same
 //! connection and adds a pool, redirects and the parsing of an address to every call.
 //!
-//! The server also plays engines for the row of MAOP-10: any path below `/engine` answers as an agent's endpoint does.
+//! The server also plays engines for the rows of MAOP-10 and of overload: any path below `/engine` answers as an agent's endpoint does,
+//! `/work/MS` so many milliseconds later.
+
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, Path};
 use axum::routing::post;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -26,6 +29,7 @@ pub(crate) async fn serve(ready: impl FnOnce(String) -> Result<()>) -> Result<()
     let app = Router::new()
         .route("/echo", post(|body: Bytes| async { body }))
         .route("/engine/{name}", post(engine))
+        .route("/work/{ms}", post(work))
         .layer(DefaultBodyLimit::disable());
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     ready(listener.local_addr()?.to_string())?;
@@ -44,6 +48,11 @@ async fn engine(body: Bytes) -> (StatusCode, [(hyper::header::HeaderName, &'stat
         Err(error) => (StatusCode::BAD_REQUEST, error.to_string()),
     };
     (answer.0, [(CONTENT_TYPE, "application/json")], answer.1)
+}
+
+async fn work(Path(ms): Path<u64>, body: Bytes) -> (StatusCode, [(hyper::header::HeaderName, &'static str); 1], String) {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+    engine(body).await
 }
 
 /// A server to call.

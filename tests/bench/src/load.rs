@@ -5,7 +5,8 @@
 //! it held up. Timers are as coarse as tokio's, one millisecond; that is inside the open loop's figures, for every contender alike.
 //!
 //! A caller is whatever one call at a time needs: a clone of a handle, or a connection of its own where the protocol answers in order.
-//! Every answer is compared with what was sent. A call that fails is counted and not timed.
+//! Every answer is compared with what was sent. A call that fails is counted and not timed, unless it was refused: how long that took is
+//! a figure of its own.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,6 +60,10 @@ pub(crate) struct Figures {
     pub(crate) failed: u64,
     /// The first failure.
     pub(crate) failure: Option<String>,
+    /// Calls that were told to come back later.
+    pub(crate) refused: u64,
+    pub(crate) refused_p50_us: f64,
+    pub(crate) refused_p99_us: f64,
     pub(crate) per_second: f64,
     pub(crate) p50_us: f64,
     pub(crate) p90_us: f64,
@@ -68,6 +73,18 @@ pub(crate) struct Figures {
     /// Calls of the caller beside.
     pub(crate) beside: u64,
 }
+
+/// A call was told to come back later, because there is no room for it.
+#[derive(Debug)]
+pub(crate) struct Refused(pub(crate) String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
 
 /// Makes one call at a time.
 pub(crate) trait Caller: Send + 'static {
@@ -87,6 +104,7 @@ pub(crate) trait Contender {
 #[derive(Debug)]
 struct Tally {
     histogram: Histogram<u64>,
+    refusals: Histogram<u64>,
     failed: u64,
     failure: Option<String>,
 }
@@ -178,6 +196,7 @@ async fn open<C: Caller>(mut caller: C, payload: Bytes, due: Due, tally: Shared)
 
 fn record(tally: &Shared, answer: Result<Bytes>, payload: &Bytes, began: Instant) {
     let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX) / 100;
+    let refused = answer.as_ref().is_err_and(|error| error.is::<Refused>());
     let failure = match answer {
         Ok(answer) if answer == *payload => None,
         Ok(_) => Some("the answer is not what was sent".to_owned()),
@@ -185,6 +204,7 @@ fn record(tally: &Shared, answer: Result<Bytes>, payload: &Bytes, began: Instant
     };
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
     match failure {
+        Some(_) if refused => tally.refusals.saturating_record(took),
         None => tally.histogram.saturating_record(took),
         Some(failure) => {
             tally.failed += 1;
@@ -194,7 +214,7 @@ fn record(tally: &Shared, answer: Result<Bytes>, payload: &Bytes, began: Instant
 }
 
 fn tally() -> Result<Shared> {
-    Ok(Arc::new(Mutex::new(Tally { histogram: histogram()?, failed: 0, failure: None })))
+    Ok(Arc::new(Mutex::new(Tally { histogram: histogram()?, refusals: histogram()?, failed: 0, failure: None })))
 }
 
 /// Tenths of a microsecond up to a minute, three digits.
@@ -203,14 +223,17 @@ pub(crate) fn histogram() -> Result<Histogram<u64>> {
 }
 
 fn figures(tallies: &[Shared], took: Duration, beside: u64) -> Result<Figures> {
-    let (mut sum, mut failed, mut failure) = (histogram()?, 0, None);
+    let (mut sum, mut refusals, mut failed, mut failure) = (histogram()?, histogram()?, 0, None);
     for tally in tallies {
         let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
         sum.add(&tally.histogram)?;
+        refusals.add(&tally.refusals)?;
         failed += tally.failed;
         failure = failure.or_else(|| tally.failure.take());
     }
-    Ok(Figures { failed, failure, beside, ..timings(&sum, took) })
+    let refused = timings(&refusals, took);
+    let (refused_p50_us, refused_p99_us) = (refused.p50_us, refused.p99_us);
+    Ok(Figures { failed, failure, beside, refused: refused.count, refused_p50_us, refused_p99_us, ..timings(&sum, took) })
 }
 
 /// What a histogram of tenths of a microsecond says.

@@ -11,14 +11,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
 use meshwork::config::Config;
-use meshwork::model::{CapabilityName, Definition};
+use meshwork::model::{CapabilityName, Definition, ErrorCode, Failure};
 use meshwork::node::{Handle, InvokeRequest, Node, Reach, State};
 use serde_json::json;
 
-use crate::load::{Caller, Contender};
+use crate::load::{Caller, Contender, Refused};
 
 /// Agents that a node hosts, by the bound of a pulse.
 const AGENTS_PER_NODE_MAX: usize = 64;
+/// Calls at once that an engine has room for whose work takes its time.
+pub(crate) const WORK_PLACES: u32 = 8;
+/// How many may wait for such a place.
+const WORK_LINE: u32 = 32;
 /// How long nodes may take to start and to join.
 const READY_MAX: Duration = Duration::from_secs(20);
 /// How long a caller may take to hear of every agent: the comparison of directories comes round every half minute.
@@ -33,16 +37,23 @@ pub(crate) struct Hosted {
     /// The HTTP server whose endpoints the agents are, each with a capability of its own; builtin echoes of one capability without it.
     #[arg(long)]
     engines: Option<String>,
+    /// How long the work of an engine takes, in milliseconds; it then has room for few.
+    #[arg(long)]
+    work_ms: Option<u64>,
 }
 
 impl Hosted {
     fn definition(&self, number: usize) -> Result<Definition> {
         let name = format!("agent-{number}");
+        let (path, concurrency, queue) = match self.work_ms {
+            None => (format!("engine/{number}"), 8, 4_096),
+            Some(ms) => (format!("work/{ms}"), WORK_PLACES, WORK_LINE),
+        };
         let definition = match &self.engines {
             None => json!({ "name": name, "concurrency": 64, "queue": 4_096, "adapter": { "type": "builtin", "kind": "echo" } }),
             Some(server) => json!({
-                "name": name, "concurrency": 8, "queue": 4_096,
-                "adapter": { "type": "http", "endpoint": format!("http://{server}/engine/{number}"), "allow_private": true },
+                "name": name, "concurrency": concurrency, "queue": queue,
+                "adapter": { "type": "http", "endpoint": format!("http://{server}/{path}"), "allow_private": true },
                 "capability": [{ "id": engine_capability(number), "version": "1.0", "input_schema": {}, "output_schema": {} }],
             }),
         };
@@ -158,6 +169,8 @@ impl Caller for MeshCaller {
         let capability = self.capabilities.iter().cycle().nth(self.next % self.capabilities.len()).context("no capability")?;
         self.next = self.next.wrapping_add(1);
         let reply = self.handle.invoke(InvokeRequest::new(capability.clone(), payload)).await;
-        reply.map(|reply| reply.output.clone()).map_err(|failure| anyhow!("{failure}"))
+        let told =
+            |failure: Failure| if failure.code == ErrorCode::Busy { Refused(failure.to_string()).into() } else { anyhow!("{failure}") };
+        reply.map(|reply| reply.output.clone()).map_err(told)
     }
 }

@@ -11,6 +11,7 @@ use anyhow::Result;
 use crate::contender::{QUIC, Running, TCP};
 use crate::load::{Order, Pace};
 use crate::measure::{Effort, Row, alternate, idle};
+use crate::mesh::WORK_PLACES;
 use crate::records;
 use crate::report::{Aim, Report};
 
@@ -24,6 +25,9 @@ const RATE: u32 = 10_000;
 const ENGINES: usize = 100;
 /// Agents of one capability.
 const AGENTS: [usize; 4] = [1, 10, 100, 1_000];
+
+/// How long the work of the engine takes that is overloaded, in milliseconds.
+const WORK_MS: u32 = 20;
 
 /// A part of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -40,11 +44,13 @@ pub(crate) enum Part {
     Agents,
     /// A query over 1,000, 10,000 and 100,000 records.
     Records,
+    /// F12: an engine is offered what it has room for, and three times as much.
+    Overload,
 }
 
 impl Part {
     /// All of them.
-    pub(crate) const ALL: [Self; 6] = [Self::Calls, Self::Offered, Self::Engines, Self::Large, Self::Agents, Self::Records];
+    pub(crate) const ALL: [Self; 7] = [Self::Calls, Self::Offered, Self::Engines, Self::Large, Self::Agents, Self::Records, Self::Overload];
 }
 
 fn closed(in_flight: u32) -> Order {
@@ -76,6 +82,9 @@ pub(crate) async fn run(parts: &[Part], dir: &Path, effort: Effort, report: &mut
         let largest = rows.iter().find(|row| row.setting == "100000 records, by name");
         report.aim(Aim::at_most("local query, 100k records, p99 ms", 1.0, largest.map(|row| row.p99_us() / 1_000.0)));
         report.rows(rows);
+    }
+    if wants(Part::Overload) {
+        overload(dir, effort, report).await?;
     }
     Ok(())
 }
@@ -168,6 +177,31 @@ async fn large(dir: &Path, effort: Effort, report: &mut Report) -> Result<()> {
     }
     for contender in contenders {
         contender.end().await?;
+    }
+    Ok(())
+}
+
+/// What fits and three times as much in turn, on the same processes.
+async fn overload(dir: &Path, effort: Effort, report: &mut Report) -> Result<()> {
+    say("overload");
+    let mut worker = Running::worker("meshwork", dir, WORK_MS).await?;
+    let fits = WORK_PLACES * 1_000 / WORK_MS;
+    let (mut once, mut thrice) = (Vec::new(), Vec::new());
+    for _ in 0..effort.rounds {
+        for (rows, times) in [(&mut once, 1), (&mut thrice, 3)] {
+            let order = Order { pace: Pace::PerSecond(fits * times), ..closed(1) };
+            let setting = format!("{} per s, room for {fits}", fits * times);
+            rows.extend(alternate("overload", &setting, &mut [(&mut worker, order)], Effort { rounds: 1, ..effort }).await?);
+        }
+    }
+    worker.end().await?;
+    if let (Some(once), Some(thrice)) = (Row::merged(once), Row::merged(thrice)) {
+        let (usual, over) = (once.figures.as_ref(), thrice.figures.as_ref());
+        let goodput = usual.zip(over).map(|(usual, over)| over.per_second / usual.per_second);
+        report.aim(Aim::at_least("F12: goodput at three times the load over that at once", 0.9, goodput));
+        report.aim(Aim::at_most("F12: BUSY at three times the load, p99 ms", 100.0, over.map(|over| over.refused_p99_us / 1_000.0)));
+        report.aim(Aim::no_failures("F12: nothing fails but by BUSY", [&thrice]));
+        report.rows(vec![once, thrice]);
     }
     Ok(())
 }

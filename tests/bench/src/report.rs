@@ -150,6 +150,12 @@ impl Report {
             }
             let memory = row.resident_bytes.iter().map(|(process, bytes)| format!("{process} {:.1}", *bytes as f64 / 1_048_576.0));
             text.push_str(&format!("  {}\n", memory.collect::<Vec<_>>().join(", ")));
+            if let Some(f) = row.figures.as_ref().filter(|figures| figures.refused > 0) {
+                text.push_str(&format!(
+                    "{:<9}refused: {}, p50 {:.1} us, p99 {:.1} us\n",
+                    "", f.refused, f.refused_p50_us, f.refused_p99_us
+                ));
+            }
             if let Some(failure) = row.figures.as_ref().and_then(|figures| figures.failure.as_ref()) {
                 text.push_str(&format!("{:<9}first failure: {failure}\n", ""));
             }
