@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, HttpAgent, Journal, Node, SETTLE, builtin, eventually, stepper, within};
+use crate::support::{Answer, HttpAgent, Journal, Node, SETTLE, builtin, eventually, script, stepper, within};
 
 /// What a node may hold more than before while an agent pours out bytes that nobody wants, in bytes.
 const HELD_MAX: u64 = 80 * 1024 * 1024;
@@ -70,6 +70,21 @@ async fn an_agent_that_pours_out_lines_that_answer_nothing_is_stopped_at_the_dea
             answer.refused(504, "TIMEOUT");
             assert!(asked.elapsed() < LATE_MAX, "{capability}: {:?}", asked.elapsed());
             mesh.until_it_serves(node, capability).await;
+        }
+    }
+}
+
+/// Threat T4: an agent that never pauses is served its calls all the same, and is not mistaken for one that is down.
+#[tokio::test]
+async fn an_agent_that_chatters_without_a_pause_is_still_called() {
+    let chatty = script("chatty", "chatty.py", &[], json!({ "id": "test.chatty" }));
+    let host = Node::builder().agent(chatty).agent(builtin("echo", "echo")).spawn().await;
+    let caller = Node::builder().join(&host).spawn().await;
+    caller.knows("test.chatty", &["chatty"]).await;
+    for number in 0..10 {
+        for node in [&host, &caller] {
+            assert_eq!(node.call("test.chatty", json!(number)).await["output"], number);
+            assert_eq!(node.call("echo", json!(number)).await["output"], number);
         }
     }
 }
@@ -225,8 +240,8 @@ impl Mesh {
         let http = HttpAgent::start().await;
         let builder = Node::builder();
         let (process, _) = stepper("process", builder.home(), json!({ "id": "test.process" }));
-        let (events, whole) =
-            (http.stepper("events", json!({ "id": "test.events" })), http.whole_stepper("whole", json!({ "id": "test.whole" })));
+        let events = unwatched(http.stepper("events", json!({ "id": "test.events" })));
+        let whole = unwatched(http.whole_stepper("whole", json!({ "id": "test.whole" })));
         let host = builder.agent(process).agent(events).agent(whole).agent(builtin("echo", "echo")).spawn().await;
         let caller = Node::builder().join(&host).spawn().await;
         for node in [&host, &caller] {
@@ -262,6 +277,12 @@ impl Mesh {
         let call = async || Some(ask(node, capability, &[json!({ "output": "free" })], 10_000).await).filter(|answer| answer.status == 200);
         assert_eq!(eventually("it serves again", SETTLE, call).await.ok()["output"], "free");
     }
+}
+
+/// The same agent without a health check, which a machine that is busy with 100 MB may fail.
+fn unwatched(mut definition: Value) -> Value {
+    definition["adapter"].as_object_mut().expect("an adapter is an object").remove("health");
+    definition
 }
 
 fn body(capability: &str, steps: &[Value], timeout_ms: u64) -> Value {
