@@ -4,8 +4,12 @@
 //! when agents are ranked, since anybody can write 1.0 (threat T16). Bounded, because every node of the mesh keeps it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
+use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize};
+
+use super::list::{at_most, at_most_named};
 
 /// Entries of each list and of the map.
 const ENTRIES_MAX: usize = 16;
@@ -22,19 +26,19 @@ pub struct Claims {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score: Option<f64>,
     /// What it is best at.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "at_most::<ENTRIES_MAX, _, _>", skip_serializing_if = "Vec::is_empty")]
     pub specializations: Vec<String>,
     /// What it cannot do.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "at_most::<ENTRIES_MAX, _, _>", skip_serializing_if = "Vec::is_empty")]
     pub limitations: Vec<String>,
     /// What it takes: names of resources with amounts, in whatever terms its author thinks.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "at_most_named::<ENTRIES_MAX, _, _>", skip_serializing_if = "BTreeMap::is_empty")]
     pub resource_requirements: BTreeMap<String, Fact>,
 }
 
 /// One value of a free-form table: no list and no table, so that it has a bound.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected a text, a number, true or false")]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum Fact {
     /// `true` or `false`.
     Flag(bool),
@@ -44,6 +48,48 @@ pub enum Fact {
     Number(f64),
     /// Anything else, in words.
     Text(String),
+}
+
+/// Read by hand: serde would first hold whatever is there, lists within lists, before it found that none of it fits (threat T27).
+impl<'de> Deserialize<'de> for Fact {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FactVisitor)
+    }
+}
+
+struct FactVisitor;
+
+impl Visitor<'_> for FactVisitor {
+    type Value = Fact;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text, a number, true or false")
+    }
+
+    fn visit_bool<E: Error>(self, flag: bool) -> Result<Fact, E> {
+        Ok(Fact::Flag(flag))
+    }
+
+    fn visit_i64<E: Error>(self, whole: i64) -> Result<Fact, E> {
+        Ok(Fact::Whole(whole))
+    }
+
+    fn visit_u64<E: Error>(self, whole: u64) -> Result<Fact, E> {
+        #[expect(clippy::cast_precision_loss, reason = "as for any number that is too long to be whole")]
+        Ok(i64::try_from(whole).map_or(Fact::Number(whole as f64), Fact::Whole))
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Fact, E> {
+        Ok(Fact::Number(number))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Fact, E> {
+        Ok(Fact::Text(text.to_owned()))
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<Fact, E> {
+        Ok(Fact::Text(text))
+    }
 }
 
 impl Claims {
@@ -140,6 +186,23 @@ mod tests {
 
     #[test]
     fn tables_within_tables_are_refused() {
-        assert!(serde_json::from_str::<Claims>(r#"{"resource_requirements":{"gpu":{"memory":[1]}}}"#).is_err());
+        let refused = serde_json::from_str::<Claims>(r#"{"resource_requirements":{"gpu":{"memory":[1]}}}"#).expect_err("a table");
+        assert!(refused.to_string().contains("expected a text, a number, true or false"), "{refused}");
+    }
+
+    #[test]
+    fn a_number_that_is_too_long_to_be_whole_is_read_as_any_other() {
+        assert_eq!(serde_json::from_str::<Fact>("18446744073709551615").expect("a number"), Fact::Number(18_446_744_073_709_551_615.0));
+        assert_eq!(serde_json::from_str::<Fact>("-9223372036854775808").expect("a number"), Fact::Whole(i64::MIN));
+    }
+
+    /// Threat T27: what is too long is read no further than its bound.
+    #[test]
+    fn lists_and_tables_are_read_no_further_than_their_bound() {
+        let (list, table) = (vec!["x"; ENTRIES_MAX + 1], (0..=ENTRIES_MAX).map(|at| (at.to_string(), 1)).collect::<BTreeMap<_, _>>());
+        for text in [serde_json::json!({ "limitations": list }), serde_json::json!({ "resource_requirements": table })] {
+            let refused = serde_json::from_value::<Claims>(text).expect_err("one entry too many");
+            assert!(refused.to_string().contains("more than 16 entries"), "{refused}");
+        }
     }
 }

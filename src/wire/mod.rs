@@ -17,7 +17,7 @@ pub mod offer;
 pub mod receipt;
 mod signed;
 
-pub use signed::{AgentKey, NodeKey, Signed, Verified};
+pub use signed::{AgentKey, NodeKey, Signable, Signed, Verified};
 
 /// The version of every document and protocol name that this build writes.
 pub const VERSION: u16 = 1;

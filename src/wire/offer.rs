@@ -11,7 +11,7 @@ use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 
 use super::{Document, Error, rule, short};
-use crate::model::{AgentId, CapabilityName, CapabilityVersion, ErrorCode, Price, VersionRequirement};
+use crate::model::{AgentId, CapabilityName, CapabilityVersion, ErrorCode, Price, VersionRequirement, at_most};
 
 /// Agents of one node that one inquiry may name: as many as anybody would choose among.
 pub const AGENTS_ASKED_MAX: usize = 16;
@@ -35,6 +35,7 @@ pub struct Inquiry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<VersionRequirement>,
     /// Which of the node's agents are meant, 1 to 16.
+    #[serde(deserialize_with = "at_most::<AGENTS_ASKED_MAX, _, _>")]
     pub agents: Vec<AgentId>,
     /// How many tokens the input probably has: what a price per token is multiplied with (AMP's `estimated_tokens`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,8 +142,10 @@ impl Refusal {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Offers {
     /// Who could do it.
+    #[serde(deserialize_with = "at_most::<AGENTS_ASKED_MAX, _, _>")]
     pub offers: Vec<Offer>,
     /// Who could not, and why.
+    #[serde(deserialize_with = "at_most::<AGENTS_ASKED_MAX, _, _>")]
     pub refusals: Vec<Refusal>,
 }
 
@@ -254,8 +257,12 @@ pub(crate) mod tests {
             ciborium::into_writer(&answer(change), &mut bytes).expect("anything can be written");
             assert!(decode::<Reply>(&bytes).is_err());
         }
-        let many = Offers { offers: vec![offer("echo", agent()); AGENTS_ASKED_MAX + 1], refusals: Vec::new() };
-        assert!(encode(&Reply::Offers(many)).is_err());
+        let many = Reply::Offers(Offers { offers: vec![offer("echo", agent()); AGENTS_ASKED_MAX + 1], refusals: Vec::new() });
+        assert!(encode(&many).is_err());
+        let mut bytes = Vec::new();
+        ciborium::into_writer(&many, &mut bytes).expect("anything can be written");
+        let refused = decode::<Reply>(&bytes).expect_err("one offer too many");
+        assert!(refused.to_string().contains("a list has more than 16 entries"), "read no further than that: {refused}");
     }
 
     #[test]

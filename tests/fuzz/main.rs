@@ -73,6 +73,24 @@ fn pulses_hold_against_any_bytes() {
     engine::run(&targets::PULSE);
 }
 
+/// Receipts before anybody looks at signatures.
+#[test]
+fn receipts_hold_against_any_bytes() {
+    engine::run(&targets::RECEIPT);
+}
+
+/// Questions for offers.
+#[test]
+fn inquiries_hold_against_any_bytes() {
+    engine::run(&targets::INQUIRY);
+}
+
+/// Answers to questions for offers.
+#[test]
+fn offers_hold_against_any_bytes() {
+    engine::run(&targets::OFFERS);
+}
+
 /// Threat T15: signed records, which nobody changes unnoticed.
 #[test]
 fn signed_records_hold_against_any_bytes() {
@@ -83,4 +101,10 @@ fn signed_records_hold_against_any_bytes() {
 #[test]
 fn signed_pulses_hold_against_any_bytes() {
     engine::run(&targets::SIGNED_PULSE);
+}
+
+/// Threat T15: signed receipts, which nobody changes unnoticed.
+#[test]
+fn signed_receipts_hold_against_any_bytes() {
+    engine::run(&targets::SIGNED_RECEIPT);
 }

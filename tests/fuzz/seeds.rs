@@ -12,6 +12,8 @@ use meshwork::wire::directory::{
     AgentPulse, BUCKETS, Capability, Control, Gossip, GossipContent, LIFETIME_MS_MAX, Pulse, Query, Record, Reply, SchemaHash, Wanted,
 };
 use meshwork::wire::invocation::{BlobId, Body, Frame, Hop, LENGTH_BYTES, Request, Success};
+use meshwork::wire::offer::{Inquiry, Offer, Offers, Refusal, SPAN_MS_MAX, VALID_MS_MAX};
+use meshwork::wire::receipt::{RECEIPT_LIFETIME_MS_MAX, Receipt, WINDOW_MS_MAX};
 use meshwork::wire::{self, AgentKey, Document, NodeKey, Signed};
 use serde_bytes::ByteBuf;
 
@@ -98,6 +100,10 @@ pub(crate) fn failures() -> Vec<Vec<u8>> {
     [plain, listed].iter().map(|failure| serde_json::to_vec(failure).expect("a failure is JSON")).collect()
 }
 
+fn price(unit: &str) -> Price {
+    Price { amount: "0.00100".parse().expect("a decimal"), currency: "USD".parse::<Currency>().expect("a currency"), unit: unit.to_owned() }
+}
+
 fn query() -> Query {
     Query {
         capabilities: vec!["text-processing".parse().expect("a name"), "acme.scan".parse().expect("a name")],
@@ -125,18 +131,65 @@ pub(crate) fn controls() -> Vec<Vec<u8>> {
         Control::Digest(ByteBuf::from(vec![1; BUCKETS * 8])),
         Control::Fetch(vec![agent(), AgentId::from_public_key([3; 32])]),
         Control::Schemas(vec![SchemaHash::new([4; 32])]),
+        Control::Receipts(vec![agent(), AgentId::from_public_key([3; 32])]),
+        Control::Receipts(Vec::new()),
+        Control::Offers(inquiry()),
     ])
 }
 
 pub(crate) fn replies() -> Vec<Vec<u8>> {
-    let signed = |documents: Vec<Vec<u8>>| documents.into_iter().map(ByteBuf::from).collect();
+    let signed = |documents: Vec<Vec<u8>>| documents.into_iter().map(ByteBuf::from).collect::<Vec<_>>();
     encoded([
         Reply::Records { records: signed(signed_records()), pulses: signed(signed_pulses()) },
         Reply::Differences { held: vec![(agent(), 7), (AgentId::from_public_key([3; 32]), u64::MAX)], more: true },
         Reply::Schemas(vec!["{\"type\":\"string\"}".to_owned(), String::new()]),
+        Reply::Receipts(signed(signed_receipts())),
+        Reply::Offers(offer_body()),
         Reply::Busy { retry_after_ms: 100 },
         Reply::Refused("what is this".to_owned()),
     ])
+}
+
+fn inquiry() -> Inquiry {
+    Inquiry {
+        capability: "text-analysis".parse().expect("a name"),
+        version: Some("^1.0".parse().expect("a requirement")),
+        agents: vec![agent(), AgentId::from_public_key([3; 32])],
+        tokens: Some(1_200),
+        units: Some("2.5".parse().expect("a decimal")),
+        deadline_ms: Some(SPAN_MS_MAX),
+        max_cost: Some("0.002".parse().expect("a decimal")),
+        language: Some("en".to_owned()),
+    }
+}
+
+fn offer_body() -> Offers {
+    let full = Offer {
+        agent: agent(),
+        capability: "text-analysis".parse().expect("a name"),
+        version: "1.2.3".parse().expect("a version"),
+        free_slots: 3,
+        queued: 1,
+        starts_in_ms: Some(SPAN_MS_MAX),
+        takes_ms: Some(120),
+        runs: 40,
+        price: Some(price("token")),
+        units: "1200".parse().expect("a decimal"),
+        valid_ms: VALID_MS_MAX,
+    };
+    let bare = Offer { starts_in_ms: None, takes_ms: None, runs: 0, price: None, ..full.clone() };
+    let refusals = [(ErrorCode::Busy, "no room before the deadline"), (ErrorCode::Unavailable, "it is away")];
+    let refusals = refusals.map(|(code, reason)| Refusal::new(agent(), code, reason)).to_vec();
+    Offers { offers: vec![full, bare], refusals }
+}
+
+pub(crate) fn inquiries() -> Vec<Vec<u8>> {
+    let bare = Inquiry { version: None, tokens: None, units: None, deadline_ms: None, max_cost: None, language: None, ..inquiry() };
+    encoded([inquiry(), bare])
+}
+
+pub(crate) fn offers() -> Vec<Vec<u8>> {
+    encoded([offer_body(), Offers::default()])
 }
 
 pub(crate) fn gossip() -> Vec<Vec<u8>> {
@@ -156,11 +209,7 @@ pub(crate) fn record_bodies() -> Vec<Record> {
         description: "Language, keywords and sentiment".to_owned(),
         input_schema: SchemaHash::new([1; 32]),
         output_schema: SchemaHash::new([2; 32]),
-        price: Some(Price {
-            amount: "0.00100".parse().expect("a decimal"),
-            currency: "USD".parse::<Currency>().expect("a currency"),
-            unit: "document".to_owned(),
-        }),
+        price: Some(price("document")),
         constraints: Constraints {
             max_input_length: Some(10_000),
             supported_languages: vec!["en".to_owned(), "de".to_owned()],
@@ -228,6 +277,30 @@ pub(crate) fn pulse_bodies() -> Vec<Pulse> {
     vec![full, leaving]
 }
 
+/// What the receipts of [`signed_receipts`] say.
+pub(crate) fn receipt_bodies() -> Vec<Receipt> {
+    let at = |ms| Timestamp::from_ms(1_700_000_000_000 + ms);
+    let full = Receipt {
+        v: Receipt::V,
+        issuer: node(),
+        agent: agent(),
+        capability: "text-analysis".parse().expect("a name"),
+        window_start: at(0),
+        window_end: at(WINDOW_MS_MAX),
+        successes: 40,
+        failures: 2,
+        latency_ms: Some(12.5),
+        issued_at: at(WINDOW_MS_MAX),
+        expires_at: at(WINDOW_MS_MAX + RECEIPT_LIFETIME_MS_MAX),
+    };
+    let failed = Receipt { successes: 0, failures: u32::MAX, latency_ms: None, ..full.clone() };
+    vec![full, failed]
+}
+
+pub(crate) fn receipts() -> Vec<Vec<u8>> {
+    encoded(receipt_bodies())
+}
+
 pub(crate) fn records() -> Vec<Vec<u8>> {
     encoded(record_bodies())
 }
@@ -244,4 +317,9 @@ pub(crate) fn signed_records() -> Vec<Vec<u8>> {
 pub(crate) fn signed_pulses() -> Vec<Vec<u8>> {
     let sign = |body: Pulse| Signed::sign(body, &node_key(), None).expect("a seed is well-formed").bytes().to_vec();
     pulse_bodies().into_iter().map(sign).collect()
+}
+
+pub(crate) fn signed_receipts() -> Vec<Vec<u8>> {
+    let sign = |body: Receipt| Signed::sign(body, &node_key(), None).expect("a seed is well-formed").bytes().to_vec();
+    receipt_bodies().into_iter().map(sign).collect()
 }

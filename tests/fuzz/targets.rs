@@ -9,7 +9,9 @@ use meshwork::model::Failure;
 use meshwork::wire::blob::{BLOB_BYTES_MAX, HEAD_BYTES, Head};
 use meshwork::wire::directory::{Control, Gossip, Pulse, Query, Record, Reply};
 use meshwork::wire::invocation::{FRAME_BYTES_MAX, Frame, LENGTH_BYTES};
-use meshwork::wire::{self, Document, Error, Signed};
+use meshwork::wire::offer::{Inquiry, Offers};
+use meshwork::wire::receipt::Receipt;
+use meshwork::wire::{self, Document, Error, Signable, Signed};
 
 use super::engine::Target;
 use super::seeds;
@@ -28,16 +30,25 @@ pub(crate) const REPLY: Target = document_target::<Reply>("reply", seeds::replie
 pub(crate) const GOSSIP: Target = document_target::<Gossip>("gossip", seeds::gossip);
 pub(crate) const RECORD: Target = document_target::<Record>("record", seeds::records);
 pub(crate) const PULSE: Target = document_target::<Pulse>("pulse", seeds::pulses);
+pub(crate) const RECEIPT: Target = document_target::<Receipt>("receipt", seeds::receipts);
+pub(crate) const INQUIRY: Target = document_target::<Inquiry>("inquiry", seeds::inquiries);
+pub(crate) const OFFERS: Target = document_target::<Offers>("offers", seeds::offers);
 pub(crate) const SIGNED_RECORD: Target =
-    Target { name: "signed-record", bytes_max: Record::BYTES_MAX + 256, seeds: seeds::signed_records, check: signed_record };
+    signed_target::<Record>("signed-record", seeds::signed_records, |input| signed(input, seeds::record_bodies));
 pub(crate) const SIGNED_PULSE: Target =
-    Target { name: "signed-pulse", bytes_max: Pulse::BYTES_MAX + 256, seeds: seeds::signed_pulses, check: signed_pulse };
+    signed_target::<Pulse>("signed-pulse", seeds::signed_pulses, |input| signed(input, seeds::pulse_bodies));
+pub(crate) const SIGNED_RECEIPT: Target =
+    signed_target::<Receipt>("signed-receipt", seeds::signed_receipts, |input| signed(input, seeds::receipt_bodies));
 
 /// Bytes that a document may hold for each byte of its encoding.
 const DOCUMENT_FACTOR: u64 = 32;
 
 const fn document_target<D: Document + PartialEq + Debug>(name: &'static str, seeds: fn() -> Vec<Vec<u8>>) -> Target {
     Target { name, bytes_max: D::BYTES_MAX, seeds, check: document::<D> }
+}
+
+const fn signed_target<D: Document>(name: &'static str, seeds: fn() -> Vec<Vec<u8>>, check: fn(&[u8]) -> Result<String, String>) -> Target {
+    Target { name, bytes_max: D::BYTES_MAX + 256, seeds, check }
 }
 
 /// Decodes, and holds the decoder to its memory: at most `factor` bytes for each byte of the input.
@@ -122,29 +133,16 @@ fn failure(input: &[u8]) -> Result<String, String> {
     }
 }
 
-fn signed_record(input: &[u8]) -> Result<String, String> {
-    let read = match bounded(input, DOCUMENT_FACTOR, || Signed::<Record>::from_bytes(input))? {
-        Ok(read) => read,
-        Err(error) => return refusal(&error),
-    };
-    let kind = kind(read.unverified());
-    belief(kind, read.verify().map(|verified| (*verified).clone()), seeds::record_bodies)
-}
-
-fn signed_pulse(input: &[u8]) -> Result<String, String> {
-    let read = match bounded(input, DOCUMENT_FACTOR, || Signed::<Pulse>::from_bytes(input))? {
-        Ok(read) => read,
-        Err(error) => return refusal(&error),
-    };
-    let kind = kind(read.unverified());
-    belief(kind, read.verify().map(|verified| (*verified).clone()), seeds::pulse_bodies)
-}
-
 /// The keys signed the seeds and nothing else, so nothing else may be believed.
-fn belief<T: PartialEq + Debug>(kind: String, verified: Result<T, Error>, honest: fn() -> Vec<T>) -> Result<String, String> {
-    match verified {
+fn signed<D: Signable + Clone + PartialEq + Debug>(input: &[u8], honest: fn() -> Vec<D>) -> Result<String, String> {
+    let read = match bounded(input, DOCUMENT_FACTOR, || Signed::<D>::from_bytes(input))? {
+        Ok(read) => read,
+        Err(error) => return refusal(&error),
+    };
+    let kind = kind(read.unverified());
+    match read.verify() {
         Err(error) => Ok(format!("{kind} {}", refusal(&error)?)),
-        Ok(body) if honest().contains(&body) => Ok("believed".to_owned()),
-        Ok(body) => Err(format!("believed although nobody signed it: {body:?}")),
+        Ok(body) if honest().contains(&*body) => Ok("believed".to_owned()),
+        Ok(body) => Err(format!("believed although nobody signed it: {:?}", *body)),
     }
 }
