@@ -140,7 +140,7 @@ const fn fraction(key: &'static str, max: f64) -> Bounds {
 const DAY_MS: f64 = 86_400_000.0;
 
 /// The bounds of every number among the settings.
-pub(super) const BOUNDS: [Bounds; 39] = [
+pub(super) const BOUNDS: [Bounds; 40] = [
     between("mesh.limits.pending_in_max", 1.0, 4_096.0),
     between("mesh.limits.pending_out_max", 1.0, 4_096.0),
     between("mesh.limits.established_in_max", 1.0, 65_536.0),
@@ -178,6 +178,7 @@ pub(super) const BOUNDS: [Bounds; 39] = [
     between("limits.agents_max", 0.0, 64.0),
     between("limits.records_max", 1.0, 10_000_000.0),
     between("limits.results_kept_max", 0.0, 10_000_000.0),
+    between("limits.results_kept_bytes_max", 0.0, 1_099_511_627_776.0),
     between("limits.results_kept_ms", 0.0, DAY_MS),
     between("limits.http_body_bytes_max", 1_024.0, 67_108_864.0),
     // A stop takes at most half a minute, whatever is configured.

@@ -275,6 +275,9 @@ pub struct Limits {
     pub records_max: u32,
     /// Final results kept for callers that ask again with the same idempotency key.
     pub results_kept_max: u32,
+    /// Bytes of such results, counted once for calls that this node made and once for those that its agents answered. The oldest go first,
+    /// and one that is larger than this is not kept: its key is then free, as it is after `results_kept_ms`, and a repeat runs again.
+    pub results_kept_bytes_max: u64,
     /// How long such a result is kept, in milliseconds: longer than any caller retries.
     pub results_kept_ms: u64,
     /// Largest body of an API request, in bytes. Parsed JSON takes some twenty times its length in memory.
@@ -301,6 +304,7 @@ impl Default for Limits {
             agents_max: 64,
             records_max: 100_000,
             results_kept_max: 1_000,
+            results_kept_bytes_max: 67_108_864,
             results_kept_ms: 600_000,
             http_body_bytes_max: 6_291_456,
             drain_ms_max: 30_000,

@@ -14,13 +14,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::clock::Clock;
 use super::shared::lock;
 use crate::model::{ErrorCode, Failure};
-use crate::proto::invocation::dedup::{Admission, Key, State};
+use crate::proto::invocation::dedup::{Admission, Config, Key, State};
 
 type Waiter<R> = oneshot::Sender<Result<R, Failure>>;
 
 /// Calls by key, with the results that are kept.
 pub(super) struct Calls<R> {
     runs: Mutex<Runs<R>>,
+    /// How many bytes a result has.
+    size: fn(&R) -> u64,
     clock: Clock,
 }
 
@@ -56,9 +58,9 @@ pub(super) struct Ask<'a> {
 }
 
 impl<R: Clone + Send + 'static> Calls<R> {
-    /// Keeps at most `results_max` results, each for `keep`.
-    pub(super) fn new(results_max: usize, keep: Duration, clock: Clock) -> Self {
-        Self { runs: Mutex::new(Runs { state: State::new(results_max, keep), interest_by_key: BTreeMap::new() }), clock }
+    /// No call yet. `size` is how many bytes of what `config` leaves room for a result takes.
+    pub(super) fn new(config: Config, size: fn(&R) -> u64, clock: Clock) -> Self {
+        Self { runs: Mutex::new(Runs { state: State::new(config), interest_by_key: BTreeMap::new() }), size, clock }
     }
 
     /// Starts what `run` makes, or waits for the call that runs under the key, or returns the result that is kept. `joined` is told when
@@ -140,7 +142,7 @@ impl<R: Clone + Send + 'static> Running<R> {
         let Some(key) = self.key.take() else { return Vec::new() };
         let runs = &mut *lock(&self.calls.runs);
         runs.interest_by_key.remove(&key);
-        runs.state.handle_done(&key, good, self.calls.clock.now().mono)
+        runs.state.handle_done(&key, good.map(|result| (result, (self.calls.size)(result))), self.calls.clock.now().mono)
     }
 }
 

@@ -33,8 +33,8 @@ use crate::mesh::{self, Event, Mesh, limits};
 use crate::model::{Definition, Failure, NodeId, Timestamp};
 use crate::proto::directory::rank::{Rules, Weights};
 use crate::proto::directory::{self, Routes};
-use crate::proto::invocation::blobs as proto_blobs;
 use crate::proto::invocation::offer::Timings;
+use crate::proto::invocation::{blobs as proto_blobs, dedup};
 use crate::proto::peers::bootstrap::{self, LAST_GOOD_MAX};
 use crate::proto::peers::penalties::{self, Penalties};
 use crate::proto::peers::trust::Ledger;
@@ -230,8 +230,11 @@ impl Node {
             bytes_per_peer_max: limits.announced_per_peer_bytes_max,
             bytes_total_max: limits.announced_bytes_max,
         };
-        let results_max = usize::try_from(config.limits.results_kept_max).unwrap_or(usize::MAX);
-        let keep = Duration::from_millis(config.limits.results_kept_ms);
+        let kept = dedup::Config {
+            results_max: usize::try_from(limits.results_kept_max).unwrap_or(usize::MAX),
+            bytes_max: limits.results_kept_bytes_max,
+            keep: Duration::from_millis(limits.results_kept_ms),
+        };
         let shared = Arc::new(Shared {
             registry: Registry::new(changes),
             key,
@@ -247,8 +250,8 @@ impl Node {
             lanes: Lanes::default(),
             blobs: Blobs::new(blobs, clock),
             schemas: Schemas::default(),
-            calls_by_key: Arc::new(Calls::new(results_max, keep, clock)),
-            results_by_key: Arc::new(Calls::new(results_max, keep, clock)),
+            calls_by_key: Arc::new(Calls::new(kept, |reply| u64::try_from(reply.output.len()).unwrap_or(u64::MAX), clock)),
+            results_by_key: Arc::new(Calls::new(kept, |success| success.body.len(), clock)),
             cancels_by_invocation: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             serving: AtomicUsize::new(0),

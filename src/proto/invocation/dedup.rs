@@ -1,10 +1,14 @@
 //! Calls with one idempotency key are one call.
 //!
 //! A key belongs to its caller: two peers that choose the same word do not meet. The first call with a key runs; others with the same
-//! key and the same input wait for it and get the same result; with another input they are refused. Only good results are kept, for a
-//! while and within a bound, so a failed call may be tried again under its key.
+//! key and the same input wait for it and get the same result; with another input they are refused. Only good results are kept, so a
+//! failed call may be tried again under its key.
+//!
+//! They are kept for a while, and within bounds of number and bytes: the oldest make room, and one that is larger than all the room is not
+//! kept at all. However a result goes, its key is free from then on, and a call that repeats it runs again. A run under way is never let
+//! go of, whatever is kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::model::{AgentId, ErrorCode, Failure, NodeId};
@@ -25,6 +29,17 @@ pub enum Admission<W, R> {
     Refuse(W, Failure),
 }
 
+/// What is kept of calls that are over.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// How many results.
+    pub results_max: usize,
+    /// How many bytes they may have together.
+    pub bytes_max: u64,
+    /// How long each is kept.
+    pub keep: Duration,
+}
+
 #[derive(Debug)]
 struct Entry<W, R> {
     input: [u8; 32],
@@ -34,25 +49,27 @@ struct Entry<W, R> {
 #[derive(Debug)]
 enum Progress<W, R> {
     Running(Vec<W>),
-    Done(R),
+    Done { result: R, bytes: u64 },
 }
 
 /// Calls by key. `W` is what the shell needs to answer a caller, `R` a good result.
 #[derive(Debug)]
 pub struct State<W, R> {
+    config: Config,
     entries_by_key: BTreeMap<Key, Entry<W, R>>,
-    keys_by_age: std::collections::BTreeSet<(Duration, Key)>,
-    results_max: usize,
-    keep: Duration,
+    /// Those that are over.
+    keys_by_age: BTreeSet<(Duration, Key)>,
+    /// What the results of those have together.
+    bytes: u64,
 }
 
 /// Callers that may wait for one running call.
 const WAITERS_MAX: usize = 64;
 
 impl<W, R: Clone> State<W, R> {
-    /// Keeps at most `results_max` results, each for `keep`.
-    pub fn new(results_max: usize, keep: Duration) -> Self {
-        Self { entries_by_key: BTreeMap::new(), keys_by_age: Default::default(), results_max, keep }
+    /// No call yet.
+    pub fn new(config: Config) -> Self {
+        Self { config, entries_by_key: BTreeMap::new(), keys_by_age: BTreeSet::new(), bytes: 0 }
     }
 
     /// A call with `key` and an input of this hash has come.
@@ -67,7 +84,7 @@ impl<W, R: Clone> State<W, R> {
             return Admission::Refuse(waiter, Failure::new(ErrorCode::Conflict, message));
         }
         match &mut entry.state {
-            Progress::Done(result) => Admission::Done(waiter, result.clone()),
+            Progress::Done { result, .. } => Admission::Done(waiter, result.clone()),
             Progress::Running(waiters) if waiters.len() >= WAITERS_MAX => {
                 let failure = Failure::new(ErrorCode::Busy, "too many callers wait for this idempotency key");
                 Admission::Refuse(waiter, failure.with("retry_after_ms", 500))
@@ -79,22 +96,19 @@ impl<W, R: Clone> State<W, R> {
         }
     }
 
-    /// The call that was run is over, with a result to keep if it went well. Returns those who waited for it.
-    pub fn handle_done(&mut self, key: &Key, result: Option<&R>, now: Duration) -> Vec<W> {
+    /// The call that was run is over, with a result to keep, and its size in bytes, if it went well. Returns those who waited for it.
+    pub fn handle_done(&mut self, key: &Key, good: Option<(&R, u64)>, now: Duration) -> Vec<W> {
         let Some(entry) = self.entries_by_key.get_mut(key) else { return Vec::new() };
         let waiters = match &mut entry.state {
             Progress::Running(waiters) => std::mem::take(waiters),
-            Progress::Done(_) => return Vec::new(),
+            Progress::Done { .. } => return Vec::new(),
         };
-        match result {
-            Some(success) => {
-                entry.state = Progress::Done(success.clone());
+        match good.filter(|(_, bytes)| *bytes <= self.config.bytes_max) {
+            Some((result, bytes)) => {
+                entry.state = Progress::Done { result: result.clone(), bytes };
+                self.bytes = self.bytes.saturating_add(bytes);
                 self.keys_by_age.insert((now, key.clone()));
-                while self.keys_by_age.len() > self.results_max {
-                    if let Some((_, oldest)) = self.keys_by_age.pop_first() {
-                        self.entries_by_key.remove(&oldest);
-                    }
-                }
+                while (self.keys_by_age.len() > self.config.results_max || self.bytes > self.config.bytes_max) && self.forget_oldest() {}
             }
             None => {
                 self.entries_by_key.remove(key);
@@ -114,13 +128,19 @@ impl<W, R: Clone> State<W, R> {
     }
 
     fn expire(&mut self, now: Duration) {
-        while let Some((at, key)) = self.keys_by_age.first() {
-            if at.saturating_add(self.keep) > now {
-                break;
-            }
-            self.entries_by_key.remove(key);
-            self.keys_by_age.pop_first();
+        let keep = self.config.keep;
+        while self.keys_by_age.first().is_some_and(|(at, _)| at.saturating_add(keep) <= now) {
+            self.forget_oldest();
         }
+    }
+
+    /// Whether there was one.
+    fn forget_oldest(&mut self) -> bool {
+        let Some((_, key)) = self.keys_by_age.pop_first() else { return false };
+        if let Some(Entry { state: Progress::Done { bytes, .. }, .. }) = self.entries_by_key.remove(&key) {
+            self.bytes = self.bytes.saturating_sub(bytes);
+        }
+        true
     }
 }
 
@@ -137,18 +157,36 @@ mod tests {
         "1"
     }
 
+    fn keeping(results_max: usize, bytes_max: u64) -> State<i32, &'static str> {
+        State::new(Config { results_max, bytes_max, keep: Duration::from_secs(60) })
+    }
+
+    /// A call that runs and ends with a result of so many bytes.
+    fn done(state: &mut State<i32, &'static str>, word: &str, bytes: u64, second: u64) {
+        assert_eq!(state.on_call(key(word), [0; 32], 0, s(second)), Admission::Run(0), "{word}");
+        assert_eq!(state.handle_done(&key(word), Some((&success(), bytes)), s(second)), [0_i32; 0]);
+    }
+
+    fn is_kept(state: &State<i32, &'static str>, word: &str) -> bool {
+        state.entries_by_key.contains_key(&key(word))
+    }
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
     #[test]
     fn callers_with_one_key_share_one_run() {
-        let mut state: State<i32, &str> = State::new(10, Duration::from_secs(60));
+        let mut state: State<i32, &str> = keeping(10, 100);
         assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Admission::Run(1));
         assert_eq!(state.on_call(key("k"), [0; 32], 2, Duration::ZERO), Admission::Wait);
-        assert_eq!(state.handle_done(&key("k"), Some(&success()), Duration::ZERO), [2]);
+        assert_eq!(state.handle_done(&key("k"), Some((&success(), 1)), Duration::ZERO), [2]);
         assert_eq!(state.on_call(key("k"), [0; 32], 3, Duration::ZERO), Admission::Done(3, success()));
     }
 
     #[test]
     fn a_key_with_another_input_is_a_conflict() {
-        let mut state: State<i32, &str> = State::new(10, Duration::from_secs(60));
+        let mut state: State<i32, &str> = keeping(10, 100);
         assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Admission::Run(1));
         assert!(
             matches!(state.on_call(key("k"), [1; 32], 2, Duration::ZERO), Admission::Refuse(2, failure) if failure.code == ErrorCode::Conflict)
@@ -157,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_failed_call_may_be_tried_again() {
-        let mut state: State<i32, &str> = State::new(10, Duration::from_secs(60));
+        let mut state: State<i32, &str> = keeping(10, 100);
         assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Admission::Run(1));
         state.handle_done(&key("k"), None, Duration::ZERO);
         assert_eq!(state.on_call(key("k"), [0; 32], 2, Duration::ZERO), Admission::Run(2));
@@ -165,12 +203,58 @@ mod tests {
 
     #[test]
     fn results_are_kept_for_a_while_and_within_a_bound() {
-        let mut state: State<i32, &str> = State::new(2, Duration::from_secs(60));
+        let mut state: State<i32, &str> = keeping(2, 100);
         for word in ["a", "b", "c"] {
             assert_eq!(state.on_call(key(word), [0; 32], 0, Duration::ZERO), Admission::Run(0));
-            state.handle_done(&key(word), Some(&success()), Duration::ZERO);
+            state.handle_done(&key(word), Some((&success(), 1)), Duration::ZERO);
         }
         assert_eq!(state.len(), 2);
         assert_eq!(state.on_call(key("c"), [0; 32], 0, Duration::from_secs(61)), Admission::Run(0));
+    }
+
+    /// Threat T23: large results do not add up to more than there is room for.
+    #[test]
+    fn the_oldest_results_make_room_for_new_ones() {
+        let mut state = keeping(10, 100);
+        for (second, (word, bytes)) in [("d", 40), ("a", 30), ("c", 30)].into_iter().enumerate() {
+            done(&mut state, word, bytes, u64::try_from(second).expect("small"));
+        }
+        assert_eq!((state.len(), state.bytes), (3, 100), "all fit");
+        done(&mut state, "b", 50, 3);
+        assert_eq!((is_kept(&state, "d"), is_kept(&state, "a"), is_kept(&state, "c")), (false, false, true));
+        assert_eq!((state.len(), state.bytes), (2, 80));
+        assert_eq!(state.on_call(key("d"), [0; 32], 1, s(3)), Admission::Run(1), "its key is free again");
+    }
+
+    #[test]
+    fn a_result_larger_than_all_the_room_reaches_who_waits_and_is_not_kept() {
+        let mut state = keeping(10, 100);
+        done(&mut state, "small", 60, 0);
+        assert_eq!(state.on_call(key("large"), [0; 32], 1, s(1)), Admission::Run(1));
+        assert_eq!(state.on_call(key("large"), [0; 32], 2, s(1)), Admission::Wait);
+        assert_eq!(state.handle_done(&key("large"), Some((&success(), 101)), s(1)), [2]);
+        assert_eq!((state.len(), state.bytes), (1, 60), "nobody else has to make room for what is not kept");
+        assert_eq!(state.on_call(key("large"), [0; 32], 3, s(1)), Admission::Run(3), "as after its time, a repeat runs again");
+    }
+
+    #[test]
+    fn a_run_under_way_stays_whatever_is_kept() {
+        let mut state = keeping(1, 100);
+        assert_eq!(state.on_call(key("running"), [0; 32], 1, s(0)), Admission::Run(1));
+        for second in 1..200 {
+            done(&mut state, &second.to_string(), 100, second);
+        }
+        assert_eq!(state.on_call(key("running"), [0; 32], 2, s(200)), Admission::Wait);
+        assert_eq!(state.handle_done(&key("running"), Some((&success(), 1)), s(200)), [2]);
+    }
+
+    #[test]
+    fn what_is_over_its_time_leaves_its_room() {
+        let mut state = keeping(10, 100);
+        done(&mut state, "a", 100, 0);
+        done(&mut state, "b", 10, 60);
+        assert_eq!((state.len(), state.bytes), (1, 10));
+        done(&mut state, "c", 90, 61);
+        assert_eq!((state.len(), state.bytes), (2, 100));
     }
 }
