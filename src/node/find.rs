@@ -1,4 +1,4 @@
-//! Queries: the directory first, then the DHT and the providers it names.
+//! Queries: the directory first, then the DHT and the providers it names. One without a name has nothing to ask the DHT for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +15,22 @@ use crate::wire::directory::Query;
 /// How long a query may look further than the directory.
 pub(super) const SEARCH_MAX: Duration = Duration::from_millis(2_000);
 
-/// Answers a query. `enough` candidates in the directory answer it at once.
+/// Queries that may look at every record at one time: each keeps a thread busy, and the others are for calls.
+pub(super) const SCANS_MAX: usize = 2;
+/// How long such a query waits for others of its kind.
+const SCAN_WAIT_MAX: Duration = Duration::from_millis(2_000);
+
+/// Answers a query. `enough` candidates in the directory answer it at once; one that names no capability is answered from there alone.
 pub(super) async fn find(shared: &Arc<Shared>, query: Query, enough: usize) -> Result<Answer, Failure> {
+    let busy = || Failure::new(ErrorCode::Busy, "this node is too busy to answer queries").with("retry_after_ms", 100);
     let (reply, answer) = oneshot::channel();
-    let asked = shared.commands.try_send(Command::Find { query, enough, reply });
-    asked.map_err(|_| Failure::new(ErrorCode::Busy, "this node is too busy to answer queries").with("retry_after_ms", 100))?;
+    let command = if query.capabilities.is_empty() {
+        let room = tokio::time::timeout(SCAN_WAIT_MAX, Arc::clone(&shared.scans).acquire_owned()).await;
+        Command::Scan { query, room: room.map_err(|_| busy())?.map_err(|_| busy())?, reply }
+    } else {
+        Command::Find { query, enough, reply }
+    };
+    shared.commands.try_send(command).map_err(|_| busy())?;
     answer.await.map_err(|_| Failure::new(ErrorCode::Unavailable, "this node is stopping"))
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::Admission;
@@ -46,6 +46,8 @@ pub(super) const OUTCOMES_MAX: usize = 65_536;
 pub(super) enum Command {
     /// Answer a query, looking further than the directory if it does not hold `enough` candidates.
     Find { query: Query, enough: usize, reply: oneshot::Sender<Answer> },
+    /// Answer a query by words alone, beside the loop and within the room that it was given.
+    Scan { query: Query, room: OwnedSemaphorePermit, reply: oneshot::Sender<Answer> },
     /// A lane to this node.
     OpenLane { node: NodeId, priority: Priority, reply: oneshot::Sender<Result<Lane, Failure>> },
     /// A substream for a blob to this node.
@@ -112,6 +114,8 @@ pub(super) struct Shared {
     pub(super) cancels_by_invocation: Mutex<BTreeMap<InvocationId, CancellationToken>>,
     pub(super) in_flight: AtomicUsize,
     pub(super) serving: AtomicUsize,
+    /// Room for queries that look at every record.
+    pub(super) scans: Arc<Semaphore>,
     pub(super) metrics: Metrics,
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) outcomes: mpsc::Sender<Observed>,

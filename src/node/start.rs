@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures::{StreamExt, TryStreamExt};
 use libp2p::Multiaddr;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -18,6 +18,7 @@ use super::admission::Admission;
 use super::blobs::Blobs;
 use super::clock::Clock;
 use super::event_loop::{EventLoop, Inputs, REPORTS_MAX};
+use super::find::SCANS_MAX;
 use super::handle::Handle;
 use super::keyed::Calls;
 use super::lanes::Lanes;
@@ -255,6 +256,7 @@ impl Node {
             cancels_by_invocation: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             serving: AtomicUsize::new(0),
+            scans: Arc::new(Semaphore::new(SCANS_MAX)),
             metrics: Metrics::default(),
             commands,
             outcomes,

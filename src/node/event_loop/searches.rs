@@ -1,15 +1,17 @@
 //! The loop's part in queries: searches that look further than the directory.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::turn::{Asked, EventLoop, LOOKUP_FRESH, LOOKUPS_KEPT, SEARCHES_MAX, Search, WAITERS_MAX};
 use crate::model::{CapabilityName, NodeId};
 use crate::node::find::SEARCH_MAX;
 use crate::proto::directory::rank::Answer;
-use crate::proto::directory::search;
+use crate::proto::directory::{Scan, search};
+use crate::proto::peers::trust::Ledger;
 use crate::wire::directory::{Control, Query};
 
 impl EventLoop {
@@ -42,9 +44,22 @@ impl EventLoop {
         self.carry_out(number, outputs);
     }
 
+    /// Answers a query that looks at every record, of the directory as it is now but on another thread.
+    pub(super) fn scan(&mut self, query: Query, room: OwnedSemaphorePermit, reply: oneshot::Sender<Answer>) {
+        self.publish_routes();
+        let shared = Arc::clone(&self.shared);
+        tokio::task::spawn_blocking(move || {
+            let now = shared.mono();
+            let mut scan = Scan::new(&query, &shared.routes.load());
+            // Nobody who went away needs to know; and whoever writes evidence waits for one step at most.
+            while !reply.is_closed() && scan.step(&read(&shared.ledger), now, &shared.rules) {}
+            let _ = reply.send(scan.finish(&shared.rules));
+            drop(room);
+        });
+    }
+
     pub(super) fn answer(&self, query: &Query, now: Duration) -> Answer {
-        let ledger = self.shared.ledger.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.directory.query(query, &ledger, now)
+        self.directory.query(query, &read(&self.shared.ledger), now)
     }
 
     pub(super) fn with_search(&mut self, number: u64, act: impl FnOnce(&mut search::State, &mut Vec<search::Output>)) {
@@ -89,4 +104,8 @@ impl EventLoop {
             self.with_search(number, |machine, outputs| machine.on_dialled(node, outputs));
         }
     }
+}
+
+fn read(ledger: &RwLock<Ledger>) -> RwLockReadGuard<'_, Ledger> {
+    ledger.read().unwrap_or_else(PoisonError::into_inner)
 }

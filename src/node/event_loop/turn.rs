@@ -270,6 +270,10 @@ impl EventLoop {
                 }
             }
         }
+        self.publish_routes();
+    }
+
+    pub(super) fn publish_routes(&mut self) {
         if let Some(routes) = self.directory.changed_routes() {
             self.shared.routes.store(Arc::new(routes));
         }
@@ -361,6 +365,7 @@ impl EventLoop {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Find { query, enough, reply } => self.find(query, enough, reply),
+            Command::Scan { query, room, reply } => self.scan(query, room, reply),
             Command::OpenLane { node, priority, reply } => self.open_lane(node, priority, reply),
             Command::OpenBlob { node, reply } => self.open_blob(node, reply),
             Command::Penalise { node, what } => self.penalise(node, fault::PROTOCOL, what),

@@ -250,14 +250,46 @@ impl Answer {
     }
 }
 
-/// How well `capability` fits `query`, 0 to 1: the name itself, a name under what was asked, or words of the text. `None`: not at all.
-pub fn fit(capability: &Capability, query: &Query) -> Option<f64> {
-    let by_name = query.capabilities.iter().filter_map(|asked| fit_name(&capability.id, asked)).max_by(f64::total_cmp);
-    let by_text = query.text.as_deref().map(|text| fit_text(capability, text)).filter(|fit| *fit > 0.0);
-    match (query.capabilities.is_empty(), query.text.is_some()) {
-        (false, false) => by_name,
-        (true, _) => by_text,
-        (false, true) => by_name.zip(by_text).map(|(name, text)| (name + text) / 2.0),
+/// A query as capabilities are held against it: its text is taken apart once and not once for each of them.
+#[derive(Debug)]
+pub struct Asked<'q> {
+    /// The query.
+    pub query: &'q Query,
+    /// The words of its text, in lower case.
+    words: Vec<String>,
+}
+
+impl<'q> Asked<'q> {
+    /// Takes `query` apart.
+    pub fn new(query: &'q Query) -> Self {
+        let lowered = query.text.as_deref().map(str::to_lowercase).unwrap_or_default();
+        let words = lowered.split(|c: char| !c.is_alphanumeric()).filter(|word| word.chars().count() > 1);
+        Self { query, words: words.map(str::to_owned).collect() }
+    }
+
+    /// How well `capability` fits, 0 to 1: the name itself, a name under what was asked, or words of the text. `None`: not at all.
+    pub fn fit(&self, capability: &Capability) -> Option<f64> {
+        let by_name = || self.query.capabilities.iter().filter_map(|asked| fit_name(&capability.id, asked)).max_by(f64::total_cmp);
+        match (self.query.capabilities.is_empty(), self.query.text.is_some()) {
+            (false, false) => by_name(),
+            (true, _) => self.fit_text(capability),
+            (false, true) => by_name().zip(self.fit_text(capability)).map(|(name, text)| (name + text) / 2.0),
+        }
+    }
+
+    /// The share of the words that occur somewhere in what the capability says of itself.
+    fn fit_text(&self, capability: &Capability) -> Option<f64> {
+        let described = std::iter::once(&capability.description).chain(&capability.claims.specializations);
+        let mut missing: Vec<&String> = self.words.iter().filter(|word| !capability.id.as_str().contains(word.as_str())).collect();
+        for text in described.filter(|text| !text.is_empty()) {
+            if missing.is_empty() {
+                break;
+            }
+            let lowered = text.to_lowercase();
+            missing.retain(|word| !lowered.contains(word.as_str()));
+        }
+        let found = self.words.len().saturating_sub(missing.len());
+        (found > 0).then(|| ratio(found, self.words.len()))
     }
 }
 
@@ -267,18 +299,6 @@ fn fit_name(offered: &CapabilityName, asked: &CapabilityName) -> Option<f64> {
     }
     let steps = offered.ancestors().iter().position(|above| above == asked)?;
     Some(0.9_f64.powi(i32::try_from(steps).unwrap_or(i32::MAX).saturating_add(1)))
-}
-
-fn fit_text(capability: &Capability, text: &str) -> f64 {
-    let specializations = capability.claims.specializations.join(" ");
-    let offered = format!("{} {} {specializations}", capability.id, capability.description).to_lowercase();
-    let lowered = text.to_lowercase();
-    let words: Vec<&str> = lowered.split(|c: char| !c.is_alphanumeric()).filter(|word| word.chars().count() > 1).collect();
-    if words.is_empty() {
-        return 0.0;
-    }
-    let found = words.iter().filter(|word| offered.contains(*word)).count();
-    ratio(found, words.len())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of words are small")]

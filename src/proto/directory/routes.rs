@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::rank::{self, Answer, Ranking, Rules};
+use super::rank::{self, Answer, Asked, Ranking, Rules};
 use super::state::Entry;
 use crate::model::{AgentId, CapabilityName};
 use crate::proto::peers::trust::Ledger;
@@ -40,6 +40,18 @@ impl Routes {
         self.entries_by_name.keys()
     }
 
+    /// Every known agent once, in the order of their ids.
+    pub(super) fn everybody(&self) -> Vec<Arc<Entry>> {
+        let mut entries = Vec::new();
+        for (name, offering) in &self.entries_by_name {
+            // An agent stands under each of its capabilities and the headings above them; the first of its own names is one of these.
+            let first = |entry: &&Arc<Entry>| entry.record.capabilities.iter().map(|offered| &offered.id).min() == Some(name);
+            entries.extend(offering.iter().filter(first).map(|entry| (entry.record.agent, Arc::clone(entry))));
+        }
+        entries.sort_unstable_by_key(|(agent, _)| *agent);
+        entries.into_iter().map(|(_, entry)| entry).collect()
+    }
+
     /// Says who offers `name`; `entries` in the order of the agents' ids.
     pub(super) fn set(&mut self, name: CapabilityName, entries: Vec<Arc<Entry>>) {
         self.generation = self.generation.wrapping_add(1);
@@ -50,9 +62,9 @@ impl Routes {
         }
     }
 
-    /// Ranks who may do what `query` asks for; its text is not considered. With `only` nobody else is looked at.
+    /// Ranks who may do what `query` asks for by name. With `only` nobody else is looked at.
     pub fn rank(&self, query: &Query, only: Option<AgentId>, rules: &Rules, ledger: &Ledger, now: Duration) -> Answer {
-        let mut answer = Answer::default();
+        let (mut answer, asked) = (Answer::default(), Asked::new(query));
         let mut seen = BTreeSet::new();
         for name in &query.capabilities {
             let entries = self.entries(name);
@@ -62,7 +74,7 @@ impl Routes {
             };
             for entry in entries {
                 if query.capabilities.len() == 1 || seen.insert(entry.record.agent) {
-                    consider(entry, query, ledger, now, rules, &mut answer);
+                    consider(entry, &asked, ledger, now, rules, &mut answer);
                 }
             }
         }
@@ -72,11 +84,11 @@ impl Routes {
 }
 
 /// Takes an agent into the answer with the capability that fits best, or with the reason why none does.
-pub(super) fn consider(entry: &Arc<Entry>, query: &Query, ledger: &Ledger, now: Duration, rules: &Rules, answer: &mut Answer) {
-    let fits = entry.record.capabilities.iter().enumerate().filter_map(|(at, offered)| Some((at, offered, rank::fit(offered, query)?)));
+pub(super) fn consider(entry: &Arc<Entry>, asked: &Asked<'_>, ledger: &Ledger, now: Duration, rules: &Rules, answer: &mut Answer) {
+    let fits = entry.record.capabilities.iter().enumerate().filter_map(|(at, offered)| Some((at, offered, asked.fit(offered)?)));
     let (mut judged, mut reason) = (Vec::new(), None);
     for (at, offered, fit) in fits {
-        match rank::judge(entry, at, fit, query, ledger.estimate(entry.record.agent, &offered.id, now), rules) {
+        match rank::judge(entry, at, fit, asked.query, ledger.estimate(entry.record.agent, &offered.id, now), rules) {
             Ok(candidate) => judged.push(candidate),
             Err(rejection) => reason = Some(rejection),
         }

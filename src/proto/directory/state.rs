@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::digest::{Digest, bucket};
-use super::rank::{self, Answer, Rules};
+use super::rank::{self, Answer, Asked, Rules};
 use super::routes::{Routes, consider};
 use crate::model::{AgentId, CapabilityName, NodeId, Now, Timestamp};
 use crate::proto::peers::trust::Ledger;
@@ -437,16 +437,16 @@ impl State {
         self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
     }
 
-    /// Answers `query` from what is known. `evidence` is this node's own.
+    /// Answers `query` from what is known. One that names no capability looks at everybody, which is better done by a [`super::Scan`].
     pub fn query(&self, query: &Query, ledger: &Ledger, now: Duration) -> Answer {
-        let mut answer = Answer::default();
+        let (mut answer, asked) = (Answer::default(), Asked::new(query));
         let named: BTreeSet<AgentId> = if query.capabilities.is_empty() {
             self.known_by_agent.keys().copied().collect()
         } else {
             query.capabilities.iter().filter_map(|name| self.agents_by_name.get(name)).flatten().copied().collect()
         };
         for entry in named.into_iter().filter_map(|agent| self.shared_entry(agent)) {
-            consider(&entry, query, ledger, now, &self.config.rules, &mut answer);
+            consider(&entry, &asked, ledger, now, &self.config.rules, &mut answer);
         }
         rank::order(&mut answer.candidates, &self.config.rules.weights, query.constraints.max_cost);
         answer
@@ -454,10 +454,10 @@ impl State {
 
     /// Answers `query` from the agents of one node alone: what a peer asks costs no more than that.
     pub fn query_hosted(&self, query: &Query, node: NodeId, ledger: &Ledger, now: Duration) -> Answer {
-        let mut answer = Answer::default();
+        let (mut answer, asked) = (Answer::default(), Asked::new(query));
         let hosted = self.agents_by_node.get(&node).into_iter().flatten();
         for entry in hosted.filter_map(|agent| self.shared_entry(*agent)) {
-            consider(&entry, query, ledger, now, &self.config.rules, &mut answer);
+            consider(&entry, &asked, ledger, now, &self.config.rules, &mut answer);
         }
         rank::order(&mut answer.candidates, &self.config.rules.weights, query.constraints.max_cost);
         answer
