@@ -54,7 +54,7 @@ mod tests {
     use super::*;
     use crate::model::{Now, Timestamp};
     use crate::proto::directory::rank::Candidate;
-    use crate::proto::directory::{Config, State};
+    use crate::proto::directory::{Config, State, Verdict};
     use crate::proto::peers::trust::Outcome;
     use crate::wire::directory::tests::record;
     use crate::wire::directory::{Capability, Wanted};
@@ -81,7 +81,7 @@ mod tests {
                 body.capabilities.push(capability);
             }
             let signed = Signed::sign(body, node, Some(&AgentKey::from_seed(&[seed; 32]))).expect("valid");
-            if *own { state.handle_own_record(signed, NOW) } else { drop(state.on_record(signed, NOW)) }
+            if *own { state.handle_own_record(signed, NOW) } else { assert_eq!(state.on_record(signed, NOW), Verdict::Accept) }
         }
         state
     }

@@ -432,6 +432,68 @@ mod tests {
         }
     }
 
+    /// How long whoever is well again may have to wait: until the last call that began before has ended, the longest open time, and a
+    /// probe that nobody hears of for each that there is.
+    fn mended_after(lost: u32) -> Duration {
+        CALL_MAX + Config::default().open_max.mul_f64(1.0 + JITTER) + PROBE_MAX * lost + s(2)
+    }
+
+    /// How long a call may take that began before.
+    const CALL_MAX: Duration = Duration::from_secs(60);
+
+    fn late() -> impl Strategy<Value = (Option<u64>, Outcome)> {
+        let outcome = prop::sample::select(vec![Outcome::Success, Outcome::Failure, Outcome::Failure, Outcome::Nothing]);
+        (prop::option::weighted(0.8, 0..=CALL_MAX.as_secs()), outcome)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, rng_seed: RngSeed::Fixed(8), ..ProptestConfig::with_cases(512) })]
+
+        /// MEAP-4: an agent that is well again is called again within a bound and from then on, whatever came before: calls that began
+        /// while it was ill end late, badly or never, and so do some of the probes.
+        #[test]
+        fn a_breaker_whose_agent_is_well_again_closes_within_a_bound_and_stays_closed(
+            ops in prop::collection::vec(op(), 1..60),
+            late in prop::collection::vec(late(), 60),
+            lost in 0_u32..3,
+            seed in any::<u64>(),
+        ) {
+            let mut breaker = One::new();
+            breaker.rng = SmallRng::seed_from_u64(seed);
+            let (mut now, mut running) = (s(0), Vec::new());
+            for op in ops {
+                match op {
+                    Op::Begin if breaker.passes(now) => running.push(breaker.begin(now)),
+                    Op::End { which, outcome } if !running.is_empty() => {
+                        let probe = running.swap_remove(which % running.len());
+                        breaker.ends(probe, outcome, now);
+                    }
+                    Op::Begin | Op::End { .. } => {}
+                    Op::Pass { ms } => now += Duration::from_millis(ms),
+                }
+            }
+
+            let (well_at, mut losing) = (now, lost);
+            let still: Vec<(Option<Probe>, (Option<u64>, Outcome))> = running.into_iter().zip(late).collect();
+            let last = mended_after(lost).as_secs() + 120;
+            for second in 0..=last {
+                let now = well_at + s(second);
+                for (probe, (_, outcome)) in still.iter().filter(|(_, (at, _))| *at == Some(second)) {
+                    breaker.ends(*probe, *outcome, now);
+                }
+                prop_assert!(s(second) <= mended_after(lost) || breaker.phase(now) == Phase::Closed, "{:?} after {} s", breaker.phase(now), second);
+                if breaker.passes(now) {
+                    let probe = breaker.begin(now);
+                    if probe.is_some() && losing > 0 {
+                        losing -= 1;
+                    } else {
+                        breaker.ends(probe, Outcome::Success, now);
+                    }
+                }
+            }
+        }
+    }
+
     struct One {
         all: Breakers,
         rng: SmallRng,
@@ -444,6 +506,10 @@ mod tests {
 
         fn phase(&self, now: Duration) -> Phase {
             self.all.phase(agent(1), &name(), now)
+        }
+
+        fn passes(&self, now: Duration) -> bool {
+            matches!(self.phase(now), Phase::Closed | Phase::HalfOpen { probed: false })
         }
 
         fn begin(&mut self, now: Duration) -> Option<Probe> {

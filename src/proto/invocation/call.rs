@@ -251,6 +251,8 @@ fn may_go_elsewhere(failed: &AttemptFailure) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
     use rand::SeedableRng;
     use rand::rngs::SmallRng;
 
@@ -556,6 +558,66 @@ mod tests {
         let failure = call.failure(&ranking(&candidates), &[]);
         assert_eq!((failure.code, failure.retryable), (ErrorCode::AgentNotFound, true));
         assert!(failure.message.contains("its breaker is open for another"), "{failure}");
+    }
+
+    /// What one attempt comes to, and what the client has of it by then.
+    fn fate() -> impl Strategy<Value = (bool, Option<(ErrorCode, bool, bool)>)> {
+        use ErrorCode::{AgentFailed, AgentNotFound, Busy, Cancelled, InvalidSchema, OverBudget, Timeout, Unavailable};
+        let code = prop::sample::select(vec![AgentFailed, AgentNotFound, Busy, Cancelled, InvalidSchema, OverBudget, Timeout, Unavailable]);
+        (prop::bool::weighted(0.2), prop::option::weighted(0.9, (code, any::<bool>(), any::<bool>())))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, rng_seed: RngSeed::Fixed(7), ..ProptestConfig::with_cases(512) })]
+
+        /// MEAP-9, AOP-4: however its attempts end, a call has one end after few steps; nobody is asked twice; and once an agent may have
+        /// begun, or the client has a part of the answer, nobody else is asked unless doing it twice does no harm.
+        #[test]
+        fn a_call_ends_and_is_repeated_only_where_that_does_no_harm(
+            agents in prop::collection::vec((0.0..1.0_f64, any::<bool>()), 0..6),
+            fates in prop::collection::vec((fate(), 0_u64..30), 4),
+            (key, budget) in any::<(bool, bool)>(),
+        ) {
+            let candidates: Vec<Agent> = (1..).zip(&agents).map(|(number, (score, idempotent))| {
+                let agent = agent(number).score(*score);
+                if *idempotent { agent.idempotent() } else { agent }
+            }).collect();
+            let mut call = if key { Call::with_key() } else { Call::new() };
+            while !budget && call.routing.budget().spend() {}
+            let (mut asked, mut searched, mut fates) = (Vec::new(), false, fates.into_iter());
+            loop {
+                let number = match call.next(&candidates) {
+                    Asked(number) => number,
+                    Searched => {
+                        prop_assert!(!std::mem::replace(&mut searched, true), "searched again");
+                        continue;
+                    }
+                    Failed(_) => break,
+                };
+                prop_assert!(!asked.contains(&number), "{} was asked before", number);
+                asked.push(number);
+                prop_assert!(asked.len() <= 3 && call.now < DEADLINE);
+                let ((chunk, fate), seconds) = fates.next().expect("one for each attempt");
+                call.now += Duration::from_secs(seconds);
+                if chunk {
+                    call.state.on_chunk();
+                }
+                let Some((code, begun, retryable)) = fate else {
+                    call.state.on_success(call.now);
+                    return Ok(());
+                };
+                let harmless = key || agents[usize::from(number) - 1].1;
+                let failure = Failure::new(code, "no").retryable(retryable);
+                call.state.on_failure(AttemptFailure { failure, accepted: begun }, call.now);
+                if chunk || (begun && !harmless) {
+                    prop_assert!(matches!(call.next(&candidates), Failed(_)), "given to somebody else after {:?}", code);
+                    break;
+                }
+            }
+            prop_assert_eq!(call.state.attempts().len(), asked.len());
+            let over = call.state.attempts().iter().all(|attempt| attempt.ended.is_some() && attempt.failure.is_some());
+            prop_assert!(over, "{:?}", call.state.attempts());
+        }
     }
 
     const ACCEPTED: bool = true;

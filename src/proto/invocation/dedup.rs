@@ -146,6 +146,9 @@ impl<W, R: Clone> State<W, R> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
+
     use super::*;
 
     fn key(word: &str) -> Key {
@@ -256,5 +259,67 @@ mod tests {
         assert_eq!((state.len(), state.bytes), (1, 10));
         done(&mut state, "c", 90, 61);
         assert_eq!((state.len(), state.bytes), (2, 100));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Call { word: usize, input: u8 },
+        Done { word: usize, good: Option<u64> },
+        Pass { seconds: u64 },
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            5 => (0..WORDS.len(), 0_u8..2).prop_map(|(word, input)| Op::Call { word, input }),
+            3 => (0..WORDS.len(), prop::option::of(0_u64..120)).prop_map(|(word, good)| Op::Done { word, good }),
+            1 => (0_u64..40).prop_map(|seconds| Op::Pass { seconds }),
+        ]
+    }
+
+    const WORDS: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, rng_seed: RngSeed::Fixed(7), ..ProptestConfig::with_cases(512) })]
+
+        /// MEAP-9, T23: whatever happens in whatever order, every caller is answered once, one run at a time goes on under a key, and what
+        /// is kept stays within its bounds.
+        #[test]
+        fn each_caller_is_answered_once_and_what_is_kept_is_bounded(ops in prop::collection::vec(op(), 1..120)) {
+            let mut state = keeping(3, 100);
+            let (mut now, mut callers) = (s(0), 0);
+            let mut unanswered: BTreeMap<usize, BTreeSet<i32>> = BTreeMap::new();
+            for op in ops {
+                match op {
+                    Op::Call { word, input } => {
+                        callers += 1;
+                        match state.on_call(key(WORDS[word]), [input; 32], callers, now) {
+                            Admission::Run(waiter) => {
+                                prop_assert_eq!(waiter, callers);
+                                prop_assert_eq!(unanswered.insert(word, BTreeSet::from([waiter])), None, "a second run");
+                            }
+                            Admission::Wait => prop_assert!(unanswered.get_mut(&word).expect("a run to wait for").insert(callers)),
+                            Admission::Done(waiter, _) | Admission::Refuse(waiter, _) => prop_assert_eq!(waiter, callers),
+                        }
+                    }
+                    Op::Done { word, good } => {
+                        let waited = state.handle_done(&key(WORDS[word]), good.map(|bytes| (&"1", bytes)), now);
+                        let Some(mut waiting) = unanswered.remove(&word) else {
+                            prop_assert!(waited.is_empty());
+                            continue;
+                        };
+                        waiting.pop_first();
+                        prop_assert_eq!(waited, Vec::from_iter(waiting), "all but whoever runs it, in the order in which they came");
+                    }
+                    Op::Pass { seconds } => now += s(seconds),
+                }
+                let kept = state.entries_by_key.values().filter_map(|entry| match entry.state {
+                    Progress::Done { bytes, .. } => Some(bytes),
+                    Progress::Running(_) => None,
+                });
+                prop_assert_eq!((kept.clone().count(), kept.sum::<u64>()), (state.keys_by_age.len(), state.bytes));
+                prop_assert!(state.keys_by_age.len() <= 3 && state.bytes <= 100);
+                prop_assert_eq!(state.len(), state.keys_by_age.len() + unanswered.len());
+            }
+        }
     }
 }
