@@ -205,6 +205,24 @@ async fn calls_with_one_key_are_done_once() {
     assert_eq!(fs::read_to_string(&file).expect("the journal").lines().count(), 2);
 }
 
+/// Threat T23: results for which there is no room are not kept; whoever waited has one, and the key is then free.
+#[tokio::test]
+async fn a_result_too_large_to_be_kept_reaches_who_waits_and_frees_its_key() {
+    let builder = Node::builder().config("[limits]\nresults_kept_bytes_max = 8\n");
+    let file = builder.home().join("executions");
+    let path = file.to_str().expect("temporary folders have plain names");
+    let agent = with(script("counter", "count.py", &[path], json!({ "id": "test.count" })), json!({ "concurrency": 2 }));
+    let node = builder.agent(agent).spawn().await;
+    node.knows("test.count", &["counter"]).await;
+    let body = json!({ "capability": "test.count", "input": { "ms": 200 }, "idempotency_key": "order-7" });
+
+    let together = join_all((0..4).map(|_| node.invoke(body.clone()))).await;
+    let again = node.invoke(body).await;
+
+    assert!(together.into_iter().all(|answer| answer.ok()["output"]["executions"] == 1));
+    assert_eq!(again.ok()["output"]["executions"], 2);
+}
+
 /// A client that lost its connection and comes back with its key finds its call still running.
 #[tokio::test]
 async fn a_key_outlives_the_connection_of_its_caller() {
