@@ -65,8 +65,11 @@ mod tests {
     const WORDS: [&str; 9] = ["scan", "invoices", "VOICE", "Übersetzt", "übersetzt", "a", "b2", "ΟΔΟΣ", "-"];
     const NAMES: [&str; 6] = ["echo", "acme", "acme.scan", "acme.scan.b2", "text-analysis", "translation"];
 
+    /// A name, a description and what it is best at.
+    type Offered = (&'static str, String, String);
+
     /// The agents of this node or of another that was never reached, each with some capabilities.
-    fn directory(agents: &[(bool, Vec<(&'static str, String, String)>)]) -> State {
+    fn directory(agents: &[(bool, Vec<Offered>)]) -> State {
         let key = |seed: u8| NodeKey::new(libp2p_identity::Keypair::ed25519_from_bytes([seed; 32]).expect("32 bytes"));
         let (here, there) = (key(1), key(2));
         let mut state = State::new(Config::new(here.id()));
@@ -106,7 +109,7 @@ mod tests {
         prop::collection::vec(prop::sample::select(&WORDS[..]), 0..4).prop_map(|words| words.join(" "))
     }
 
-    fn offered() -> impl Strategy<Value = Vec<(&'static str, String, String)>> {
+    fn offered() -> impl Strategy<Value = Vec<Offered>> {
         let names = prop::sample::subsequence(&NAMES[..], 1..4);
         names.prop_flat_map(|names| names.into_iter().map(|name| (Just(name), text(), text())).collect::<Vec<_>>())
     }

@@ -474,7 +474,7 @@ mod tests {
             }
 
             let (well_at, mut losing) = (now, lost);
-            let still: Vec<(Option<Probe>, (Option<u64>, Outcome))> = running.into_iter().zip(late).collect();
+            let still: Vec<_> = running.into_iter().zip(late).collect();
             let last = mended_after(lost).as_secs() + 120;
             for second in 0..=last {
                 let now = well_at + s(second);
