@@ -110,7 +110,7 @@ struct Attempt {
     #[serde(default)]
     why: String,
     #[serde(default)]
-    accepted: Option<bool>,
+    begun: Option<bool>,
     #[serde(default)]
     node_id: String,
     #[serde(default)]
@@ -260,7 +260,7 @@ fn story(explain: &Explanation) -> String {
 fn attempts(explain: &Explanation) -> String {
     // Where the node's clock begins is its own affair.
     let start = explain.attempts.first().map(|first| first.started_ms).unwrap_or_default();
-    let mut table = Table::new(["attempt", "agent", "node", "after", "took", "taken", "outcome", "chosen for"]);
+    let mut table = Table::new(["attempt", "agent", "node", "after", "took", "begun", "outcome", "chosen for"]);
     for (attempt, number) in explain.attempts.iter().zip(1..) {
         table.row([
             number.to_string(),
@@ -268,7 +268,7 @@ fn attempts(explain: &Explanation) -> String {
             figures::node(&attempt.node_id),
             figures::millis(attempt.started_ms - start),
             attempt.ended_ms.map_or_else(|| figures::NOTHING.to_owned(), |ended| figures::millis(ended - attempt.started_ms)),
-            attempt.accepted.map_or(figures::NOTHING, |accepted| if accepted { "yes" } else { "no" }).to_owned(),
+            attempt.begun.map_or(figures::NOTHING, |begun| if begun { "yes" } else { "no" }).to_owned(),
             figures::plain(&attempt.outcome),
             figures::word(&attempt.why),
         ]);

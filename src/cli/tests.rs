@@ -98,7 +98,7 @@ async fn an_explained_call_tells_on_stderr_who_was_considered_and_what_was_tried
         served["explain"] = json!({
             "candidates": [row()],
             "rejected": [{ "agent_id": "did:key:z6Mkx", "reason": "trust 12 is below 30" }],
-            "attempts": [{ "agent_id": AGENT, "name": "extractor", "node_id": NODE, "why": "best score", "accepted": true,
+            "attempts": [{ "agent_id": AGENT, "name": "extractor", "node_id": NODE, "why": "best score", "begun": true,
                 "started_ms": 1_000, "ended_ms": 1_012, "outcome": "success" }],
             "total_ms": 13,
         });
@@ -123,7 +123,7 @@ async fn an_explained_call_tells_on_stderr_who_was_considered_and_what_was_tried
 #[tokio::test]
 async fn a_call_that_failed_is_explained_too() {
     let node = Node::start(|_, _| {
-        let attempt = json!({ "agent_id": AGENT, "name": "extractor", "node_id": NODE, "why": "best score", "accepted": false,
+        let attempt = json!({ "agent_id": AGENT, "name": "extractor", "node_id": NODE, "why": "best score", "begun": false,
             "started_ms": 0, "ended_ms": 3, "outcome": "BUSY: full" });
         refusal(429, "BUSY", json!({ "explain": { "candidates": [row()], "rejected": [], "attempts": [attempt], "total_ms": 3 } }))
     })

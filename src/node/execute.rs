@@ -77,7 +77,7 @@ impl AgentsHere {
 }
 
 fn not_begun(failure: Failure) -> AttemptFailure {
-    AttemptFailure { failure, accepted: false }
+    AttemptFailure { failure, begun: false }
 }
 
 /// Has an agent of this node do a call of this node's own client.
@@ -96,7 +96,7 @@ pub(super) async fn here(
         // The agent is told to stop by the token, and must be able to hear it after this future is gone.
         tokio::spawn(async move { execute(&shared, caller, request, deadline, orders).await })
     };
-    let broke_off = |_| Err(AttemptFailure { failure: Failure::new(ErrorCode::Internal, "the call broke off"), accepted: true });
+    let broke_off = |_| Err(AttemptFailure { failure: Failure::new(ErrorCode::Internal, "the call broke off"), begun: true });
     task.await.unwrap_or_else(broke_off)
 }
 
@@ -157,13 +157,13 @@ async fn keyed(
     let start = |stop: CancellationToken| async move {
         let result = run(&here, caller, &agent, request, deadline, Orders { cancel: stop, ..orders }).await;
         result.map_err(|failed| {
-            ran.store(failed.accepted, Ordering::Relaxed);
+            ran.store(failed.begun, Ordering::Relaxed);
             failed.failure
         })
     };
     // Whoever waits for somebody else's run cannot know that it has not begun.
     let result = shared.results_by_key.once(ask, || joined.store(true, Ordering::Relaxed), start).await;
-    result.map_err(|failure| AttemptFailure { failure, accepted: begun.load(Ordering::Relaxed) })
+    result.map_err(|failure| AttemptFailure { failure, begun: begun.load(Ordering::Relaxed) })
 }
 
 fn input_hash(body: &Body) -> [u8; 32] {
@@ -201,13 +201,13 @@ async fn run(
     };
     let result = agent.invoke(invocation, &orders.cancel).await;
     drop(entered);
-    let output = result.map_err(|failed| AttemptFailure { failure: failed.failure, accepted: failed.begun })?;
+    let output = result.map_err(|failed| AttemptFailure { failure: failed.failure, begun: failed.begun })?;
     offers::on_run(shared, agent.id(), &capability, output.took);
     let bytes_max = usize::try_from(shared.config.limits.payload_bytes_max).unwrap_or(usize::MAX);
     if output.payload.len() > bytes_max {
         let message = format!("the output has {} bytes, at most {bytes_max} are allowed", output.payload.len());
         let failure = Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", bytes_max);
-        return Err(AttemptFailure { failure, accepted: true });
+        return Err(AttemptFailure { failure, begun: true });
     }
     Ok(Success {
         units: output.units.map(|units| units.to_string()),

@@ -45,7 +45,7 @@ impl Explanation {
             "started_ms": ms(attempt.started),
             "ended_ms": attempt.ended.map(ms),
             "outcome": outcome,
-            "accepted": attempt.failure.as_ref().is_none_or(|failed| failed.accepted),
+            "begun": attempt.failure.as_ref().is_none_or(|failed| failed.begun),
         })
     }
 }

@@ -277,7 +277,7 @@ pub(super) async fn attempt(
     deadline: Duration,
 ) -> (Result<Success, AttemptFailure>, bool) {
     let record = &candidate.entry.record;
-    let refuse = |failure: Failure| (Err(AttemptFailure { failure, accepted: false }), false);
+    let refuse = |failure: Failure| (Err(AttemptFailure { failure, begun: false }), false);
     let Some(offered) = candidate.capability() else {
         return refuse(Failure::new(ErrorCode::Internal, "the candidate lost its capability"));
     };
@@ -322,7 +322,7 @@ pub(super) async fn attempt(
     if let (Ok(success), Some(schema)) = (&outcome, &output_schema)
         && let Err(failure) = check(schema, success_text(success), "output")
     {
-        outcome = Err(AttemptFailure { failure: failure.retryable(true), accepted: true });
+        outcome = Err(AttemptFailure { failure: failure.retryable(true), begun: true });
     }
     (outcome, streamed)
 }
@@ -351,7 +351,7 @@ async fn ask(
     if node == shared.node() {
         return Box::pin(execute::here(shared, request, deadline, chunks)).await;
     }
-    let refuse = |failure: Failure| AttemptFailure { failure, accepted: false };
+    let refuse = |failure: Failure| AttemptFailure { failure, begun: false };
     let lane = match shared.lanes.get(node, request.priority) {
         Some(lane) => lane,
         None => Box::pin(lane_to(shared, node, request.priority)).await.map_err(refuse)?,
@@ -400,7 +400,7 @@ async fn fetched(
             // The agent has done its work, so nobody may read this as a call that was not begun.
             let lost = matches!(failure.code, ErrorCode::InvalidRequest | ErrorCode::Unavailable);
             let failure = if lost { Failure::new(ErrorCode::AgentFailed, failure.message).retryable(true) } else { failure };
-            Err(AttemptFailure { failure: failure.with("outcome", "unknown"), accepted: true })
+            Err(AttemptFailure { failure: failure.with("outcome", "unknown"), begun: true })
         }
     }
 }
@@ -408,20 +408,44 @@ async fn fetched(
 fn settled(node: NodeId, outcome: LaneOutcome) -> Result<Success, AttemptFailure> {
     match outcome {
         LaneOutcome::Success(success) => Ok(success),
-        LaneOutcome::Failed { failure, begun } => Err(AttemptFailure { failure, accepted: begun }),
-        LaneOutcome::Lost { begun: accepted } => {
-            let message = if accepted {
+        LaneOutcome::Failed { failure, begun } => Err(AttemptFailure { failure, begun }),
+        LaneOutcome::Lost { begun } => {
+            let message = if begun {
                 format!("node {} was lost while its agent worked; what it did is unknown", node.short())
             } else {
                 format!("node {} was lost before its agent took the call", node.short())
             };
-            let code = if accepted { ErrorCode::AgentFailed } else { ErrorCode::Unavailable };
-            let failure = Failure::new(code, message).with("outcome", if accepted { "unknown" } else { "not_started" });
-            Err(AttemptFailure { failure, accepted })
+            let code = if begun { ErrorCode::AgentFailed } else { ErrorCode::Unavailable };
+            let failure = Failure::new(code, message).with("outcome", if begun { "unknown" } else { "not_started" });
+            Err(AttemptFailure { failure, begun })
         }
-        LaneOutcome::TimedOut { begun: accepted } => {
+        LaneOutcome::TimedOut { begun } => {
             let failure = Failure::new(ErrorCode::Timeout, "the agent did not answer before the deadline");
-            Err(AttemptFailure { failure, accepted })
+            Err(AttemptFailure { failure, begun })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// MEAP-9: a call that was lost on its way and surely did not begin was no attempt that another one would have to be paid for; one that
+    /// may have begun was.
+    #[test]
+    fn only_a_call_that_was_lost_before_it_could_begin_is_given_to_another_agent_at_no_cost() {
+        let node = libp2p::PeerId::random().into();
+        let failed = |outcome| settled(node, outcome).expect_err("it did not end well");
+        let lost = failed(LaneOutcome::Lost { begun: false });
+        assert_eq!((lost.failure.code, lost.begun, lost.costs_nothing()), (ErrorCode::Unavailable, false, true));
+        assert_eq!(lost.failure.details["outcome"], "not_started");
+        let unknown = failed(LaneOutcome::Lost { begun: true });
+        assert_eq!((unknown.failure.code, unknown.begun, unknown.costs_nothing()), (ErrorCode::AgentFailed, true, false));
+        assert_eq!(unknown.failure.details["outcome"], "unknown");
+        for begun in [false, true] {
+            assert!(!failed(LaneOutcome::TimedOut { begun }).costs_nothing());
+            let failure = Failure::new(ErrorCode::Busy, "later");
+            assert!(!failed(LaneOutcome::Failed { failure, begun }).costs_nothing());
         }
     }
 }

@@ -197,7 +197,7 @@ pub(super) async fn run(shared: &Arc<Shared>, request: &InvokeRequest, id: Invoc
                         return Ok(reply(id, candidate, success, machine.attempts().len(), ended.saturating_sub(started), explanation));
                     }
                     Err(failed) => {
-                        tracing::debug!(invocation = %id, agent = %candidate.agent(), accepted = failed.accepted, failure = %failed.failure, "an attempt failed");
+                        tracing::debug!(invocation = %id, agent = %candidate.agent(), begun = failed.begun, failure = %failed.failure, "an attempt failed");
                         machine.on_failure(failed, ended);
                     }
                 }

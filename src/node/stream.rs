@@ -50,7 +50,7 @@ pub(super) async fn pass_on(
                 let what = if any { "the next part of the answer" } else { "the first part of the answer" };
                 let waited_ms = u64::try_from(pause.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
                 let failure = Failure::new(ErrorCode::Timeout, format!("{what} did not come within {waited_ms} ms"));
-                return (Err(AttemptFailure { failure: failure.with("timeout_ms", waited_ms), accepted: true }), any);
+                return (Err(AttemptFailure { failure: failure.with("timeout_ms", waited_ms), begun: true }), any);
             }
         };
         let Some(part) = part else { break };
@@ -60,7 +60,7 @@ pub(super) async fn pass_on(
             _ = client.send(part) => {}
             () = sleep_until(patience.deadline) => {
                 let failure = Failure::new(ErrorCode::Timeout, "the client did not take the answer before the deadline");
-                return (Err(AttemptFailure { failure, accepted: true }), any);
+                return (Err(AttemptFailure { failure, begun: true }), any);
             }
         }
     }

@@ -111,7 +111,7 @@ async fn a_call_explains_its_choice_and_its_attempts() {
         assert!(candidate["terms"]["trust"].is_number() && candidate["standing"] == "unproven", "{candidate}");
     }
     let [failed, served] = explain["attempts"].as_array().expect("attempts").as_slice() else { panic!("two attempts: {explain}") };
-    assert_eq!((&failed["name"], &failed["accepted"], &failed["why"]), (&json!("crashing"), &json!(true), &json!("best score")));
+    assert_eq!((&failed["name"], &failed["begun"], &failed["why"]), (&json!("crashing"), &json!(true), &json!("best score")));
     assert!(failed["outcome"].as_str().is_some_and(|outcome| outcome.starts_with("AGENT_FAILED")), "{failed}");
     assert_eq!((&served["name"], &served["outcome"]), (&json!("steady"), &json!("success")));
     assert!(served["started_ms"].as_f64() >= failed["ended_ms"].as_f64() && explain["total_ms"].is_number(), "{explain}");

@@ -142,6 +142,7 @@ mod tests {
     use crate::model::{Now, Timestamp};
     use crate::proto::directory::{Config, State};
     use crate::wire::NodeKey;
+    use crate::wire::directory::Wanted;
     use crate::wire::directory::tests::record;
 
     /// A call without constraints costs no ranking while one holds, however many agents there are.

@@ -1,6 +1,6 @@
 //! One call from the side of its caller: whom to ask, and whether to ask another when that fails.
 //!
-//! A call is given to another agent only where that is safe: when nobody took responsibility for it yet, or when doing it twice does no
+//! A call is given to another agent only where that is safe: when nobody can have begun it yet, or when doing it twice does no
 //! harm, because the caller gave an idempotency key or the capability says so. An agent is asked once per call. What remains when nobody
 //! is left is the most telling failure, not the last one.
 //!
@@ -27,8 +27,15 @@ pub struct Config {
 pub struct AttemptFailure {
     /// Why.
     pub failure: Failure,
-    /// Whether the agent's node had taken responsibility.
-    pub accepted: bool,
+    /// Whether the agent may have begun.
+    pub begun: bool,
+}
+
+impl AttemptFailure {
+    /// Whether the failed attempt loaded nobody, so that the next is no more than the first was meant to be.
+    pub(crate) fn costs_nothing(&self) -> bool {
+        !self.begun && matches!(self.failure.code, ErrorCode::Unavailable | ErrorCode::AgentNotFound)
+    }
 }
 
 /// One attempt, for people who want to know.
@@ -121,7 +128,7 @@ impl State {
         }
         let last = self.attempts.last().and_then(|attempt| attempt.failure.as_ref());
         if let Some(last) = last {
-            let safe = !self.streamed && (!last.accepted || self.repeatable || self.asked_idempotent);
+            let safe = !self.streamed && (!last.begun || self.repeatable || self.asked_idempotent);
             if !safe || !may_go_elsewhere(last) || self.pinned.is_some() || self.attempts.len() >= self.config.attempts_max as usize {
                 return Step::Fail(self.verdict());
             }
@@ -137,7 +144,7 @@ impl State {
         };
         match last {
             None => routing.budget().on_first(),
-            Some(last) if costs_nothing(last) => {}
+            Some(last) if last.costs_nothing() => {}
             Some(last) => {
                 if !routing.budget().spend() {
                     let share = routing.budget().share() * 100.0;
@@ -186,7 +193,7 @@ impl State {
     /// The most telling failure of all attempts: one that says what the agents did, before one that says they were busy or away.
     fn verdict(&self) -> Failure {
         let failures = self.attempts.iter().filter_map(|attempt| attempt.failure.as_ref());
-        let telling = |failed: &&AttemptFailure| (failed.accepted, !failed.failure.is_refusal(), failed.failure.code == ErrorCode::Busy);
+        let telling = |failed: &&AttemptFailure| (failed.begun, !failed.failure.is_refusal(), failed.failure.code == ErrorCode::Busy);
         let best = failures.max_by_key(telling).map(|failed| failed.failure.clone());
         best.unwrap_or_else(|| self.timeout()).with("attempts", self.attempts.len())
     }
@@ -234,19 +241,14 @@ impl State {
 /// Reasons that a failure lists.
 const REASONS_MAX: usize = 8;
 
-/// Whether the failed attempt loaded nobody, so that the next is no more than the first was meant to be.
-fn costs_nothing(failed: &AttemptFailure) -> bool {
-    !failed.accepted && matches!(failed.failure.code, ErrorCode::Unavailable | ErrorCode::AgentNotFound)
-}
-
 /// Whether somebody else might do better. A wrong input is wrong everywhere.
 fn may_go_elsewhere(failed: &AttemptFailure) -> bool {
     let refused_for_good = matches!(
         failed.failure.code,
         ErrorCode::InvalidRequest | ErrorCode::PayloadTooLarge | ErrorCode::Cancelled | ErrorCode::Timeout | ErrorCode::OverBudget
     );
-    let input_fault = failed.failure.code == ErrorCode::InvalidSchema && !failed.accepted;
-    !refused_for_good && !input_fault && (failed.failure.retryable || !failed.accepted)
+    let input_fault = failed.failure.code == ErrorCode::InvalidSchema && !failed.begun;
+    !refused_for_good && !input_fault && (failed.failure.retryable || !failed.begun)
 }
 
 #[cfg(test)]
@@ -277,11 +279,11 @@ mod tests {
         let mut call = Call::new();
 
         assert_eq!(call.next(&candidates), Asked(1));
-        call.fails(ErrorCode::Unavailable, NOT_ACCEPTED);
+        call.fails(ErrorCode::Unavailable, NOT_BEGUN);
         assert_eq!(call.next(&candidates), Asked(2));
-        call.fails(ErrorCode::Busy, NOT_ACCEPTED);
+        call.fails(ErrorCode::Busy, NOT_BEGUN);
         assert_eq!(call.next(&candidates), Asked(3));
-        call.fails(ErrorCode::AccessDenied, NOT_ACCEPTED);
+        call.fails(ErrorCode::AccessDenied, NOT_BEGUN);
 
         assert_eq!(call.fate(&candidates), ErrorCode::Unavailable);
         assert_eq!(call.state.attempts().iter().filter(|attempt| attempt.failure.is_some()).count(), 3);
@@ -291,7 +293,7 @@ mod tests {
     fn an_agent_is_asked_once_per_call() {
         let mut call = Call::new();
         assert_eq!(call.next(&[agent(1)]), Asked(1));
-        call.fails(ErrorCode::Busy, NOT_ACCEPTED);
+        call.fails(ErrorCode::Busy, NOT_BEGUN);
         assert_eq!(call.fate(&[agent(1)]), ErrorCode::Busy);
     }
 
@@ -300,7 +302,7 @@ mod tests {
         let candidates = [agent(1).score(0.9), agent(2).score(0.5)];
         let mut call = Call::new();
         assert_eq!(call.next(&candidates), Asked(1));
-        call.fails(ErrorCode::AgentFailed, ACCEPTED);
+        call.fails(ErrorCode::AgentFailed, BEGUN);
         assert_eq!(call.next(&candidates), Failed(ErrorCode::AgentFailed));
     }
 
@@ -309,7 +311,7 @@ mod tests {
         let candidates = [agent(1).score(0.9), agent(2).score(0.5)];
         let mut call = Call::with_key();
         assert_eq!(call.next(&candidates), Asked(1));
-        call.fails(ErrorCode::AgentFailed, ACCEPTED);
+        call.fails(ErrorCode::AgentFailed, BEGUN);
         assert_eq!(call.next(&candidates), Asked(2));
     }
 
@@ -318,9 +320,9 @@ mod tests {
         let candidates = [agent(1).score(0.9).idempotent(), agent(2).score(0.7), agent(3).score(0.5)];
         let mut call = Call::new();
         assert_eq!(call.next(&candidates), Asked(1));
-        call.fails(ErrorCode::AgentFailed, ACCEPTED);
+        call.fails(ErrorCode::AgentFailed, BEGUN);
         assert_eq!(call.next(&candidates), Asked(2));
-        call.fails(ErrorCode::AgentFailed, ACCEPTED);
+        call.fails(ErrorCode::AgentFailed, BEGUN);
         assert_eq!(call.next(&candidates), Failed(ErrorCode::AgentFailed), "the second agent does not say that it does no harm");
     }
 
@@ -329,7 +331,7 @@ mod tests {
         let candidates = [agent(1).score(0.9), agent(2).score(0.5)];
         let mut call = Call::pinned(2);
         assert_eq!(call.next(&candidates), Asked(2));
-        call.fails(ErrorCode::Unavailable, NOT_ACCEPTED);
+        call.fails(ErrorCode::Unavailable, NOT_BEGUN);
         assert_eq!(call.next(&candidates), Failed(ErrorCode::Unavailable));
     }
 
@@ -359,7 +361,7 @@ mod tests {
         let mut call = Call::new();
         for number in 1..=3 {
             assert_eq!(call.next(&candidates), Asked(number));
-            call.fails(ErrorCode::Unavailable, NOT_ACCEPTED);
+            call.fails(ErrorCode::Unavailable, NOT_BEGUN);
         }
         assert_eq!(call.next(&candidates), Failed(ErrorCode::Unavailable));
     }
@@ -369,7 +371,7 @@ mod tests {
         let candidates = [agent(1).score(0.9), agent(2).score(0.5)];
         let mut call = Call::new();
         assert_eq!(call.next(&candidates), Asked(1));
-        call.fails(ErrorCode::Unavailable, NOT_ACCEPTED);
+        call.fails(ErrorCode::Unavailable, NOT_BEGUN);
         call.now = DEADLINE;
         let failure = call.failure(&ranking(&candidates), &[]);
         assert_eq!(failure.code, ErrorCode::Timeout);
@@ -382,7 +384,7 @@ mod tests {
         for code in [ErrorCode::InvalidSchema, ErrorCode::InvalidRequest, ErrorCode::PayloadTooLarge] {
             let mut call = Call::with_key();
             assert_eq!(call.next(&candidates), Asked(1));
-            call.fails(code, NOT_ACCEPTED);
+            call.fails(code, NOT_BEGUN);
             assert_eq!(call.next(&candidates), Failed(code));
         }
     }
@@ -393,7 +395,7 @@ mod tests {
         for code in [ErrorCode::Cancelled, ErrorCode::Timeout, ErrorCode::OverBudget] {
             let mut call = Call::with_key();
             assert_eq!(call.next(&candidates), Asked(1));
-            call.fails(code, NOT_ACCEPTED);
+            call.fails(code, NOT_BEGUN);
             assert_eq!(call.next(&candidates), Failed(code));
         }
     }
@@ -404,7 +406,7 @@ mod tests {
         let mut call = Call::with_key();
         assert_eq!(call.next(&candidates), Asked(1));
         let failure = Failure::new(ErrorCode::AgentFailed, "no").retryable(false);
-        call.state.on_failure(AttemptFailure { failure, accepted: true }, call.now);
+        call.state.on_failure(AttemptFailure { failure, begun: true }, call.now);
         assert_eq!(call.next(&candidates), Failed(ErrorCode::AgentFailed));
     }
 
@@ -457,19 +459,19 @@ mod tests {
     #[test]
     fn the_verdict_is_the_most_telling_failure_and_not_the_last() {
         use ErrorCode::{AccessDenied, AgentFailed, Busy, Unavailable};
-        let took_it = (AgentFailed, ACCEPTED);
+        let took_it = (AgentFailed, BEGUN);
         let cases = [
-            ([took_it, (Busy, NOT_ACCEPTED), (Unavailable, NOT_ACCEPTED)], AgentFailed),
-            ([(Unavailable, NOT_ACCEPTED), took_it, (Busy, NOT_ACCEPTED)], AgentFailed),
-            ([(Busy, NOT_ACCEPTED), (Unavailable, NOT_ACCEPTED), (Busy, NOT_ACCEPTED)], Unavailable),
-            ([(Busy, NOT_ACCEPTED), (AccessDenied, NOT_ACCEPTED), (AccessDenied, NOT_ACCEPTED)], Busy),
+            ([took_it, (Busy, NOT_BEGUN), (Unavailable, NOT_BEGUN)], AgentFailed),
+            ([(Unavailable, NOT_BEGUN), took_it, (Busy, NOT_BEGUN)], AgentFailed),
+            ([(Busy, NOT_BEGUN), (Unavailable, NOT_BEGUN), (Busy, NOT_BEGUN)], Unavailable),
+            ([(Busy, NOT_BEGUN), (AccessDenied, NOT_BEGUN), (AccessDenied, NOT_BEGUN)], Busy),
         ];
         for (failures, telling) in cases {
             let candidates = [agent(1).score(0.9), agent(2).score(0.7), agent(3).score(0.5)];
             let mut call = Call::with_key();
-            for (code, accepted) in failures {
+            for (code, begun) in failures {
                 assert!(matches!(call.next(&candidates), Asked(_)));
-                call.fails(code, accepted);
+                call.fails(code, begun);
             }
             assert_eq!(call.fate(&candidates), telling, "{failures:?}");
         }
@@ -479,7 +481,7 @@ mod tests {
     fn the_verdict_counts_the_attempts() {
         let mut call = Call::pinned(1);
         assert_eq!(call.next(&[agent(1)]), Asked(1));
-        call.fails(ErrorCode::Busy, NOT_ACCEPTED);
+        call.fails(ErrorCode::Busy, NOT_BEGUN);
         assert_eq!(call.failure(&ranking(&[agent(1)]), &[]).details["attempts"], 1);
     }
 
@@ -499,20 +501,20 @@ mod tests {
     fn only_retries_that_burden_somebody_anew_are_paid_for() {
         let candidates = [agent(1).score(0.9), agent(2).score(0.5)];
         let cases = [
-            (ErrorCode::Unavailable, NOT_ACCEPTED, 100),
-            (ErrorCode::AgentNotFound, NOT_ACCEPTED, 100),
+            (ErrorCode::Unavailable, NOT_BEGUN, 100),
+            (ErrorCode::AgentNotFound, NOT_BEGUN, 100),
             // Ten from the reserve, and what the first ten attempts earned.
-            (ErrorCode::Busy, NOT_ACCEPTED, 19),
-            (ErrorCode::AgentFailed, ACCEPTED, 19),
-            (ErrorCode::Unavailable, ACCEPTED, 19),
+            (ErrorCode::Busy, NOT_BEGUN, 19),
+            (ErrorCode::AgentFailed, BEGUN, 19),
+            (ErrorCode::Unavailable, BEGUN, 19),
         ];
-        for (code, accepted, retried) in cases {
+        for (code, begun, retried) in cases {
             let mut call = Call::with_key();
             let mut count = 0;
             for _ in 0..100 {
                 call.state = state(None, true);
                 assert!(matches!(call.next(&candidates), Asked(_)));
-                call.fails(code, accepted);
+                call.fails(code, begun);
                 count += u32::from(matches!(call.next(&candidates), Asked(_)));
             }
             assert_eq!(count, retried, "{code}");
@@ -526,9 +528,9 @@ mod tests {
         let mut call = Call::new();
         while call.routing.budget().spend() {}
         assert_eq!(call.next(&candidates), Asked(1));
-        call.fails(ErrorCode::Unavailable, NOT_ACCEPTED);
+        call.fails(ErrorCode::Unavailable, NOT_BEGUN);
         assert_eq!(call.next(&candidates), Asked(2));
-        call.fails(ErrorCode::Busy, NOT_ACCEPTED);
+        call.fails(ErrorCode::Busy, NOT_BEGUN);
 
         let failure = call.failure(&ranking(&candidates), &[]);
 
@@ -608,7 +610,7 @@ mod tests {
                 };
                 let harmless = key || agents[usize::from(number) - 1].1;
                 let failure = Failure::new(code, "no").retryable(retryable);
-                call.state.on_failure(AttemptFailure { failure, accepted: begun }, call.now);
+                call.state.on_failure(AttemptFailure { failure, begun }, call.now);
                 if chunk || (begun && !harmless) {
                     prop_assert!(matches!(call.next(&candidates), Failed(_)), "given to somebody else after {:?}", code);
                     break;
@@ -620,8 +622,8 @@ mod tests {
         }
     }
 
-    const ACCEPTED: bool = true;
-    const NOT_ACCEPTED: bool = false;
+    const BEGUN: bool = true;
+    const NOT_BEGUN: bool = false;
     const DEADLINE: Duration = Duration::from_secs(60);
 
     /// A step, without what the tests do not look at.
@@ -673,8 +675,8 @@ mod tests {
             }
         }
 
-        fn fails(&mut self, code: ErrorCode, accepted: bool) {
-            self.state.on_failure(AttemptFailure { failure: Failure::new(code, "no"), accepted }, self.now);
+        fn fails(&mut self, code: ErrorCode, begun: bool) {
+            self.state.on_failure(AttemptFailure { failure: Failure::new(code, "no"), begun }, self.now);
         }
 
         fn ended(&mut self, agent: &Agent, choice: Choice, breaker: breaker::Outcome) {

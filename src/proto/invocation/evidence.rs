@@ -45,7 +45,7 @@ fn late_ms(candidate: &Candidate) -> f64 {
 pub fn evidence(candidate: &Candidate, failed: Option<&AttemptFailure>, took: Duration, streamed: bool) -> Evidence {
     let took_ms = took.as_secs_f64() * 1_000.0;
     let latency_ms = if streamed { candidate.estimate.latency_ms.unwrap_or_else(|| took_ms.min(late_ms(candidate))) } else { took_ms };
-    let Some(AttemptFailure { failure, accepted }) = failed else {
+    let Some(AttemptFailure { failure, begun }) = failed else {
         let late = !streamed && candidate.claimed_ms().is_some() && latency_ms > late_ms(candidate);
         let trust = if late { trust::Outcome::Late { latency_ms } } else { trust::Outcome::Success { latency_ms } };
         return Evidence { breaker: breaker::Outcome::Success, trust: Some(trust), down: false };
@@ -55,8 +55,8 @@ pub fn evidence(candidate: &Candidate, failed: Option<&AttemptFailure>, took: Du
     if callers_fault || hasty {
         return Evidence::NONE;
     }
-    let down = matches!(failure.code, ErrorCode::Unavailable | ErrorCode::AgentNotFound) && !accepted;
-    let worked = *accepted || failure.code == ErrorCode::Timeout;
+    let down = matches!(failure.code, ErrorCode::Unavailable | ErrorCode::AgentNotFound) && !begun;
+    let worked = *begun || failure.code == ErrorCode::Timeout;
     let breaker = if worked { breaker::Outcome::Failure } else { breaker::Outcome::Nothing };
     Evidence { breaker, trust: Some(trust::Outcome::Failure), down }
 }
@@ -115,12 +115,12 @@ mod tests {
         let (agent, minute) = (agent(1).claims_ms(1).build(), Duration::from_secs(60));
         let served = evidence(&agent, None, minute, true);
         assert_eq!(served.trust, Some(trust::Outcome::Success { latency_ms: 250.0 }));
-        let failed = AttemptFailure { failure: Failure::new(ErrorCode::Timeout, "no"), accepted: true };
+        let failed = AttemptFailure { failure: Failure::new(ErrorCode::Timeout, "no"), begun: true };
         assert_eq!(evidence(&agent, Some(&failed), minute, true), Evidence::NONE);
     }
 
-    fn ended(code: ErrorCode, accepted: bool, took_ms: u64) -> Evidence {
-        let failed = AttemptFailure { failure: Failure::new(code, "no"), accepted };
+    fn ended(code: ErrorCode, begun: bool, took_ms: u64) -> Evidence {
+        let failed = AttemptFailure { failure: Failure::new(code, "no"), begun };
         evidence(&agent(1).build(), Some(&failed), Duration::from_millis(took_ms), false)
     }
 }

@@ -252,7 +252,7 @@ impl State {
         // The agent is done, and only its chunk waited: the call ends here.
         if running.result.take().is_some() {
             let failure = Failure::new(ErrorCode::Cancelled, "the call was cancelled");
-            self.finish(id, Err(AttemptFailure { failure, accepted: true }), outputs);
+            self.finish(id, Err(AttemptFailure { failure, begun: true }), outputs);
         } else {
             outputs.push(Output::Stop { id });
         }
@@ -265,7 +265,7 @@ impl State {
             (Ok(success), None) => Frame::Result { id, success },
             // A chunk was given up, so the answer is not whole, however well it ended.
             (Ok(_), Some(why)) => Frame::error(id, true, &why),
-            (Err(failed), why) => Frame::error(id, failed.accepted, &why.map_or(failed.failure, |why| *why)),
+            (Err(failed), why) => Frame::error(id, failed.begun, &why.map_or(failed.failure, |why| *why)),
         }));
     }
 }
@@ -329,7 +329,7 @@ mod tests {
         lane.handle_timeout(ms(2_010), &mut outputs);
         assert_eq!(outputs.last(), Some(&Output::Stop { id: 2 }));
         outputs.clear();
-        let not_begun = AttemptFailure { accepted: false, ..failure() };
+        let not_begun = AttemptFailure { begun: false, ..failure() };
         lane.handle_done(2, Err(not_begun), &mut outputs);
         assert_eq!(refusal(&outputs).message, "the caller did not say go");
     }
@@ -685,6 +685,6 @@ mod tests {
     }
 
     fn failure() -> AttemptFailure {
-        AttemptFailure { failure: Failure::new(ErrorCode::AgentFailed, "no"), accepted: true }
+        AttemptFailure { failure: Failure::new(ErrorCode::AgentFailed, "no"), begun: true }
     }
 }

@@ -254,7 +254,7 @@ impl World {
                         let took = Duration::from_millis(ms);
                         self.now += took;
                         let failure = || Failure::new(ErrorCode::AgentFailed, "no");
-                        let failed = (!served).then(|| AttemptFailure { failure: failure(), accepted: true });
+                        let failed = (!served).then(|| AttemptFailure { failure: failure(), begun: true });
                         let learnt = evidence(candidate, failed.as_ref(), took, false);
                         self.routing.on_end(candidate, choice, &learnt, self.now, &mut self.rng);
                         let outcome = learnt.trust.expect("each end says something");

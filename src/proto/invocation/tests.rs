@@ -169,7 +169,7 @@ impl World {
                 if let Some((id, call)) = self.pick(pick, |call| call.runs) {
                     call.runs = false;
                     let failure = Failure::new(ErrorCode::AgentFailed, "no");
-                    let result = if well && call.begun { Ok(success()) } else { Err(AttemptFailure { failure, accepted: call.begun }) };
+                    let result = if well && call.begun { Ok(success()) } else { Err(AttemptFailure { failure, begun: call.begun }) };
                     self.server.handle_done(id, result, &mut done);
                 }
             }
