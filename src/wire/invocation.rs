@@ -288,11 +288,23 @@ impl Frame {
     /// # Errors
     /// [`Error::Oversize`] or [`Error::Malformed`]; the lane should be closed, since its sender cannot be followed any more.
     pub fn decode(bytes: &Bytes) -> Result<Self, Error> {
+        Self::decode_from(bytes, Some(bytes))
+    }
+
+    /// Reads one frame, without its length. The payload is copied, so that a small one does not keep alive all that came with it.
+    ///
+    /// # Errors
+    /// As [`Frame::decode`].
+    pub fn decode_copied(bytes: &[u8]) -> Result<Self, Error> {
+        Self::decode_from(bytes, None)
+    }
+
+    fn decode_from(bytes: &[u8], shared: Option<&Bytes>) -> Result<Self, Error> {
         if bytes.len() > FRAME_BYTES_MAX {
             return Err(Error::Oversize { kind: KIND, bytes: bytes.len(), bytes_max: FRAME_BYTES_MAX });
         }
         let mut d = Decoder::new(bytes);
-        let frame = read(&mut d, bytes).map_err(|error| malformed(KIND, &error))?;
+        let frame = read(&mut d, shared).map_err(|error| malformed(KIND, &error))?;
         if d.position() != bytes.len() {
             return Err(malformed(KIND, &"bytes after the end"));
         }
@@ -316,7 +328,7 @@ fn body(e: &mut Encoder<&mut Vec<u8>>, body: &Body) -> Result<(), encode::Error<
     Ok(())
 }
 
-fn read(d: &mut Decoder<'_>, whole: &Bytes) -> Result<Frame, decode::Error> {
+fn read(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Frame, decode::Error> {
     let length = d.array()?.ok_or_else(|| decode::Error::message("an array without a length"))?;
     let kind = d.u8()?;
     let expected = match kind {
@@ -349,7 +361,7 @@ fn read(d: &mut Decoder<'_>, whole: &Bytes) -> Result<Frame, decode::Error> {
     })
 }
 
-fn read_request(d: &mut Decoder<'_>, whole: &Bytes) -> Result<Request, decode::Error> {
+fn read_request(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Request, decode::Error> {
     let invocation = InvocationId::from_bytes(fixed(d)?);
     let capability = d.str()?.parse().map_err(decode::Error::message)?;
     let version = read_text(d, TEXT_BYTES_MAX)?.map(|version| version.parse()).transpose().map_err(decode::Error::message)?;
@@ -382,7 +394,7 @@ fn read_request(d: &mut Decoder<'_>, whole: &Bytes) -> Result<Request, decode::E
     Ok(Request { invocation, capability, version, agent, budget_ms, priority, key, traceparent, hops, confirm, window, body })
 }
 
-fn read_body(d: &mut Decoder<'_>, whole: &Bytes) -> Result<Body, decode::Error> {
+fn read_body(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Body, decode::Error> {
     if d.datatype()? != minicbor::data::Type::Array {
         return slice(d, whole, INLINE_BYTES_MAX).map(Body::Inline);
     }
@@ -405,11 +417,13 @@ fn fixed<const N: usize>(d: &mut Decoder<'_>) -> Result<[u8; N], decode::Error> 
     d.bytes()?.try_into().map_err(|_| decode::Error::message("an id of the wrong length"))
 }
 
-fn slice(d: &mut Decoder<'_>, whole: &Bytes, bytes_max: usize) -> Result<Bytes, decode::Error> {
+/// The payload: a slice of the frame where that is shared, else a copy.
+fn slice(d: &mut Decoder<'_>, whole: Option<&Bytes>, bytes_max: usize) -> Result<Bytes, decode::Error> {
     let bytes = d.bytes()?;
     if bytes.len() > bytes_max {
         return Err(decode::Error::message("a payload is too large"));
     }
+    let Some(whole) = whole else { return Ok(Bytes::copy_from_slice(bytes)) };
     let end = d.position();
     let start = end.checked_sub(bytes.len()).ok_or_else(|| decode::Error::message("a payload out of place"))?;
     Ok(whole.slice(start..end))

@@ -101,7 +101,7 @@ fn frame(input: &[u8]) -> Result<String, String> {
     let mut buffer = vec![0xaa; 3];
     read.encode(&mut buffer).map_err(|error| format!("it was read and cannot be written: {error}"))?;
     let again = Bytes::from(buffer).slice(3 + LENGTH_BYTES..);
-    if Frame::decode(&again).as_ref() != Ok(&read) {
+    if Frame::decode(&again).as_ref() != Ok(&read) || Frame::decode_copied(&again).as_ref() != Ok(&read) {
         return Err(format!("written and read again it is another: {read:?}"));
     }
     Ok(kind(&read))

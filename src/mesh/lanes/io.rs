@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::Stream;
 use tokio::time::Instant;
@@ -69,16 +69,14 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             return Ok(None);
         }
         self.partial_since = None;
-        // A small frame is copied out, so that its body does not keep the whole read buffer alive.
-        let frame = match self.buffer.get(LENGTH_BYTES..whole).filter(|frame| frame.len() < READ_BYTES / 8) {
+        match self.buffer.get(LENGTH_BYTES..whole).filter(|frame| frame.len() < READ_BYTES / 8) {
             Some(small) => {
-                let frame = Bytes::copy_from_slice(small);
+                let frame = Frame::decode_copied(small);
                 self.buffer.advance(whole);
-                frame
+                frame.map(Some)
             }
-            None => self.buffer.split_to(whole).freeze().slice(LENGTH_BYTES..),
-        };
-        Frame::decode(&frame).map(Some)
+            None => Frame::decode(&self.buffer.split_to(whole).freeze().slice(LENGTH_BYTES..)).map(Some),
+        }
     }
 }
 
