@@ -16,7 +16,7 @@ use super::{
     find::{self, Limits, Rejected, Row},
     table::Table,
 };
-use crate::model::{CapabilityName, InvocationId};
+use crate::model::{CapabilityName, ErrorCode, InvocationId};
 
 /// How long a call may take unless it is told otherwise: agents think.
 const TIMEOUT_S_DEFAULT: f64 = 60.0;
@@ -217,6 +217,8 @@ async fn cancel(client: &Client, id: &str) -> CliError {
     let told = client.delete(&["v1", "invocations", id], CANCEL_TIMEOUT).await;
     let error = CliError::cancelled(match told {
         Ok(_) => format!("invocation {id} was cancelled"),
+        // The node cancels when the connection of the call closes, which is mostly before it reads that it shall.
+        Err(error) if error.is(ErrorCode::TaskNotFound) => format!("invocation {id} was cancelled"),
         Err(error) => format!("interrupted; the node could not be told to cancel invocation {id}: {}", error.message().unwrap_or_default()),
     });
     error.with("invocation_id", id)

@@ -139,6 +139,11 @@ impl CliError {
         self.exit
     }
 
+    /// Whether this is its code.
+    pub(crate) fn is(&self, code: ErrorCode) -> bool {
+        self.body.as_ref().is_some_and(|body| body.code == code.as_str())
+    }
+
     /// What happened, or nothing when all has been said.
     pub(crate) fn message(&self) -> Option<&str> {
         self.body.as_ref().map(|body| body.message.as_str())
