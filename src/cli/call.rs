@@ -16,7 +16,7 @@ use super::{
     find::{self, Limits, Rejected, Row},
     table::Table,
 };
-use crate::model::{CapabilityName, ErrorCode, InvocationId};
+use crate::model::{CapabilityName, ErrorCode, InvocationId, Priority};
 
 /// How long a call may take unless it is told otherwise: agents think.
 const TIMEOUT_S_DEFAULT: f64 = 60.0;
@@ -37,6 +37,8 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
   meshwork call echo '\"a string is JSON too\"' --agent echo
   meshwork call data-extraction @input.json --timeout 120 --explain > output.json
   meshwork call words @text.json --stream         a line for each chunk as it comes, then the output
+  meshwork call words @text.json --stream --first-chunk-timeout 10 --idle-timeout 2
+  meshwork call words @text.json --priority low   refused first when places run out
   meshwork call words @text.json --parent \"$ID\"   by an agent, while it works on call $ID")]
 pub(crate) struct Args {
     /// What is to be done.
@@ -50,6 +52,9 @@ pub(crate) struct Args {
     /// How long it may take, in seconds.
     #[arg(long, value_name = "S", default_value_t = TIMEOUT_S_DEFAULT, value_parser = seconds)]
     timeout: f64,
+    /// How urgent it is: HIGH, NORMAL or LOW. When places run out the less urgent are refused first.
+    #[arg(long, value_name = "P", default_value_t)]
+    priority: Priority,
     /// For agents that call in turn: the id of the call that the agent works on [env: MESHWORK_PARENT].
     #[arg(long, value_name = "ID")]
     parent: Option<InvocationId>,
@@ -59,6 +64,12 @@ pub(crate) struct Args {
     /// Take the answer in chunks, and print each on a line of its own as it comes, before the output.
     #[arg(long)]
     stream: bool,
+    /// How long the first chunk may take, in seconds.
+    #[arg(long, value_name = "S", value_parser = seconds, requires = "stream")]
+    first_chunk_timeout: Option<f64>,
+    /// How long the pause after a chunk may be, in seconds.
+    #[arg(long, value_name = "S", value_parser = seconds, requires = "stream")]
+    idle_timeout: Option<f64>,
     #[command(flatten)]
     limits: Limits,
     /// Tell on stderr who was considered, with the terms of their scores, and what was tried.
@@ -175,7 +186,15 @@ fn body(args: &Args, id: &str, parent: Option<InvocationId>) -> Result<Value, Cl
     put("invocation_id", json!(id));
     put("capability", json!(args.capability));
     put("input", input(&args.input)?);
-    put("timeout_ms", json!(Duration::from_secs_f64(args.timeout).as_millis().max(1)));
+    put("timeout_ms", whole_ms(args.timeout));
+    if args.priority != Priority::default() {
+        put("priority", json!(args.priority));
+    }
+    for (name, seconds) in [("first_chunk_timeout_ms", args.first_chunk_timeout), ("idle_timeout_ms", args.idle_timeout)] {
+        if let Some(seconds) = seconds {
+            put(name, whole_ms(seconds));
+        }
+    }
     if let Some(agent) = &args.agent {
         put("agent_id", json!(agent));
     }
@@ -196,6 +215,10 @@ fn body(args: &Args, id: &str, parent: Option<InvocationId>) -> Result<Value, Cl
         put("stream", json!(true));
     }
     Ok(Value::Object(body))
+}
+
+fn whole_ms(seconds: f64) -> Value {
+    json!(Duration::from_secs_f64(seconds).as_millis().max(1))
 }
 
 fn input(text: &str) -> Result<Value, CliError> {

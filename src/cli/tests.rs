@@ -40,6 +40,9 @@ fn arguments_are_checked_before_anything_is_asked() {
         "find echo --max-cost cheap",
         "find echo --version x.y",
         "call echo {} --timeout 0",
+        "call echo {} --priority urgent",
+        "call echo {} --idle-timeout 1",
+        "call echo {} --stream --idle-timeout 0",
         "call echo {} more",
         "agent",
         "agent add",
@@ -67,6 +70,19 @@ async fn the_output_of_a_call_stands_alone_on_stdout() {
     assert_eq!(body["constraints"], json!({ "max_cost": "0.5" }));
     assert_eq!((&body["input"], &body["idempotency_key"], &body["timeout_ms"]), (&json!({ "a": 1 }), &json!("k"), &json!(60_000)));
     assert_eq!((&body["agent_id"], &body["explain"]), (&Value::Null, &Value::Null));
+    assert_eq!((&body["priority"], &body["idle_timeout_ms"]), (&Value::Null, &Value::Null));
+}
+
+#[tokio::test]
+async fn urgency_and_patience_between_chunks_go_to_the_node() {
+    let stream = format!("event: result\ndata: {}\n\n", served());
+    let node = Node::start(move |_, _| ([("content-type", "text/event-stream")], stream.clone()).into_response()).await;
+    let words = ["call", "echo", "--priority", "low", "--stream", "--first-chunk-timeout", "2.5", "--idle-timeout", "0.5"];
+    let (exit, _, err) = node.run(&words).await;
+    assert_eq!(exit, 0, "{err}");
+    let body = &node.requests()[0].1;
+    assert_eq!(body["priority"], "LOW");
+    assert_eq!((&body["first_chunk_timeout_ms"], &body["idle_timeout_ms"]), (&json!(2_500), &json!(500)));
 }
 
 #[tokio::test]

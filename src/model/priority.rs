@@ -1,10 +1,9 @@
 //! How urgent a call is, and how much of what is scarce it may have.
 
-use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
 
-/// How urgent a call is (AITP-1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
+/// How urgent a call is (AITP-1). Written in capitals, read in any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Priority {
     /// May wait, and is refused first.
     Low,
@@ -31,6 +30,27 @@ impl Priority {
     }
 }
 
+impl fmt::Display for Priority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Low => "LOW",
+            Self::Normal => "NORMAL",
+            Self::High => "HIGH",
+        })
+    }
+}
+
+impl FromStr for Priority {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let meant = Self::ALL.into_iter().find(|priority| text.eq_ignore_ascii_case(&priority.to_string()));
+        meant.ok_or_else(|| format!("`{}` is not a priority: expected HIGH, NORMAL or LOW", super::printable(text, 20)))
+    }
+}
+
+super::text::serde_as_text!(Priority);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,5 +61,14 @@ mod tests {
         assert_eq!(Priority::ALL.map(|priority| priority.room(1)), [1, 1, 1]);
         assert_eq!(Priority::ALL.map(|priority| priority.room(0)), [0, 0, 0]);
         assert!(Priority::Low < Priority::Normal && Priority::Normal < Priority::High);
+    }
+
+    #[test]
+    fn a_priority_is_read_in_any_letters_and_written_in_capitals() {
+        for (text, priority) in [("low", Priority::Low), ("Normal", Priority::Normal), ("HIGH", Priority::High)] {
+            assert_eq!(serde_json::from_value::<Priority>(text.into()).expect(text), priority);
+            assert_eq!(serde_json::to_value(priority).expect("JSON"), text.to_uppercase());
+        }
+        assert_eq!("urgent".parse::<Priority>(), Err("`urgent` is not a priority: expected HIGH, NORMAL or LOW".to_owned()));
     }
 }

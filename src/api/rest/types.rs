@@ -145,7 +145,7 @@ pub(super) struct InvokeBody {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub(super) parent: Option<InvocationId>,
-    /// HIGH, NORMAL or LOW.
+    /// HIGH, NORMAL or LOW, in any letters.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub(super) priority: Option<Priority>,
