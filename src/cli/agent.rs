@@ -24,6 +24,9 @@ const ADD_TIMEOUT: Duration = Duration::from_secs(120);
 /// How much of a description or schema is shown, in characters.
 const LINE_CHARS_MAX: usize = 400;
 
+/// The fewest characters of an id that are enough to remove an agent.
+const PREFIX_CHARS_MIN: usize = 6;
+
 /// Arguments of `agent`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
@@ -53,7 +56,7 @@ Example:
     #[command(after_help = "Example:
   meshwork agent remove extractor")]
     Remove {
-        /// Its name or id.
+        /// Its name, its id, name@prefix, or the beginning of its id behind the @.
         name: String,
     },
     /// Show all that is known of an agent, its schemas included.
@@ -140,7 +143,11 @@ async fn remove(name: &str, global: &Global) -> Result<(), CliError> {
     let client = Client::new(global)?;
     let listing: Listing = read(&client.get(&["v1", "agents"], &[("scope", "local")]).await?)?;
     let label = |agent: &Record| figures::agent(&agent.name, &agent.agent_id);
-    let Some(agent) = listing.agents.iter().find(|agent| [&agent.name, &agent.agent_id, &label(agent)].contains(&&name.to_owned())) else {
+    let is_named = |agent: &&Record| [&agent.name, &agent.agent_id, &label(agent)].contains(&&name.to_owned());
+    let begins = |agent: &&Record| name.len() >= PREFIX_CHARS_MIN && figures::agent("", &agent.agent_id).starts_with(name);
+    let by_prefix: Vec<&Record> = listing.agents.iter().filter(begins).collect();
+    let only = if let [only] = by_prefix.as_slice() { Some(*only) } else { None };
+    let Some(agent) = listing.agents.iter().find(is_named).or(only) else {
         let failure = Failure::new(ErrorCode::AgentNotFound, format!("no agent on this node is called `{name}`"));
         let near = nearest(name, listing.agents.iter().map(|agent| agent.name.as_str()));
         let hint = near.map_or_else(|| "`meshwork agents` lists them".to_owned(), |near| format!("did you mean `{near}`?"));

@@ -13,8 +13,13 @@ use super::{
 /// Arguments of `peers`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
+  meshwork peers --long
   meshwork peers --json | jq -r '.peers[].node_id'")]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Show whole ids of nodes.
+    #[arg(long)]
+    long: bool,
+}
 
 #[derive(Debug, Deserialize)]
 struct Listing {
@@ -41,21 +46,21 @@ struct Peer {
 }
 
 /// Lists the connected peers.
-pub(crate) async fn run(Args {}: Args, global: &Global) -> Result<(), CliError> {
+pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
     let answer = Client::new(global)?.get(&["v1", "peers"], &[]).await?;
     global.answer(&answer, || {
         let listing: Listing = read(&answer)?;
         let alone = "no peers; join a mesh with `meshwork up --join MULTIADDR`, or see what `meshwork doctor` says\n";
-        Ok(if listing.peers.is_empty() { alone.to_owned() } else { text(&listing.peers, global.colour()) })
+        Ok(if listing.peers.is_empty() { alone.to_owned() } else { text(&listing.peers, args.long, global.colour()) })
     })
 }
 
-fn text(peers: &[Peer], colour: bool) -> String {
+fn text(peers: &[Peer], long: bool, colour: bool) -> String {
     let mut table = Table::new(["node", "address", "direction", "transport", "rtt", "agents", "connected", "version"]);
     for peer in peers {
         let more = if peer.addresses.len() > 1 { format!(" +{}", peer.addresses.len() - 1) } else { String::new() };
         table.row([
-            figures::node(&peer.node_id),
+            if long { peer.node_id.clone() } else { figures::node(&peer.node_id) },
             peer.addresses.first().map_or_else(|| figures::NOTHING.to_owned(), |address| figures::word(address)) + &more,
             peer.direction.clone(),
             peer.transport.clone(),

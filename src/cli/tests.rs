@@ -285,6 +285,7 @@ async fn an_agent_is_added_shown_and_removed() {
     assert!(exit == 0 && out.contains("{\"type\":\"object\"}") && out.contains("1970-01-01T00:00:02Z"), "{out}");
     let (exit, out, _) = node.run(&["agent", "remove", "extractor"]).await;
     assert_eq!((exit, out.as_str()), (0, "removed extractor@eXCES4on\n"));
+    assert_eq!(node.run(&["agent", "remove", "eXCES4"]).await.0, 0);
     let (exit, _, err) = node.run(&["agent", "remove", "extracter"]).await;
     assert_eq!(
         (exit, err.as_str()),
@@ -346,6 +347,8 @@ async fn peers_status_and_trust_are_readable() {
         out.contains("…vnc6iDEp") && out.contains("/ip4/10.0.0.2/tcp/1 +1") && out.contains("1.25 ms") && out.contains("1 min"),
         "{out}"
     );
+    let (_, out, _) = node.run(&["peers", "--long"]).await;
+    assert!(out.contains(NODE) && !out.contains('…'), "{out}");
     let (_, out, _) = node.run(&["trust"]).await;
     assert!(out.contains("71.5   60 to 80.25  proven"), "{out}");
     assert!(out.contains("open for 1.2 s") && out.contains("3 of 3.5 well, 20 ms"), "{out}");

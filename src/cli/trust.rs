@@ -35,16 +35,17 @@ enum Verb {
     List,
     /// Let the receipts of a node count, over restarts too.
     #[command(after_help = "Example:
-  meshwork trust pin 12D3KooWGzh1Tt9Wq3bwHyTn9Dj4s4mCvW1JXwCKCcKZ9wXyZabc")]
+  meshwork trust pin 12D3KooWGzh1Tt9Wq3bwHyTn9Dj4s4mCvW1JXwCKCcKZ9wXyZabc
+  meshwork trust pin 9wXyZabc                  the same node, if only one that is known here ends so")]
     Pin {
-        /// The id of the node; `meshwork peers --json` shows those of peers.
+        /// The id of the node, or the end of it that tables show; `meshwork peers --long` shows whole ids.
         node: String,
     },
     /// Let the receipts of a node count no longer.
     #[command(after_help = "Example:
   meshwork trust unpin 12D3KooWGzh1Tt9Wq3bwHyTn9Dj4s4mCvW1JXwCKCcKZ9wXyZabc")]
     Unpin {
-        /// The id of the node.
+        /// The id of the node, or the end of it that tables show.
         node: String,
     },
     /// List the nodes whose receipts count.

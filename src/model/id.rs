@@ -20,6 +20,9 @@ pub enum ParseError {
     InvocationId(String),
 }
 
+/// The fewest characters that stand for a node: among thousands of nodes they rarely mean two.
+const END_CHARS_MIN: usize = 6;
+
 fn clip(text: &str) -> String {
     super::printable(text, 80)
 }
@@ -40,6 +43,13 @@ impl NodeId {
         // An identity multihash (0x00, length) around a protobuf public key of type ed25519 (08 01 12 20).
         let rest = multihash.strip_prefix(&[0x00, 0x24, 0x08, 0x01, 0x12, 0x20])?;
         rest.try_into().ok()
+    }
+
+    /// Whether `text` is the end of the id, long enough to mean this node: what [`NodeId::short`] gives, or from six characters on. Tables
+    /// write an ellipsis before it.
+    pub fn ends_with(&self, text: &str) -> bool {
+        let end = text.trim_start_matches(['…', '.']);
+        end.len() >= END_CHARS_MIN && self.0.to_base58().ends_with(end)
     }
 
     /// Enough of the id for a person to tell nodes apart in a table: its last eight characters.
@@ -172,6 +182,17 @@ mod tests {
         let key = keypair.public().try_into_ed25519().expect("made as ed25519").to_bytes();
         assert_eq!(node.public_key(), Some(key));
         assert_eq!(node.to_string().parse(), Ok(node));
+    }
+
+    #[test]
+    fn a_node_is_meant_by_the_end_of_its_id() {
+        let node: NodeId = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp".parse().expect("valid");
+        for text in [&node.short(), "…vnc6iDEp", "...vnc6iDEp", "c6iDEp", &node.to_string()] {
+            assert!(node.ends_with(text), "{text}");
+        }
+        for text in ["6iDEp", "…6iDEp", "C6IDEP", "12D3KooWEyopp", ""] {
+            assert!(!node.ends_with(text), "{text}");
+        }
     }
 
     #[test]

@@ -284,10 +284,8 @@ impl Handle {
             [] => {
                 let failure =
                     Failure::new(ErrorCode::AgentNotFound, format!("no agent `{}` is known here", crate::model::printable(which, 80)));
-                Err(match nearest(which, agents.iter().map(|view| view.entry.record.name.as_str())) {
-                    Some(near) => failure.with("suggestion", near),
-                    None => failure,
-                })
+                let near = nearest(which, agents.iter().map(|view| view.entry.record.name.as_str()));
+                Err(failure.with("suggestion", near.unwrap_or("`meshwork agents --mesh` lists those that are known")))
             }
             several => {
                 let names: Vec<String> = several.iter().take(8).map(|view| label(&view.entry)).collect();

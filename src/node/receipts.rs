@@ -3,6 +3,7 @@
 //! A client who looks at receipts has the connected peers asked first, pinned ones before others, and waits for their answers as long as
 //! [`LOOK_MAX`]; nothing here lies in the path of a call. A pin is on the disk before it counts, so that whoever set it can rely on it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::gossip::Report;
 use super::handle::{Handle, disk_failure, stopping};
 use super::shared::{Command, Shared};
 use super::start::Disk;
-use crate::model::{AgentId, ErrorCode, Failure, NodeId, Timestamp};
+use crate::model::{AgentId, ErrorCode, Failure, NodeId, Timestamp, printable};
 use crate::proto::peers::receipts::{Judged, PINS_MAX, Pinned, Verdict, screen};
 use crate::store::KeptReceipt;
 use crate::wire::receipt::Receipt;
@@ -21,6 +22,9 @@ use crate::wire::{Signed, Verified};
 
 /// How long a client who looks at receipts waits for what peers say.
 const LOOK_MAX: Duration = Duration::from_secs(1);
+
+/// Nodes that are listed where a name could mean several.
+const CANDIDATES_MAX: usize = 8;
 
 /// A receipt, and what this node makes of it.
 #[derive(Debug, Clone)]
@@ -193,6 +197,22 @@ impl Handle {
         pins.await.map_err(|_| stopping())
     }
 
+    /// The node that `which` means: its id, or an unambiguous end of it, among all that this node knows: itself, its peers, those with
+    /// agents in the directory and those that are pinned.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` if there is none or more than one.
+    pub async fn node_named(&self, which: &str) -> Result<NodeId, Failure> {
+        if let Ok(node) = which.parse() {
+            return Ok(node);
+        }
+        let mut known = BTreeSet::from([self.node_id()]);
+        known.extend(self.peers().await?.into_iter().map(|(peer, _)| peer.node));
+        known.extend(self.agents().await?.into_iter().map(|view| view.entry.record.node));
+        known.extend(self.pins().await?.into_iter().map(|pin| pin.node));
+        meant(&known, which)
+    }
+
     /// Lets the word of `node` count, or not, now and after a restart. Says whether that changed anything.
     ///
     /// # Errors
@@ -229,5 +249,43 @@ impl Handle {
 
     async fn order(&self, order: Order) -> Result<(), Failure> {
         self.shared.commands.send(Command::Receipts(order)).await.map_err(|_| stopping())
+    }
+}
+
+/// The one of `known` whose id ends as `which` does.
+fn meant(known: &BTreeSet<NodeId>, which: &str) -> Result<NodeId, Failure> {
+    let meant: Vec<NodeId> = known.iter().copied().filter(|node| node.ends_with(which)).collect();
+    let shown = printable(which, 80);
+    let failure = match meant.as_slice() {
+        [node] => return Ok(*node),
+        [] => {
+            let message = format!("`{shown}` is neither the id of a node nor the end, six characters or more, of one that is known here");
+            let failure = Failure::new(ErrorCode::InvalidRequest, message);
+            failure.with("suggestion", "`meshwork peers --long` and `meshwork status` show whole ids")
+        }
+        several => {
+            let ids: Vec<String> = several.iter().take(CANDIDATES_MAX).map(ToString::to_string).collect();
+            let failure = Failure::new(ErrorCode::InvalidRequest, format!("`{shown}` could mean {}", ids.join(", ")));
+            failure.with("candidates", ids).with("suggestion", "give more of the id")
+        }
+    };
+    Err(failure.with("path", "node"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_an_id_means_the_one_node_that_has_it() {
+        let ids = ["12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp", "12D3KooWEyoppNCUy8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"];
+        let [one, other] = ids.map(|id| id.parse::<NodeId>().expect("valid"));
+        let alone = BTreeSet::from([one]);
+        assert_eq!(meant(&alone, "…vnc6iDEp"), Ok(one));
+        let unknown = meant(&alone, "6iDEp").expect_err("too short");
+        assert!(unknown.details["suggestion"].as_str().is_some_and(|hint| hint.contains("peers --long")), "{unknown:?}");
+        let several = meant(&BTreeSet::from([one, other]), "vnc6iDEp").expect_err("two");
+        assert!(ids.iter().all(|id| several.message.contains(id)), "{several}");
+        assert_eq!((unknown.code, several.code), (ErrorCode::InvalidRequest, ErrorCode::InvalidRequest));
     }
 }

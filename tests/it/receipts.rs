@@ -90,7 +90,10 @@ async fn pins_are_set_and_removed_while_the_node_runs() {
     caller.call("echo", json!(1)).await;
     assert!(listener.cli(&["trust", "pins"]).await.text().contains("nobody is pinned"));
 
-    assert!(listener.cli(&["trust", "pin", caller.id()]).await.text().contains("count from now on"));
+    let shown = format!("…{}", &caller.id()[caller.id().len() - 8..]);
+    assert!(listener.cli(&["peers"]).await.text().contains(&shown));
+    let pinned = listener.cli(&["trust", "pin", &shown]).await;
+    assert_eq!(pinned.text(), format!("pinned {}: its receipts count from now on\n", caller.id()));
     assert_eq!(listener.cli(&["trust", "pin", caller.id(), "--json"]).await.json()["changed"], false);
     hears(&listener).await;
     let table = listener.cli(&["trust"]).await;

@@ -8,7 +8,6 @@ use utoipa::IntoParams;
 
 use super::super::ApiError;
 use super::types::{self, ErrorDocument, as_agent_id};
-use crate::model::{ErrorCode, Failure, NodeId};
 use crate::node::explain::round;
 use crate::node::{Handle, PinView, Pinned, ReceiptView};
 
@@ -79,7 +78,7 @@ fn pin_row(view: &PinView) -> Value {
     json!({ "node_id": view.node, "source": source, "connected": view.connected, "receipts": view.receipts })
 }
 
-/// Lets the receipts of a node count, over restarts too.
+/// Lets the receipts of a node count, over restarts too. The node is named by its id or, if it is known here, by an unambiguous end of it.
 #[utoipa::path(
     put, path = "/v1/trust/pins/{node}", params(("node" = String, Path)),
     responses((status = 200, description = "Pinned", body = Value), (status = 400, description = "Not the id of another node", body = ErrorDocument))
@@ -98,9 +97,7 @@ pub(super) async fn unpin(State(handle): State<Handle>, Path(node): Path<String>
 }
 
 async fn set(handle: &Handle, node: &str, pinned: bool) -> Result<Json<Value>, ApiError> {
-    let node: NodeId = node
-        .parse()
-        .map_err(|error: crate::model::ParseError| Failure::new(ErrorCode::InvalidRequest, error.to_string()).with("path", "node"))?;
+    let node = handle.node_named(node).await?;
     let changed = handle.set_pin(node, pinned).await?;
     Ok(Json(json!({ "node_id": node, "pinned": pinned, "changed": changed })))
 }
