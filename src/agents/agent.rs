@@ -19,7 +19,7 @@ use super::http::HttpAgent;
 use super::process::ProcessAgent;
 use super::schema::Fault;
 use super::slots::{Permit, Place, Slots};
-use crate::model::{Adapter, AgentId, CapabilityName, ErrorCode, Failure};
+use crate::model::{Adapter, AgentId, CapabilityName, ErrorCode, Failure, Priority};
 use crate::wire::AgentKey;
 
 /// What came of a call.
@@ -199,7 +199,7 @@ impl Agent {
             check_depth(&invocation.input)?;
         }
         let line_max = usize::try_from(self.checked.definition.queue_len_max()).unwrap_or(usize::MAX);
-        let permit = match self.slots.take(invocation.priority, line_max).map_err(|_| self.busy())? {
+        let permit = match self.slots.take(invocation.priority, line_max).map_err(|_| self.busy(invocation.priority))? {
             Place::Free(permit) => permit,
             Place::Waiting(place) => {
                 let _waiting = Counted::new(&self.queued);
@@ -248,11 +248,15 @@ impl Agent {
         }
     }
 
-    fn busy(&self) -> Failure {
+    fn busy(&self, priority: Priority) -> Failure {
         let definition = &self.checked.definition;
         let queue_max = definition.queue_len_max();
-        let message =
-            format!("agent `{}` works on {} calls and as many wait as may (queue {queue_max})", self.name(), definition.concurrency);
+        let message = if queue_max == 0 {
+            format!("agent `{}` works on {} calls, and none may wait (queue 0)", self.name(), definition.concurrency)
+        } else {
+            let places = usize::try_from(queue_max).unwrap_or(usize::MAX);
+            priority.refused(&format!("of agent `{}`", self.name()), places, "wait") + " (its queue)"
+        };
         Failure::new(ErrorCode::Busy, message).with("limit", queue_max).with("retry_after_ms", 100)
     }
 
@@ -263,7 +267,7 @@ impl Agent {
         cancel: &CancellationToken,
     ) -> Result<Permit, Failure> {
         tokio::select! {
-            permit = place => permit.map_err(|_| stopped(self.name()))?.map_err(|_| self.busy()),
+            permit = place => permit.map_err(|_| stopped(self.name()))?.map_err(|_| self.busy(invocation.priority)),
             () = cancel.cancelled() => Err(cancelled()),
             () = self.stopped.cancelled() => Err(stopped(self.name())),
             () = tokio::time::sleep_until(invocation.deadline) => {

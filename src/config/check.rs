@@ -25,6 +25,9 @@ const HOST_BYTES_MAX: usize = 253;
 /// How long the log directives may be, in bytes.
 const LOG_BYTES_MAX: usize = 1_024;
 
+/// What the body of an API request may have around the input of its call, in bytes: names, a key, constraints.
+const ENVELOPE_BYTES: u64 = 65_536;
+
 /// Where a key was written.
 type PlaceOf<'a> = dyn Fn(&str) -> Option<Place> + 'a;
 
@@ -61,6 +64,16 @@ pub(super) fn check(config: &Config, place: &PlaceOf<'_>, faults: &mut Faults) {
         let allowed = format!("at least limits.payload_bytes_max, which is {}", limits.payload_bytes_max);
         let key = "limits.announced_per_peer_bytes_max";
         faults.add_value(key, limits.announced_per_peer_bytes_max, &allowed, place(key).or_else(|| place("limits.payload_bytes_max")));
+    }
+    // Clients call through the API, where an input stands as it is written, with the rest of the request around it.
+    let body_bytes_min = u64::from(limits.payload_bytes_max).saturating_add(ENVELOPE_BYTES);
+    if limits.http_body_bytes_max < body_bytes_min {
+        let allowed = format!(
+            "at least {body_bytes_min}: limits.payload_bytes_max, which is {}, and {ENVELOPE_BYTES} for the request around the input",
+            limits.payload_bytes_max
+        );
+        let key = "limits.http_body_bytes_max";
+        faults.add_value(key, limits.http_body_bytes_max, &allowed, place(key).or_else(|| place("limits.payload_bytes_max")));
     }
     if limits.call_timeout_ms_default > limits.call_timeout_ms_max {
         let allowed = format!("at most limits.call_timeout_ms_max, which is {}", limits.call_timeout_ms_max);

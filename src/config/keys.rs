@@ -180,7 +180,8 @@ pub(super) const BOUNDS: [Bounds; 40] = [
     between("limits.results_kept_max", 0.0, 10_000_000.0),
     between("limits.results_kept_bytes_max", 0.0, 1_099_511_627_776.0),
     between("limits.results_kept_ms", 0.0, DAY_MS),
-    between("limits.http_body_bytes_max", 1_024.0, 67_108_864.0),
+    // The largest payload and what stands around it fit.
+    between("limits.http_body_bytes_max", 1_024.0, 68_157_440.0),
     // A stop takes at most half a minute, whatever is configured.
     between("limits.drain_ms_max", 0.0, 30_000.0),
 ];

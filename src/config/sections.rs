@@ -280,7 +280,8 @@ pub struct Limits {
     pub results_kept_bytes_max: u64,
     /// How long such a result is kept, in milliseconds: longer than any caller retries.
     pub results_kept_ms: u64,
-    /// Largest body of an API request, in bytes. Parsed JSON takes some twenty times its length in memory.
+    /// Largest body of an API request, in bytes: the largest payload and 64 KiB around it at least. Parsed JSON takes some twenty times its
+    /// length in memory.
     pub http_body_bytes_max: u64,
     /// How long a stopping node lets calls finish, in milliseconds.
     pub drain_ms_max: u64,

@@ -223,6 +223,20 @@ fn settings_that_contradict_each_other_are_refused() {
     assert!(faults_of("[node]\ndata_dir = '~/x'\n")[0].contains("home directory"));
 }
 
+/// MAOP-10: whatever may be called with can be sent to the API.
+#[test]
+fn the_largest_payload_fits_into_a_request() {
+    let limits = |payload: u64, body: u64| format!("[limits]\npayload_bytes_max = {payload}\nhttp_body_bytes_max = {body}\n");
+    for (payload, spare) in [(256, 65_536), (67_108_864, 1_048_576)] {
+        assert!(Config::parse(&limits(payload, payload + spare), "x.toml").is_ok(), "{payload}");
+    }
+    let faults = faults_of(&limits(16_777_216, 16_777_216));
+    let told = "limits.http_body_bytes_max: `16777216` is not allowed: expected at least 16842752: limits.payload_bytes_max, which is 16777216";
+    assert!(faults.len() == 1 && faults[0].starts_with(told), "{faults:?}");
+    let faults = faults_of("[limits]\npayload_bytes_max = 16777216\n");
+    assert!(faults[0].contains("line 2 of x.toml"), "the key that was written is named: {faults:?}");
+}
+
 #[test]
 fn a_files_relative_paths_are_taken_from_its_folder() {
     let folder = tempfile::tempdir().expect("folder");

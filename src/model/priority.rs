@@ -28,6 +28,11 @@ impl Priority {
         };
         share.max(places.min(1))
     }
+
+    /// Why a call of this priority finds no room: `LOW calls of this peer are taken while fewer than 2 of 4 run`.
+    pub fn refused(self, whose: &str, places: usize, what_they_do: &str) -> String {
+        format!("{self} calls {whose} are taken while fewer than {} of {places} {what_they_do}", self.room(places))
+    }
 }
 
 impl fmt::Display for Priority {
@@ -61,6 +66,12 @@ mod tests {
         assert_eq!(Priority::ALL.map(|priority| priority.room(1)), [1, 1, 1]);
         assert_eq!(Priority::ALL.map(|priority| priority.room(0)), [0, 0, 0]);
         assert!(Priority::Low < Priority::Normal && Priority::Normal < Priority::High);
+    }
+
+    #[test]
+    fn a_refusal_names_the_share_that_was_used_up() {
+        let told = Priority::Low.refused("of this node's clients", 4_096, "run");
+        assert_eq!(told, "LOW calls of this node's clients are taken while fewer than 2048 of 4096 run");
     }
 
     #[test]

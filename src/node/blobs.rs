@@ -88,6 +88,9 @@ impl Blobs {
     }
 }
 
+/// What sets the largest input and output.
+const PAYLOAD_KEY: &str = "limits.payload_bytes_max";
+
 /// A blob that is welcome.
 pub(super) struct Expected<'a> {
     blobs: &'a Blobs,
@@ -162,6 +165,9 @@ pub(super) async fn bytes_of(
         Body::Inline(bytes) => return Ok(bytes),
         Body::Blob(blob) => blob,
     };
+    // Inputs come to the node of an agent, outputs to the node of a caller.
+    let at_agent = part == Part::Input;
+    check_length(shared, part, blob.length, at_agent)?;
     let expected = shared.blobs.expect((peer, invocation, part), blob)?;
     let pulled = tokio::select! {
         pulled = expected.pull() => pulled,
@@ -169,13 +175,30 @@ pub(super) async fn bytes_of(
     };
     pulled.map_err(|error| {
         blame(shared, peer, error);
-        let what = match part {
-            Part::Input => "input",
-            Part::Output => "output",
-        };
+        let what = what(part);
         let code = if error.blames_peer() { ErrorCode::InvalidRequest } else { ErrorCode::Unavailable };
         Failure::new(code, format!("the {what} of {} bytes did not arrive: {error}", blob.length))
     })
+}
+
+/// Refuses an input or output that is larger than this node allows; `at_agent` says that it is the agent's node of the call.
+pub(super) fn check_length(shared: &Shared, part: Part, bytes: u64, at_agent: bool) -> Result<(), Failure> {
+    let bytes_max = u64::from(shared.config.limits.payload_bytes_max);
+    if bytes <= bytes_max {
+        return Ok(());
+    }
+    let (what, node) = (what(part), shared.node());
+    let whose = if at_agent { format!("the agent's node {}", node.short()) } else { "this node".to_owned() };
+    let message = format!("the {what} has {bytes} bytes, {whose} takes at most {bytes_max} (its {PAYLOAD_KEY})");
+    let failure = Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", bytes_max).with("key", PAYLOAD_KEY);
+    Err(failure.with("node_id", node.to_string()).with("path", format!("/{what}")))
+}
+
+fn what(part: Part) -> &'static str {
+    match part {
+        Part::Input => "input",
+        Part::Output => "output",
+    }
 }
 
 /// The body that goes on a lane in place of `body`, and what has to be pushed beside it.

@@ -49,7 +49,8 @@ impl AgentsHere {
         let running_max = usize::try_from(limits.calls_per_peer_max).unwrap_or(usize::MAX);
         let _running = Counted::new(&self.running);
         if self.running.load(Ordering::Relaxed) > request.priority.room(running_max) {
-            let failure = Failure::new(ErrorCode::Busy, format!("{running_max} calls of this peer are running"));
+            let message = request.priority.refused("of this peer", running_max, "run");
+            let failure = Failure::new(ErrorCode::Busy, message + " (limits.calls_per_peer_max of the agent's node)");
             return Err(not_begun(failure.with("limit", running_max).with("retry_after_ms", 50)));
         }
         // A peer's deadline is clamped to what this node allows anybody.
@@ -203,12 +204,8 @@ async fn run(
     drop(entered);
     let output = result.map_err(|failed| AttemptFailure { failure: failed.failure, begun: failed.begun })?;
     offers::on_run(shared, agent.id(), &capability, output.took);
-    let bytes_max = usize::try_from(shared.config.limits.payload_bytes_max).unwrap_or(usize::MAX);
-    if output.payload.len() > bytes_max {
-        let message = format!("the output has {} bytes, at most {bytes_max} are allowed", output.payload.len());
-        let failure = Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", bytes_max);
-        return Err(AttemptFailure { failure, begun: true });
-    }
+    let checked = blobs::check_length(shared, Part::Output, output.payload.len() as u64, true);
+    checked.map_err(|failure| AttemptFailure { failure, begun: true })?;
     Ok(Success {
         units: output.units.map(|units| units.to_string()),
         execution_us: u64::try_from(output.took.as_micros()).unwrap_or(u64::MAX),

@@ -186,14 +186,11 @@ fn admit(shared: &Shared, request: &mut InvokeRequest) -> Result<(), Failure> {
     }
     let in_flight_max = usize::try_from(limits.calls_in_flight_max).unwrap_or(usize::MAX);
     if shared.in_flight.load(Ordering::Relaxed) >= request.priority.room(in_flight_max) {
-        let failure = Failure::new(ErrorCode::Busy, format!("{in_flight_max} calls of this node's clients are running"));
+        let message = request.priority.refused("of this node's clients", in_flight_max, "run");
+        let failure = Failure::new(ErrorCode::Busy, message + " (limits.calls_in_flight_max)");
         return Err(failure.with("limit", in_flight_max).with("retry_after_ms", 50));
     }
-    let bytes_max = usize::try_from(limits.payload_bytes_max).unwrap_or(usize::MAX);
-    if request.input.len() > bytes_max {
-        let message = format!("the input has {} bytes, at most {bytes_max} are allowed", request.input.len());
-        return Err(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", bytes_max).with("path", "/input"));
-    }
+    blobs::check_length(shared, Part::Input, request.input.len() as u64, false)?;
     let invalid = |field: &str, message: String| Err(Failure::new(ErrorCode::InvalidRequest, message).with("path", format!("/{field}")));
     if request.key.as_ref().is_some_and(|key| key.is_empty() || key.len() > KEY_BYTES_MAX || key.chars().any(char::is_control)) {
         return invalid("idempotency_key", format!("an idempotency key has 1 to {KEY_BYTES_MAX} printable characters"));

@@ -92,17 +92,22 @@ async fn the_largest_payload_is_as_configured() {
     }
     let echo = async |caller: &Node, bytes| {
         let answer = caller.invoke(json!({ "capability": "echo", "input": text(bytes, 3) })).await;
-        if answer.status == 200 { Ok(()) } else { Err(answer.refused(413, "PAYLOAD_TOO_LARGE")["details"]["limit"].clone()) }
+        if answer.status == 200 {
+            return Ok(());
+        }
+        let error = answer.refused(413, "PAYLOAD_TOO_LARGE");
+        assert!(error["message"].as_str().expect("text").ends_with("(its limits.payload_bytes_max)"), "{error}");
+        Err((error["details"]["limit"].clone(), error["details"]["node_id"].as_str().expect("whose limit it is").to_owned()))
     };
 
     let low = "[limits]\npayload_bytes_max = 100000\n";
-    let (_host, caller) = pair(low, "").await;
+    let (host, caller) = pair(low, "").await;
     assert_eq!(echo(&caller, 100_000).await, Ok(()));
-    assert_eq!(echo(&caller, 100_001).await, Err(json!(100_000)), "the agent's node says so");
+    assert_eq!(echo(&caller, 100_001).await, Err((json!(100_000), host.id().to_owned())), "the agent's node says so");
     assert_eq!(sized(&caller, 100_001).await, Err("PAYLOAD_TOO_LARGE".to_owned()));
 
     let (_host, caller) = pair("", low).await;
-    assert_eq!(echo(&caller, 100_001).await, Err(json!(100_000)), "the calling node says so");
+    assert_eq!(echo(&caller, 100_001).await, Err((json!(100_000), caller.id().to_owned())), "the calling node says so");
     assert_eq!(sized(&caller, 100_000).await, Ok(100_000));
     assert_eq!(sized(&caller, 100_001).await, Err("PAYLOAD_TOO_LARGE".to_owned()), "nor does it take in more");
     assert_eq!(sized(&caller, INLINE_MAX).await, Ok(INLINE_MAX), "the lane goes on");

@@ -334,7 +334,7 @@ async fn payloads_may_have_64_mib_and_no_more() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("node.toml");
     for (bytes, code) in [(67_108_864, 0), (67_108_865, 2)] {
-        fs::write(&file, format!("[limits]\npayload_bytes_max = {bytes}\n")).expect("the file is written");
+        fs::write(&file, format!("[limits]\npayload_bytes_max = {bytes}\nhttp_body_bytes_max = 68157440\n")).expect("the file is written");
 
         let checked = meshwork(&["config".as_ref(), "check".as_ref(), file.as_os_str()]).await;
 
@@ -426,6 +426,7 @@ async fn the_less_urgent_wait_longer_and_are_refused_first() {
             in_line(2).await;
             let error = call(4, "LOW", short.clone()).await.refused(429, "BUSY");
             assert!(error["details"]["retry_after_ms"].is_u64(), "{error}");
+            assert_eq!(error["message"], "LOW calls of agent `slow` are taken while fewer than 2 of 4 wait (its queue)");
             let urgent = call(5, "HIGH", short.clone());
             let release = async {
                 in_line(3).await;
