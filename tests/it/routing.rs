@@ -59,12 +59,14 @@ async fn a_breaker_opens_tells_when_to_come_back_and_closes_again() {
     for _ in 0..3 {
         ask().await.refused(502, "AGENT_FAILED");
     }
-    let error = ask().await.refused(404, "CAPABILITY_NOT_FOUND");
+    let error = ask().await.refused(503, "UNAVAILABLE");
     assert!(error["message"].as_str().is_some_and(|message| message.contains("its breaker is open for another")), "{error}");
     assert!(error["details"]["retry_after_ms"].as_u64().is_some_and(|ms| (1..=480).contains(&ms)) && error["retryable"] == true, "{error}");
     let found = caller.query(json!({ "capabilities": ["test.offer"] })).await;
     assert!(found["rejected"][0]["reason"].as_str().is_some_and(|reason| reason.contains("breaker")), "{found}");
     assert!(caller.cli(&["trust"]).await.text().contains("open for"));
+    let offers = caller.cli(&["offers", "test.offer", "--json"]).await.json();
+    assert_eq!(offers["declined"][0]["code"], "UNAVAILABLE", "{offers}");
 
     fs::write(&mood, "serve").expect("the mood is written");
     let served = async || (ask().await.status == 200).then_some(());

@@ -81,7 +81,8 @@ fn shown(answer: &OffersAnswer, here: NodeId) -> Value {
     let offers: Vec<Value> = answer.offers.iter().map(|offered| offer(offered, here)).collect();
     let declined = answer.declined.iter().map(declined);
     let rejected = answer.rejected.iter().map(|rejected| {
-        json!({ "agent_id": rejected.agent, "name": rejected.name, "node_id": null, "code": null, "reason": rejected.reason.to_string() })
+        let (code, reason) = (rejected.reason.code(), rejected.reason.to_string());
+        json!({ "agent_id": rejected.agent, "name": rejected.name, "node_id": null, "code": code, "reason": reason })
     });
     json!({ "offers": offers, "declined": declined.chain(rejected).collect::<Vec<Value>>() })
 }

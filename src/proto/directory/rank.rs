@@ -17,7 +17,7 @@ use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 
 use super::state::{Availability, Entry, Reach};
-use crate::model::{AgentId, CapabilityName, Figure};
+use crate::model::{AgentId, CapabilityName, ErrorCode, Figure};
 use crate::proto::peers::trust::Estimate;
 use crate::wire::directory::{Capability, Query, Wanted};
 
@@ -138,6 +138,28 @@ pub enum Rejection {
     Probed,
     /// It waits for this call, which has come from it.
     Waiting,
+}
+
+impl Rejection {
+    /// Whether the agent would do, and only waiting stands between it and the call.
+    pub fn is_for_a_time(&self) -> bool {
+        match self {
+            Self::Unavailable | Self::Suspect | Self::Unreachable | Self::Breaker(_) | Self::Probed => true,
+            Self::Version
+            | Self::Latency(_)
+            | Self::SuccessRate(_)
+            | Self::Trust(_)
+            | Self::Cost(_)
+            | Self::Language
+            | Self::Schema(_)
+            | Self::Waiting => false,
+        }
+    }
+
+    /// With which code a call fails that finds nobody else.
+    pub fn code(&self) -> ErrorCode {
+        if self.is_for_a_time() { ErrorCode::Unavailable } else { ErrorCode::CapabilityNotFound }
+    }
 }
 
 impl fmt::Display for Rejection {

@@ -207,25 +207,37 @@ impl State {
     ) -> Failure {
         let obstacles = ranking.candidates().iter().filter_map(|candidate| Some((candidate, routing.obstacle(candidate, now)?)));
         let obstacles: Vec<_> = obstacles.take(REASONS_MAX).collect();
-        // The first breaker to become half-open says when it is worth coming back.
-        let wait = obstacles.iter().map(|(_, reason)| if let Rejection::Breaker(left) = reason { *left } else { Duration::ZERO }).min();
-        let wait_ms = wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1));
-        let hint = |failure: Failure| match wait_ms {
-            Some(ms) => failure.retryable(true).with("retry_after_ms", ms),
-            None => failure,
-        };
         let blocked = obstacles.iter().map(|(candidate, reason)| (candidate.entry.record.name.as_str(), reason));
         let rejected = ranking.answer().rejected.iter().map(|rejected| (rejected.name.as_str(), &rejected.reason));
-        let mut reasons = blocked.chain(rejected);
+        // Whoever may do it later stands first, so that the reasons which are told are those that decide.
+        let (passing, lasting): (Vec<_>, Vec<_>) = blocked.chain(rejected).partition(|(_, reason)| reason.is_for_a_time());
+        // The first breaker to become half-open says when it is worth coming back.
+        let left = |reason: &Rejection| if let Rejection::Breaker(left) = reason { Some(*left) } else { None };
+        let wait = passing.iter().filter_map(|(_, reason)| left(reason)).min();
+        let later = |message: String| {
+            let failure = Failure::new(ErrorCode::Unavailable, message);
+            match wait {
+                Some(wait) => failure.with("retry_after_ms", u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1)),
+                None => failure,
+            }
+        };
+        let is_for_a_time = !passing.is_empty();
+        let mut reasons = passing.into_iter().chain(lasting);
         if let Some(pinned) = self.pinned {
             let reason = reasons.next().map_or_else(|| "it is not known here".to_owned(), |(_, reason)| reason.to_string());
             let message = format!("agent {pinned} cannot do `{}`: {reason}", self.capability);
-            return hint(Failure::new(ErrorCode::AgentNotFound, message).with("agent_id", pinned.to_string()));
+            let failure = if is_for_a_time { later(message) } else { Failure::new(ErrorCode::AgentNotFound, message) };
+            return failure.with("agent_id", pinned.to_string());
         }
         let reasons: Vec<String> = reasons.take(REASONS_MAX).map(|(name, reason)| format!("{name}: {reason}")).collect();
         if !reasons.is_empty() {
-            let message = format!("no agent can do `{}` now: {}", self.capability, reasons.join("; "));
-            return hint(Failure::new(ErrorCode::CapabilityNotFound, message).retryable(true).with("rejected", reasons));
+            let list = reasons.join("; ");
+            let failure = if is_for_a_time {
+                later(format!("no agent can do `{}` now: {list}", self.capability))
+            } else {
+                Failure::new(ErrorCode::CapabilityNotFound, format!("no agent that offers `{}` will do: {list}", self.capability))
+            };
+            return failure.with("rejected", reasons);
         }
         let names = known_names();
         let names: Vec<&str> = names.iter().map(CapabilityName::as_str).collect();
@@ -339,11 +351,13 @@ mod tests {
     fn a_pinned_agent_that_will_not_do_fails_with_its_reason() {
         let mut call = Call::pinned(2);
         assert_eq!(call.next(&[agent(1)]), Searched);
-        let answer = Answer { candidates: Vec::new(), rejected: vec![rejected(2, Rejection::Suspect)] };
-        let failure = call.failure(&Ranking::new(answer), &[]);
-        assert_eq!(failure.code, ErrorCode::AgentNotFound);
-        assert!(failure.message.ends_with(&Rejection::Suspect.to_string()), "{failure}");
-        assert_eq!(failure.details["agent_id"], id(2).to_string());
+        for (reason, code) in [(Rejection::Suspect, ErrorCode::Unavailable), (Rejection::Version, ErrorCode::AgentNotFound)] {
+            let answer = Answer { candidates: Vec::new(), rejected: vec![rejected(2, reason.clone())] };
+            let failure = call.failure(&Ranking::new(answer), &[]);
+            assert_eq!((failure.code, failure.retryable), (code, code == ErrorCode::Unavailable));
+            assert!(failure.message.ends_with(&reason.to_string()), "{failure}");
+            assert_eq!(failure.details["agent_id"], id(2).to_string());
+        }
     }
 
     #[test]
@@ -448,12 +462,25 @@ mod tests {
     fn agents_that_offer_it_but_will_not_do_are_named_with_their_reasons() {
         let mut call = Call::new();
         assert_eq!(call.next(&[]), Searched);
-        let answer = Answer { candidates: Vec::new(), rejected: vec![rejected(1, Rejection::Suspect), rejected(2, Rejection::Version)] };
+        let answer = Answer { candidates: Vec::new(), rejected: vec![rejected(1, Rejection::Version), rejected(2, Rejection::Language)] };
         let failure = call.failure(&Ranking::new(answer), &["text-anaylsis"]);
-        assert_eq!(failure.code, ErrorCode::CapabilityNotFound);
-        assert!(failure.retryable);
-        let reasons = ["agent 1: it or its node failed moments ago", "agent 2: no version fits"];
+        assert_eq!((failure.code, failure.retryable), (ErrorCode::CapabilityNotFound, false), "nothing but another question helps");
+        let reasons = ["agent 1: no version fits", "agent 2: it does not support the language"];
         assert_eq!(failure.details["rejected"], serde_json::json!(reasons));
+    }
+
+    #[test]
+    fn agents_that_will_do_later_make_the_call_unavailable_and_not_unknown() {
+        let reasons = [Rejection::Unavailable, Rejection::Suspect, Rejection::Unreachable, Rejection::Probed];
+        for reason in reasons {
+            let mut call = Call::new();
+            assert_eq!(call.next(&[]), Searched);
+            let told = format!("agent 2: {reason}");
+            let rejected = vec![rejected(1, Rejection::Version), rejected(2, reason)];
+            let failure = call.failure(&Ranking::new(Answer { candidates: Vec::new(), rejected }), &[]);
+            assert_eq!((failure.code, failure.retryable, failure.retry_after_ms()), (ErrorCode::Unavailable, true, None));
+            assert_eq!(failure.details["rejected"][0], told.as_str(), "what decides stands first");
+        }
     }
 
     #[test]
@@ -553,12 +580,13 @@ mod tests {
         assert_eq!(call.next(&candidates), Searched);
         let failure = call.failure(&ranking(&candidates), &[]);
         assert!(failure.retryable && failure.message.contains("its breaker is open for another"), "{failure}");
+        assert_eq!(failure.code, ErrorCode::Unavailable);
         assert!(failure.retry_after_ms().is_some_and(|ms| (800..=1_200).contains(&ms)), "{failure:?}");
 
         call.state = state(Some(id(1)), false);
         assert_eq!(call.next(&candidates), Searched);
         let failure = call.failure(&ranking(&candidates), &[]);
-        assert_eq!((failure.code, failure.retryable), (ErrorCode::AgentNotFound, true));
+        assert_eq!((failure.code, failure.retryable), (ErrorCode::Unavailable, true));
         assert!(failure.message.contains("its breaker is open for another"), "{failure}");
     }
 
