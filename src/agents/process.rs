@@ -4,8 +4,9 @@
 //! call's id. Lines that are no JSON, or answer no running call, are logged and passed over. A child that dies is started again with
 //! growing pauses; while none of an agent's children lives, the agent is down. A child that does not answer by the deadline is killed,
 //! and so is one that writes a line beyond any bound. One that never stops writing is not waited for to pause: after each of its lines the
-//! clock is looked at, and whether there is a call. A part of a streamed answer (`{"id","chunk"}`) that nobody takes makes the child
-//! wait.
+//! clock is looked at, and whether there is a call. A deadline is the caller's choice and says little about a program, so a child that
+//! was late is replaced at once and the agent stays; unless the one before it was late as well without answering anything. A part of a
+//! streamed answer (`{"id","chunk"}`) that nobody takes makes the child wait.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -39,6 +40,17 @@ const STEADY: Duration = Duration::from_secs(10);
 const PROBATION: Duration = Duration::from_secs(1);
 /// How long a child may take to answer a call that was cancelled.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
+
+/// What is told of a child that was late.
+const LATE: &str = "it did not answer in time and was killed";
+
+/// Why a child is no more.
+enum End {
+    /// It did not answer in time and was killed.
+    Late,
+    /// It ended, or misbehaved; in words.
+    Died(String),
+}
 
 /// How a child is started.
 struct Recipe {
@@ -136,23 +148,37 @@ impl Living {
 async fn keep_alive(recipe: Arc<Recipe>, queue: Arc<Mutex<mpsc::Receiver<Job>>>, living: Arc<Living>, stop: CancellationToken) {
     let mut pause = RESTART_MIN;
     let mut counted = true;
+    let mut forgives = true;
     loop {
         let started = Instant::now();
         let end = match spawn(&recipe) {
             Ok((child, pipes)) => {
                 let line_bytes_max = recipe.output_bytes_max.saturating_add(LINE_BYTES_SPARE);
-                let slot = Slot { name: &recipe.name, line_bytes_max, pipes, queue: &queue, living: &living, counted: &mut counted };
+                let (counted, forgives) = (&mut counted, &mut forgives);
+                let slot = Slot { name: &recipe.name, line_bytes_max, pipes, queue: &queue, living: &living, counted, forgives };
                 slot.serve(child, &stop).await
             }
-            Err(error) => Some(format!("`{}` cannot be started: {error}", recipe.command.first().map_or("", String::as_str))),
+            Err(error) => {
+                let program = recipe.command.first().map_or("", String::as_str);
+                Some(End::Died(format!("`{program}` cannot be started: {error}")))
+            }
         };
-        let Some(reason) = end else { return };
+        let Some(end) = end else { return };
+        if started.elapsed() >= STEADY {
+            pause = RESTART_MIN;
+            forgives = true;
+        }
+        let reason = match end {
+            End::Late if std::mem::take(&mut forgives) => {
+                tracing::warn!(agent = recipe.name, reason = LATE, "an agent's process is replaced");
+                continue;
+            }
+            End::Late => LATE.to_owned(),
+            End::Died(reason) => reason,
+        };
         tracing::warn!(agent = recipe.name, reason, retry_in_ms = pause.as_millis(), "an agent's process ended");
         if std::mem::take(&mut counted) {
             living.lost(&reason);
-        }
-        if started.elapsed() >= STEADY {
-            pause = RESTART_MIN;
         }
         let over = Instant::now() + pause;
         loop {
@@ -239,11 +265,13 @@ struct Slot<'a> {
     queue: &'a Mutex<mpsc::Receiver<Job>>,
     living: &'a Living,
     counted: &'a mut bool,
+    /// Whether the next child that is late is replaced at once.
+    forgives: &'a mut bool,
 }
 
 impl Slot<'_> {
     /// Serves calls with one child until it dies. Returns why, or `None` if the agent was detached.
-    async fn serve(mut self, mut child: Child, stop: &CancellationToken) -> Option<String> {
+    async fn serve(mut self, mut child: Child, stop: &CancellationToken) -> Option<End> {
         let probation_ends = Instant::now() + PROBATION;
         loop {
             if !*self.counted && Instant::now() >= probation_ends {
@@ -264,8 +292,8 @@ impl Slot<'_> {
                             None => continue,
                         }
                     }
-                    Ok(false) => return Some(ended(&mut child).await),
-                    Err(error) => return Some(error.to_string()),
+                    Ok(false) => return Some(End::Died(ended(&mut child).await)),
+                    Err(error) => return Some(End::Died(error.to_string())),
                 },
                 () = sleep_until(probation_ends), if !*self.counted => continue,
                 job = next_job(self.queue), if *self.counted => match job {
@@ -273,8 +301,8 @@ impl Slot<'_> {
                     None => return None,
                 },
             };
-            if let Some(reason) = self.work(job, &mut child, stop).await {
-                return Some(reason);
+            if let Some(end) = self.work(job, &mut child, stop).await {
+                return Some(end);
             }
             if stop.is_cancelled() {
                 return None;
@@ -289,7 +317,7 @@ impl Slot<'_> {
     }
 
     /// Has the child do one call. Returns why the child must go, if it must.
-    async fn work(&mut self, job: Job, child: &mut Child, stop: &CancellationToken) -> Option<String> {
+    async fn work(&mut self, job: Job, child: &mut Child, stop: &CancellationToken) -> Option<End> {
         let Job { id, line, deadline, cancel, chunks, reply } = job;
         // What nobody waits for any more must not cost a child its life.
         if cancel.is_cancelled() || reply.is_closed() || deadline <= Instant::now() {
@@ -306,7 +334,7 @@ impl Slot<'_> {
         };
         if let Err(error) = written {
             let _ = reply.send(Err(failed(self.name, &format!("its process broke off: {error}"))));
-            return Some(ended(child).await);
+            return Some(End::Died(ended(child).await));
         }
         let mut until = deadline;
         let mut told = false;
@@ -319,6 +347,7 @@ impl Slot<'_> {
                 line = read_line(&mut self.pipes.stdout, &mut self.pipes.partial, self.line_bytes_max), if chunk.is_none() => match line {
                     Ok(true) => match self.answer(&id) {
                         Some(Said::End(end)) => {
+                            *self.forgives = true;
                             let _ = reply.send(if told { Err(cancelled()) } else { end });
                             return None;
                         }
@@ -326,18 +355,18 @@ impl Slot<'_> {
                         Some(Said::Chunk(Err(failure))) => {
                             let reason = failure.message.clone();
                             let _ = reply.send(Err(failure));
-                            return Some(reason);
+                            return Some(End::Died(reason));
                         }
                         None => {}
                     },
                     Ok(false) => {
                         let reason = ended(child).await;
                         let _ = reply.send(Err(failed(self.name, &format!("its process ended during the call: {reason}"))));
-                        return Some(reason);
+                        return Some(End::Died(reason));
                     }
                     Err(error) => {
                         let _ = reply.send(Err(failed(self.name, &error.to_string()).retryable(false)));
-                        return Some(error.to_string());
+                        return Some(End::Died(error.to_string()));
                     }
                 },
                 room = room(chunks.as_ref()), if chunk.is_some() => {
@@ -359,7 +388,7 @@ impl Slot<'_> {
             }
         }
         let _ = reply.send(Err(if told { cancelled() } else { timed_out(self.name) }));
-        Some("it did not answer in time and was killed".to_owned())
+        Some(End::Late)
     }
 
     /// Reads the line that has just arrived as a part or the end of call `id`.

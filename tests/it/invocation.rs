@@ -150,6 +150,31 @@ async fn a_deadline_is_kept_by_near_and_far_agents() {
     }
 }
 
+/// A caller's short deadline takes an agent from nobody else; a program that answers nothing at all is withdrawn.
+#[tokio::test]
+async fn a_program_that_was_late_once_is_replaced_at_once() {
+    let mute = script("mute", "never.py", &[], json!({ "id": "test.mute" }));
+    let node = Node::builder().agent(slow("slow", None)).agent(mute).spawn().await;
+    node.knows("test.slow", &["slow"]).await;
+    node.knows("test.mute", &["mute"]).await;
+    let late = async |capability: &str| {
+        let call = json!({ "capability": capability, "input": { "ms": 20_000 }, "timeout_ms": 300 });
+        node.invoke(call).await.refused(504, "TIMEOUT");
+    };
+    let state = async |name: &str| node.get(&format!("/v1/agents/{name}")).await.ok()["status"]["state"].clone();
+
+    for round in 0..2 {
+        late("test.slow").await;
+        assert_eq!(state("slow").await, "available", "round {round}");
+        node.call("test.slow", json!({ "ms": 1 })).await;
+    }
+
+    late("test.mute").await;
+    assert_eq!(state("mute").await, "available");
+    late("test.mute").await;
+    eventually("it is withdrawn", SETTLE, async || (state("mute").await == "unavailable").then_some(())).await;
+}
+
 #[tokio::test]
 async fn a_cancelled_call_is_cancelled_at_its_agent() {
     let builder = Node::builder();
