@@ -21,7 +21,10 @@ const DEADLINE_S_MAX: f64 = 86_400.0;
 
 /// Arguments of `offers`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
+#[command(after_help = "TAKES is the slower of what the agent says (c) and what this node measured (m), and counts; DONE IN is STARTS IN and TAKES \
+together. --json has both figures.
+
+Example:
   meshwork offers text-analysis --tokens 1200 --deadline 30 --max-cost 0.05")]
 pub(crate) struct Args {
     /// What is to be done: a capability or a category above it.
@@ -104,6 +107,8 @@ struct Row {
     #[serde(default)]
     takes_ms: Value,
     #[serde(default)]
+    latency_ms: Value,
+    #[serde(default)]
     completes_in_ms: Value,
     #[serde(default)]
     cost: Value,
@@ -142,6 +147,12 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
     })
 }
 
+/// The figure that counts of a promise and a measurement.
+fn slower<'a>(promised: &'a Value, measured: &'a Value) -> &'a Value {
+    let ms = |figure: &Value| figure.get("value").and_then(Value::as_f64);
+    if ms(measured) > ms(promised) { measured } else { promised }
+}
+
 fn table(rows: &[Row], colour: bool) -> String {
     let mut table = Table::new(["agent", "capability", "starts in", "takes", "done in", "cost", "free", "waiting", "trust", "score"]);
     for row in rows {
@@ -150,7 +161,7 @@ fn table(rows: &[Row], colour: bool) -> String {
             figures::agent(&row.name, &row.agent_id),
             format!("{} {}", figures::word(&row.capability), figures::word(&row.capability_version)),
             millis(&row.starts_in_ms),
-            millis(&row.takes_ms),
+            millis(slower(&row.takes_ms, &row.latency_ms)),
             millis(&row.completes_in_ms),
             figures::money(&row.cost),
             figures::plain(&row.free_slots),
@@ -160,4 +171,19 @@ fn table(rows: &[Row], colour: bool) -> String {
         ]);
     }
     table.text(colour) + "an offer reserves nothing and binds nobody; " + figures::MARKS + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_figures_of_an_offer_add_up_whoever_vouches_for_them() {
+        let claimed = json!({ "value": 25, "source": "claimed" });
+        for (measured, takes, done) in [(json!({ "value": 53, "source": "measured" }), "53 ms m", 253), (Value::Null, "25 ms c", 225)] {
+            let row = json!({ "agent_id": "x", "starts_in_ms": 200, "takes_ms": claimed, "latency_ms": measured, "completes_in_ms": done });
+            let text = table(&[serde_json::from_value(row).expect("a row")], false);
+            assert!(text.contains(&format!("200 ms     {takes}  {done} ms")), "{text}");
+        }
+    }
 }
