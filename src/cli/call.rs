@@ -16,7 +16,7 @@ use super::{
     find::{self, Limits, Rejected, Row},
     table::Table,
 };
-use crate::model::{CapabilityName, ErrorCode, InvocationId, Priority};
+use crate::model::{CapabilityName, ErrorCode, InvocationId, Priority, printable};
 
 /// How long a call may take unless it is told otherwise: agents think.
 const TIMEOUT_S_DEFAULT: f64 = 60.0;
@@ -29,6 +29,9 @@ const ANSWER_GRACE: Duration = Duration::from_secs(5);
 
 /// How long a cancelled call may hold up the end of the program.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How much of the error of an attempt is shown, in characters.
+const ERROR_CHARS_MAX: usize = 2_000;
 
 /// Arguments of `call`.
 #[derive(Debug, clap::Args)]
@@ -286,7 +289,13 @@ fn attempts(explain: &Explanation) -> String {
     // Where the node's clock begins is its own affair.
     let start = explain.attempts.first().map(|first| first.started_ms).unwrap_or_default();
     let mut table = Table::new(["attempt", "agent", "node", "after", "took", "begun", "outcome", "chosen for"]);
+    let mut errors = String::new();
     for (attempt, number) in explain.attempts.iter().zip(1..) {
+        let outcome = attempt.outcome.as_str().unwrap_or(figures::NOTHING);
+        // A sentence is too long for a column; the table has its code.
+        if outcome.contains(':') {
+            errors += &format!("attempt {number}: {}\n", printable(outcome, ERROR_CHARS_MAX));
+        }
         table.row([
             number.to_string(),
             figures::agent(attempt.name.as_deref().unwrap_or_default(), &attempt.agent_id),
@@ -294,11 +303,11 @@ fn attempts(explain: &Explanation) -> String {
             figures::millis(attempt.started_ms - start),
             attempt.ended_ms.map_or_else(|| figures::NOTHING.to_owned(), |ended| figures::millis(ended - attempt.started_ms)),
             attempt.begun.map_or(figures::NOTHING, |begun| if begun { "yes" } else { "no" }).to_owned(),
-            figures::plain(&attempt.outcome),
+            outcome.split(':').next().map(figures::word).unwrap_or_default(),
             figures::word(&attempt.why),
         ]);
     }
-    if table.is_empty() { String::new() } else { table.text(false) }
+    if table.is_empty() { String::new() } else { table.text(false) + &errors }
 }
 
 #[cfg(test)]

@@ -140,13 +140,14 @@ async fn an_explained_call_tells_on_stderr_who_was_considered_and_what_was_tried
 async fn a_call_that_failed_is_explained_too() {
     let node = Node::start(|_, _| {
         let attempt = json!({ "agent_id": AGENT, "name": "extractor", "node_id": NODE, "why": "best score", "begun": false,
-            "started_ms": 0, "ended_ms": 3, "outcome": "BUSY: full" });
+            "started_ms": 0, "ended_ms": 3, "outcome": format!("BUSY: {}, come back later", "full ".repeat(40)) });
         refusal(429, "BUSY", json!({ "explain": { "candidates": [row()], "rejected": [], "attempts": [attempt], "total_ms": 3 } }))
     })
     .await;
     let (exit, out, err) = node.run(&["call", "echo", "--explain"]).await;
     assert_eq!((exit, out.as_str()), (1, ""));
-    assert!(err.contains("no     BUSY: full  best score") && err.ends_with("error: BUSY: no\n"), "{err}");
+    assert!(err.contains("no     BUSY     best score") && err.ends_with("error: BUSY: no\n"), "{err}");
+    assert!(err.contains("\nattempt 1: BUSY: full ") && err.contains(" , come back later\n"), "errors are told whole: {err}");
 }
 
 #[tokio::test]
