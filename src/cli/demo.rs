@@ -16,8 +16,6 @@ use crate::node::{Handle, InvokeReply, InvokeRequest, Node, Query, Wanted};
 
 /// The document that is used when none is named.
 const SAMPLE: &[u8] = include_bytes!("../agents/builtin/assets/sample.pdf");
-/// How much of the text later steps work on, in bytes: enough to see them at work.
-const TEXT_BYTES_MAX: usize = 40 * 1024;
 
 /// Arguments of `demo`.
 #[derive(Debug, clap::Args)]
@@ -120,12 +118,7 @@ async fn mesh(scratch: &Scratch) -> Result<(Vec<Node>, Handle), CliError> {
 async fn chain(handle: &Handle, nodes: &[Node], document: String, progress: &ProgressBar) -> Result<Vec<Done>, CliError> {
     let mut done = Vec::new();
     let extracted = step(handle, nodes, "extract", "pdf_text_extraction", json!({ "document": document }), progress).await?;
-    let whole = extracted.output.get("text").and_then(Value::as_str).unwrap_or_default();
-    let mut end = whole.len().min(TEXT_BYTES_MAX);
-    while !whole.is_char_boundary(end) {
-        end -= 1;
-    }
-    let text = whole.get(..end).unwrap_or_default().to_owned();
+    let text = extracted.output.get("text").and_then(Value::as_str).unwrap_or_default().to_owned();
     done.push(extracted);
     done.push(step(handle, nodes, "analyse", "text-analysis", json!({ "text": text }), progress).await?);
     done.push(step(handle, nodes, "sum up", "summarization", json!({ "text": text, "max_sentences": 3 }), progress).await?);

@@ -231,3 +231,15 @@ async fn every_verb_has_help_with_an_example() {
     }
     assert!(meshwork(&["--version"]).await.text().starts_with("meshwork "));
 }
+
+/// A demonstration that left out a part of the document would say something about another one.
+#[tokio::test]
+async fn the_demo_works_on_the_whole_of_a_long_text() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("long.txt");
+    std::fs::write(&file, "The quick fox jumps over it. ".repeat(5_000)).expect("the file is written");
+
+    let demo = meshwork(&["demo".as_ref(), file.as_os_str(), "--json".as_ref()]).await.json();
+
+    assert_eq!(demo["steps"][1]["output"]["statistics"]["words"], 30_000, "{}", demo["steps"][1]);
+}
