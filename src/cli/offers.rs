@@ -21,11 +21,13 @@ const DEADLINE_S_MAX: f64 = 86_400.0;
 
 /// Arguments of `offers`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "TAKES is the slower of what the agent says (c) and what this node measured (m), and counts; DONE IN is STARTS IN and TAKES \
+#[command(
+    after_help = "TAKES is the slower of what the agent says (c) and what this node measured (m), and counts; DONE IN is STARTS IN and TAKES \
 together. --json has both figures.
 
 Example:
-  meshwork offers text-analysis --tokens 1200 --deadline 30 --max-cost 0.05")]
+  meshwork offers text-analysis --tokens 1200 --deadline 30 --max-cost 0.05"
+)]
 pub(crate) struct Args {
     /// What is to be done: a capability or a category above it.
     capability: CapabilityName,

@@ -231,7 +231,8 @@ fn the_largest_payload_fits_into_a_request() {
         assert!(Config::parse(&limits(payload, payload + spare), "x.toml").is_ok(), "{payload}");
     }
     let faults = faults_of(&limits(16_777_216, 16_777_216));
-    let told = "limits.http_body_bytes_max: `16777216` is not allowed: expected at least 16842752: limits.payload_bytes_max, which is 16777216";
+    let told =
+        "limits.http_body_bytes_max: `16777216` is not allowed: expected at least 16842752: limits.payload_bytes_max, which is 16777216";
     assert!(faults.len() == 1 && faults[0].starts_with(told), "{faults:?}");
     let faults = faults_of("[limits]\npayload_bytes_max = 16777216\n");
     assert!(faults[0].contains("line 2 of x.toml"), "the key that was written is named: {faults:?}");
