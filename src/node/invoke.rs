@@ -351,7 +351,7 @@ async fn ask(
     let refuse = |failure: Failure| AttemptFailure { failure, begun: false };
     let lane = match shared.lanes.get(node, request.priority) {
         Some(lane) => lane,
-        None => Box::pin(lane_to(shared, node, request.priority)).await.map_err(refuse)?,
+        None => Box::pin(lane_to(shared, node, request.priority, deadline)).await.map_err(refuse)?,
     };
     let invocation = request.invocation;
     let (body, blob) = blobs::announced(invocation, Part::Input, blobs::take_body(&mut request));

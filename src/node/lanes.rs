@@ -52,7 +52,7 @@ impl Lanes {
 }
 
 /// The lane to `node` for calls of this priority, opened if need be.
-pub(super) async fn lane_to(shared: &Shared, node: NodeId, priority: Priority) -> Result<Lane, Failure> {
+pub(super) async fn lane_to(shared: &Shared, node: NodeId, priority: Priority, deadline: Duration) -> Result<Lane, Failure> {
     if let Some(lane) = shared.lanes.get(node, priority) {
         return Ok(lane);
     }
@@ -60,7 +60,8 @@ pub(super) async fn lane_to(shared: &Shared, node: NodeId, priority: Priority) -
     let asked = shared.commands.try_send(Command::OpenLane { node, priority, reply });
     asked.map_err(|_| Failure::new(ErrorCode::Busy, "this node is too busy to open lanes").with("retry_after_ms", 100))?;
     let unreachable = || Failure::new(ErrorCode::Unavailable, format!("node {} cannot be reached", node.short()));
-    match tokio::time::timeout(OPEN_MAX, answer).await {
+    let patience = deadline.saturating_sub(shared.mono()).min(OPEN_MAX);
+    match tokio::time::timeout(patience, answer).await {
         Ok(Ok(opened)) => opened,
         Ok(Err(_)) | Err(_) => Err(unreachable()),
     }

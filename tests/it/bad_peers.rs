@@ -444,6 +444,24 @@ async fn an_answer_out_of_place_ends_the_lane_and_not_the_node() {
     serves(&node).await;
 }
 
+/// Threat T4: a peer that takes nothing off its lane holds up nobody past the deadline, however much waits to be written.
+#[tokio::test]
+async fn calls_on_a_lane_that_nobody_reads_end_by_their_deadline() {
+    let (node, forger) = (echoing().await, Forger::new());
+    let record = fast(&forger, "deaf");
+    let hostile = trap(&node, forger, &record, Habits::default()).await;
+    let body = json!({ "capability": "test.deaf", "input": "x".repeat(PART), "timeout_ms": 3_000 });
+
+    let asked = Instant::now();
+    let calls = join_all((0..60).map(|_| node.invoke(body.clone())));
+    let (answers, _lane) = tokio::join!(calls, hostile.accept_lane());
+
+    assert!(asked.elapsed() < Duration::from_secs(3) + IN_TIME, "{:?}", asked.elapsed());
+    let timeouts = answers.iter().filter(|answer| answer.status == 504).count();
+    assert!(timeouts > 0 && answers.iter().all(|answer| answer.status != 200), "{timeouts} of {}", answers.len());
+    serves(&node).await;
+}
+
 /// A node with an agent that echoes and one that does what it is told, and an honest neighbour.
 struct Host {
     node: Node,

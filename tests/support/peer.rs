@@ -731,7 +731,7 @@ impl Driver {
                 self.messages.clear();
                 self.openers.clear();
                 self.blob_openers.clear();
-                self.connected.send_replace(0);
+                self.connected.send_modify(|count| *count -= 1);
             }
             SwarmEvent::ConnectionClosed { .. } => self.connected.send_modify(|count| *count -= 1),
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {

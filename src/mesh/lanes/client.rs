@@ -1,6 +1,6 @@
 //! The calling end of a lane: a handle that many callers share, and the task behind it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::Stream;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
@@ -66,9 +67,15 @@ struct CancelOnDrop<'a> {
 impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
         self.lane.outstanding.fetch_sub(1, Ordering::Relaxed);
-        if self.armed {
-            // With the queue full the deadline ends the call instead.
-            let _ = self.lane.commands.try_send(Command::Cancel { id: self.id });
+        if !self.armed {
+            return;
+        }
+        // Whoever had a thousand calls under way and takes them all back fills the queue; the rest of the word follows them.
+        if let (Err(mpsc::error::TrySendError::Full(cancel)), Ok(runtime)) =
+            (self.lane.commands.try_send(Command::Cancel { id: self.id }), Handle::try_current())
+        {
+            let commands = self.lane.commands.clone();
+            runtime.spawn(async move { commands.send(cancel).await });
         }
     }
 }
@@ -80,8 +87,8 @@ impl Lane {
         let lane = Self { node, priority, commands, ids: Arc::default(), outstanding: Arc::default(), clock };
         let (reader, writer) = io::split(stream);
         let machine = State::new(PENDING_MAX, clock.elapsed());
-        let outstanding = Arc::clone(&lane.outstanding);
-        let task = Task { reader, writer, inbox, outstanding, machine, chunks_by_id: HashMap::new(), outputs: Vec::new(), clock };
+        let (chunks_by_id, outbox, outputs) = (HashMap::new(), VecDeque::new(), Vec::new());
+        let task = Task { reader, writer, inbox, machine, chunks_by_id, outbox, outputs, clock };
         (lane, task.run())
     }
 
@@ -188,9 +195,10 @@ struct Task<R, W> {
     reader: io::Reader<R>,
     writer: io::Writer<W>,
     inbox: mpsc::Receiver<Command>,
-    outstanding: Arc<AtomicUsize>,
     machine: State<(u64, oneshot::Sender<Outcome>)>,
     chunks_by_id: HashMap<u64, mpsc::Sender<Bytes>>,
+    /// Frames for which the writer has no room yet. A call whose request waits here has a deadline like any other.
+    outbox: VecDeque<Frame>,
     outputs: Vec<Output<(u64, oneshot::Sender<Outcome>)>>,
     clock: Instant,
 }
@@ -220,19 +228,17 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
         let timer = self.machine.poll_timeout().and_then(at);
         let stuck = io::progress_deadline(&self.reader, &self.writer);
         let wake = [timer, stuck].into_iter().flatten().min();
-        let takes_calls = self.writer.waiting() < OUTPUT_HIGH_BYTES;
         tokio::select! {
             biased;
             filled = self.reader.fill() => match filled {
                 Ok(true) => self.on_bytes(),
                 Ok(false) | Err(_) => return Some(LaneEnd::Closed),
             },
-            command = self.inbox.recv(), if takes_calls => {
+            command = self.inbox.recv() => {
                 let Some(command) = command else { return Some(LaneEnd::Closed) };
-                if self.outstanding.load(Ordering::Relaxed) > 1 {
-                    // Callers that are about to call are let in first: what is written at once costs little more than a single call.
-                    tokio::task::yield_now().await;
-                }
+                // Callers that are about to call are let in first: what is written at once costs little more than a single call. Even
+                // one alone gains, since the connection that this wakes then runs here and not on another thread.
+                tokio::task::yield_now().await;
                 let now = self.clock.elapsed();
                 self.handle(command, now);
                 for _ in 1..COMMANDS_PER_TURN {
@@ -249,6 +255,11 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
                 // While a slow link still takes in what waits, a ping is stuck behind it and its answer cannot be due.
                 if self.writer.waiting() > 0 {
                     self.machine.on_alive(self.clock.elapsed());
+                }
+                while self.writer.waiting() < OUTPUT_HIGH_BYTES
+                    && let Some(frame) = self.outbox.pop_front()
+                {
+                    self.write(&frame);
                 }
             }
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
@@ -290,16 +301,33 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
         }
     }
 
+    fn send(&mut self, frame: Frame) {
+        if self.outbox.is_empty() && self.writer.waiting() < OUTPUT_HIGH_BYTES {
+            return self.write(&frame);
+        }
+        // What has not gone out need not be taken back.
+        if let Frame::Cancel { id } = frame {
+            let is_request = |waits: &Frame| matches!(waits, Frame::Request { id: waiting, .. } if *waiting == id);
+            if let Some(at) = self.outbox.iter().position(is_request) {
+                self.outbox.remove(at);
+                return;
+            }
+        }
+        self.outbox.push_back(frame);
+    }
+
+    fn write(&mut self, frame: &Frame) {
+        if let (Err(error), Frame::Request { id, .. }) = (self.writer.push(frame), frame) {
+            self.machine.handle_unsendable(*id, &error, &mut self.outputs);
+        }
+    }
+
     fn apply(&mut self) -> Option<LaneEnd> {
         let mut end = None;
         let mut outputs = std::mem::take(&mut self.outputs);
         for output in outputs.drain(..) {
             match output {
-                Output::Send(frame) => {
-                    if let (Err(error), Frame::Request { id, .. }) = (self.writer.push(&frame), &frame) {
-                        self.machine.handle_unsendable(*id, &error, &mut self.outputs);
-                    }
-                }
+                Output::Send(frame) => self.send(frame),
                 Output::Chunk(id, chunk) => {
                     // The credit is smaller than the channel, so it is never full; a caller that has gone misses nothing.
                     if let Some(chunks) = self.chunks_by_id.get(&id) {

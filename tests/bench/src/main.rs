@@ -82,10 +82,12 @@ async fn run(args: &Args) -> Result<ExitCode> {
     let effort = Effort { rounds: usize::from(args.rounds), run_ms: u64::from(args.seconds) * 1_000 };
     let scratch = tempfile::Builder::new().prefix("meshwork-bench-").tempdir()?;
     let mut report = Report::new(effort.rounds, effort.run_ms);
-    plan::run(&parts, scratch.path(), effort, &mut report).await?;
+    // What was measured before a failure took minutes, and is shown all the same.
+    let ended = plan::run(&parts, scratch.path(), effort, &mut report).await;
     std::io::stdout().lock().write_all(report.text().as_bytes())?;
     if let Some(file) = &args.json {
         std::fs::write(file, report.json()?).with_context(|| format!("write {}", file.display()))?;
     }
+    ended?;
     Ok(if args.strict && !report.all_met() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

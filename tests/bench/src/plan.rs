@@ -184,7 +184,7 @@ async fn large(dir: &Path, effort: Effort, report: &mut Report) -> Result<()> {
 /// What fits and three times as much in turn, on the same processes.
 async fn overload(dir: &Path, effort: Effort, report: &mut Report) -> Result<()> {
     say("overload");
-    let mut worker = Running::worker("meshwork", dir, WORK_MS).await?;
+    let mut worker = Running::worker("meshwork", &dir.join("overload"), WORK_MS).await?;
     let fits = WORK_PLACES * 1_000 / WORK_MS;
     let (mut once, mut thrice) = (Vec::new(), Vec::new());
     for _ in 0..effort.rounds {
