@@ -4,8 +4,8 @@
 //! is that program, and a library for those who build on its parts.
 //!
 //! # The map
-//! Rows are layers, and each knows only those above it in this list. Columns are the journeys, named by the same word in every row:
-//! `directory` (who is there), `invocation` (calling them).
+//! Rows are layers, and each knows only those above it in this list. Columns are the journeys, named by the same word in every row that has
+//! a part in them: `directory` (who is there), `invocation` (calling them).
 //!
 //! | layer | what it does |
 //! |---|---|
@@ -15,7 +15,7 @@
 #![cfg_attr(
     feature = "node",
     doc = "| [`telemetry`], [`config`], [`store`], [`agents`], [`mesh`] | do: logs, settings, disk, local work, libp2p |
-| [`node`] | drives: the event loop, the invocation plane, the handle that everyone else calls |
+| [`node`] | drives: the event loop, invocations beside it, the handle that everyone else calls |
 | [`api`], [`cli`] | face clients: HTTP, the command line |"
 )]
 //!

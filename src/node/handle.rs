@@ -9,8 +9,8 @@ use serde_json::Value;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::find;
-use super::invoke::{self, InvokeReply, InvokeRequest};
-use super::offers::{self, OffersAnswer, OffersRequest};
+use super::invocation::invoke::{self, InvokeReply, InvokeRequest};
+use super::invocation::offers::{self, OffersAnswer, OffersRequest};
 use super::schemas::{Known, schemas_of};
 use super::shared::{Command, Network, Shared, lock};
 use super::start::Disk;

@@ -2,37 +2,28 @@
 //!
 //! The loop owns the swarm, the directory and the tables of joining, searching and penalising; others reach it through a bounded channel
 //! behind the [`Handle`], which every door and verb uses. Nothing slow runs in it: signatures, disk and agents go to workers and come
-//! back as inputs. Calls do not pass through it: they read the directory through a snapshot that the loop replaces, travel on lanes that
-//! have tasks of their own, and report how they ended in batches.
+//! back as inputs. Calls do not pass through it: those of `invocation` read the directory through a snapshot that the loop replaces, travel on
+//! lanes that have tasks of their own, and report how they ended in batches.
 
-mod admission;
-mod blobs;
 mod clock;
 mod event_loop;
-mod execute;
 pub(crate) mod explain;
 mod find;
 mod gossip;
 mod handle;
 mod hosting;
-mod invoke;
-mod keyed;
-mod lanes;
-mod offers;
+mod invocation;
 mod receipts;
-mod routing;
-mod running;
 mod schemas;
 mod shared;
 mod start;
-mod stream;
 mod view;
 
 pub use explain::Explanation;
 pub(crate) use handle::label;
 pub use handle::{AgentView, Handle, TrustView};
-pub use invoke::{InvokeReply, InvokeRequest};
-pub use offers::{Declined, Offered, OffersAnswer, OffersRequest};
+pub use invocation::invoke::{InvokeReply, InvokeRequest};
+pub use invocation::offers::{Declined, Offered, OffersAnswer, OffersRequest};
 pub use receipts::{PinView, ReceiptView};
 pub use start::{Node, StartError};
 pub use view::{Check, Event, Level, NodeView, State};

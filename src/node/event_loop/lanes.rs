@@ -10,8 +10,8 @@ use super::turn::{Ended, EventLoop, LANES_PER_PEER_MAX, LaneReply, fault};
 use crate::mesh::lanes::{self, Lane, LaneEnd};
 use crate::mesh::streams::Direction;
 use crate::model::{Failure, NodeId, Priority};
-use crate::node::blobs;
-use crate::node::execute::AgentsHere;
+use crate::node::invocation::blobs;
+use crate::node::invocation::execute::AgentsHere;
 use crate::telemetry::Kind;
 
 impl EventLoop {

@@ -12,7 +12,7 @@ use crate::mesh::streams::OpenError;
 use crate::mesh::{ControlId, Event, ReplyTo, Stamp};
 use crate::model::{AgentId, ErrorCode, Failure, NodeId, Now, Shard};
 use crate::node::gossip::{self, Document, Purpose, Report, VERIFYING_MAX};
-use crate::node::offers;
+use crate::node::invocation::offers;
 use crate::node::view::Event as NodeEvent;
 use crate::proto::directory::{Digest, Verdict};
 use crate::proto::invocation::offer;

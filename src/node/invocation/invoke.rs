@@ -13,15 +13,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::blobs;
 use super::execute;
-use super::explain::Explanation;
 use super::keyed::Ask;
 use super::lanes::lane_to;
 use super::routing::run;
-use super::schemas::schemas_of;
-use super::shared::{Counted, Shared, lock};
 use super::stream;
 use crate::agents::definition::ANYTHING;
 use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, InvocationId, NodeId, Priority, VersionRequirement};
+use crate::node::explain::Explanation;
+use crate::node::schemas::schemas_of;
+use crate::node::shared::{Counted, Shared, lock};
 use crate::proto::directory::rank::Candidate;
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::chain;
@@ -119,7 +119,7 @@ pub struct InvokeReply {
 }
 
 /// Makes one call. Dropping the future cancels it.
-pub(super) async fn invoke(shared: &Arc<Shared>, mut request: InvokeRequest) -> Result<Arc<InvokeReply>, Failure> {
+pub(in crate::node) async fn invoke(shared: &Arc<Shared>, mut request: InvokeRequest) -> Result<Arc<InvokeReply>, Failure> {
     let chosen = request.id.is_some();
     let id = request.id.unwrap_or_else(|| InvocationId::from_random(rand::rng().random()));
     request.id = Some(id);

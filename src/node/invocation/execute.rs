@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use super::blobs;
 use super::keyed::Ask;
 use super::offers;
-use super::shared::{Counted, Shared};
 use crate::agents::{Agent, Confirm, Invocation};
 use crate::mesh::lanes::{Executing, Executor, Orders};
 use crate::model::{ErrorCode, Failure, NodeId};
+use crate::node::shared::{Counted, Shared};
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::chain;
 use crate::telemetry::Side;
@@ -24,10 +24,10 @@ use crate::wire::invocation::{Body, Request, Success};
 pub(super) use crate::agents::schema_failure;
 
 /// The node's agents, for the calls of one peer, over however many lanes they come.
-pub(super) struct AgentsHere {
-    pub(super) shared: Arc<Shared>,
+pub(in crate::node) struct AgentsHere {
+    pub(in crate::node) shared: Arc<Shared>,
     /// Calls of this peer that run.
-    pub(super) running: Arc<AtomicUsize>,
+    pub(in crate::node) running: Arc<AtomicUsize>,
 }
 
 impl Executor for AgentsHere {

@@ -12,12 +12,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use rust_decimal::Decimal;
 
-use super::explain::Explanation;
-use super::find;
 use super::invoke::{InvokeReply, InvokeRequest, attempt, deadline};
-use super::shared::{Shared, lock};
 use crate::config;
 use crate::model::{AgentId, CapabilityName, Failure, InvocationId};
+use crate::node::explain::Explanation;
+use crate::node::find;
+use crate::node::shared::{Shared, lock};
 use crate::proto::directory::Rankings;
 use crate::proto::directory::rank::{Answer, Candidate, Ranking, Rejection};
 use crate::proto::invocation::balance::Balance;
@@ -31,13 +31,13 @@ use crate::wire::invocation::{Body, Hop, Success};
 
 /// What calls share when they choose whom to ask.
 #[derive(Debug)]
-pub(super) struct Routing {
+pub(in crate::node) struct Routing {
     state: Mutex<routing::State>,
     rankings: RwLock<Rankings>,
 }
 
 impl Routing {
-    pub(super) fn new(config: &config::Routing) -> Self {
+    pub(in crate::node) fn new(config: &config::Routing) -> Self {
         let breaker = breaker::Config {
             failures_max: config.breaker_failures,
             open: Duration::from_millis(config.breaker_open_ms),
@@ -53,13 +53,13 @@ impl Routing {
     }
 
     /// Every breaker that is not closed.
-    pub(super) fn tripped(&self, now: Duration) -> BTreeMap<(AgentId, CapabilityName), Phase> {
+    pub(in crate::node) fn tripped(&self, now: Duration) -> BTreeMap<(AgentId, CapabilityName), Phase> {
         let state = lock(&self.state);
         state.breakers().tripped(now).map(|(agent, capability, phase)| ((agent, capability.clone()), phase)).collect()
     }
 
     /// Leaves out whoever no call would be given to now.
-    pub(super) fn withhold(&self, answer: &mut Answer, now: Duration) {
+    pub(in crate::node) fn withhold(&self, answer: &mut Answer, now: Duration) {
         let state = lock(&self.state);
         for candidate in std::mem::take(&mut answer.candidates) {
             match state.obstacle(&candidate, now) {

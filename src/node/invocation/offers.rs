@@ -13,10 +13,10 @@ use futures::future::join_all;
 use rust_decimal::Decimal;
 use tokio::sync::oneshot;
 
-use super::find;
-use super::shared::{Command, Shared, lock};
 use crate::agents::Health;
 use crate::model::{AgentId, CapabilityName, ErrorCode, Failure, NodeId, VersionRequirement};
+use crate::node::find;
+use crate::node::shared::{Command, Shared, lock};
 use crate::proto::directory::rank::{Candidate, Rejected};
 use crate::proto::invocation::offer::{self, Bid, Hosted, Known};
 use crate::wire::Document;
@@ -83,7 +83,7 @@ pub struct OffersAnswer {
 }
 
 /// Asks the best candidates what they could do.
-pub(super) async fn offers(shared: &Arc<Shared>, request: OffersRequest) -> Result<OffersAnswer, Failure> {
+pub(in crate::node) async fn offers(shared: &Arc<Shared>, request: OffersRequest) -> Result<OffersAnswer, Failure> {
     let limit = usize::try_from(request.limit).unwrap_or(usize::MAX);
     if !(1..=AGENTS_ASKED_MAX).contains(&limit) {
         return Err(Failure::new(ErrorCode::InvalidRequest, format!("limit is 1 to {AGENTS_ASKED_MAX}")).with("path", "/limit"));
@@ -175,7 +175,7 @@ async fn ask(shared: &Shared, node: NodeId, inquiry: Inquiry) -> Result<Offers, 
 }
 
 /// What this node's own agents answer. Costs a look at each of those that are named.
-pub(super) fn answer(shared: &Shared, inquiry: &Inquiry) -> Offers {
+pub(in crate::node) fn answer(shared: &Shared, inquiry: &Inquiry) -> Offers {
     let mut answer = Offers::default();
     for agent in &inquiry.agents {
         match offer_of(shared, inquiry, *agent) {

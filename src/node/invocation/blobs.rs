@@ -13,10 +13,10 @@ use libp2p::Stream;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::clock::Clock;
-use super::shared::{Command, Shared, lock};
 use crate::mesh::blobs::{self, Error};
 use crate::model::{ErrorCode, Failure, InvocationId, NodeId};
+use crate::node::clock::Clock;
+use crate::node::shared::{Command, Shared, lock};
 use crate::proto::invocation::blobs::{Arrival, Config, Key, State};
 use crate::wire::blob::{Head, Part};
 use crate::wire::invocation::{BlobId, Body, INLINE_BYTES_MAX, Request};
@@ -42,7 +42,7 @@ struct Pushing {
 
 /// The blobs of this node.
 #[derive(Debug)]
-pub(super) struct Blobs {
+pub(in crate::node) struct Blobs {
     state: Mutex<State<Stream, oneshot::Sender<Stream>>>,
     heads_by_peer: Mutex<BTreeMap<NodeId, usize>>,
     pushing_by_peer: Mutex<BTreeMap<NodeId, Arc<Pushing>>>,
@@ -50,13 +50,13 @@ pub(super) struct Blobs {
 }
 
 impl Blobs {
-    pub(super) fn new(config: Config, clock: Clock) -> Self {
+    pub(in crate::node) fn new(config: Config, clock: Clock) -> Self {
         let state = Mutex::new(State::new(config));
         Self { state, heads_by_peer: Mutex::default(), pushing_by_peer: Mutex::default(), clock }
     }
 
     /// Refuses streams that nobody announced in time.
-    pub(super) fn tick(&self, now: Duration) {
+    pub(in crate::node) fn tick(&self, now: Duration) {
         drop(lock(&self.state).handle_timeout(now));
     }
 
@@ -117,7 +117,7 @@ impl Expected<'_> {
 }
 
 /// Takes in a substream that a peer opened.
-pub(super) fn accept(shared: &Arc<Shared>, peer: NodeId, mut stream: Stream) {
+pub(in crate::node) fn accept(shared: &Arc<Shared>, peer: NodeId, mut stream: Stream) {
     {
         let mut heads = lock(&shared.blobs.heads_by_peer);
         let reading = heads.entry(peer).or_default();

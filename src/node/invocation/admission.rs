@@ -10,9 +10,9 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::shared::lock;
 use crate::config::Limits;
 use crate::model::{AgentId, ErrorCode, Failure, NodeId, RateLimit};
+use crate::node::shared::lock;
 use crate::proto::peers::rate::{Limiter, Rate, whole_ms};
 use crate::wire::directory::AGENTS_PER_NODE_MAX;
 
@@ -21,7 +21,7 @@ const PEERS_MAX: usize = 4_096;
 
 /// The buckets of this node.
 #[derive(Debug)]
-pub(super) struct Admission {
+pub(in crate::node) struct Admission {
     per_peer: Option<Rate>,
     peers: Mutex<Limiter<NodeId>>,
     agents: Mutex<Limiter<AgentId>>,
@@ -30,7 +30,7 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub(in crate::node) fn new(limits: &Limits) -> Self {
         let rate = |per_s: u32, burst: u32| (per_s > 0).then(|| Rate::new(per_s.into(), burst));
         Self {
             per_peer: rate(limits.calls_per_peer_per_s, limits.calls_per_peer_burst),
@@ -67,7 +67,7 @@ impl Admission {
     }
 
     /// A client of the API asks for work.
-    pub(super) fn client(&self, now: Duration) -> Result<(), Failure> {
+    pub(in crate::node) fn client(&self, now: Duration) -> Result<(), Failure> {
         let Some(rate) = self.per_client else { return Ok(()) };
         let checked = lock(&self.clients).check((), rate, now);
         checked.map_err(|wait| refusal("the clients of this node ask too often (limits.api_requests_per_s)", "clients", wait))

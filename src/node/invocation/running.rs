@@ -15,15 +15,15 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::shared::lock;
 use crate::agents::Agent;
 use crate::model::{Adapter, AgentId, ErrorCode, Failure, InvocationId, NodeId};
+use crate::node::shared::lock;
 use crate::proto::invocation::chain;
 use crate::wire::invocation::{Hop, Request};
 
 /// The runs of agents that may call in turn. As many as calls are admitted.
 #[derive(Debug, Default)]
-pub(super) struct Running {
+pub(in crate::node) struct Running {
     runs: Mutex<Runs>,
 }
 

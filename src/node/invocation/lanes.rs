@@ -6,26 +6,26 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::shared::{Command, Shared};
 use crate::mesh::lanes::Lane;
 use crate::model::{ErrorCode, Failure, NodeId, Priority};
+use crate::node::shared::{Command, Shared};
 
 /// How long connecting and opening a lane may take before the call goes elsewhere.
 const OPEN_MAX: Duration = Duration::from_millis(1_500);
 
 /// Open lanes.
 #[derive(Debug, Default)]
-pub(super) struct Lanes {
+pub(in crate::node) struct Lanes {
     lanes_by_node: RwLock<BTreeMap<NodeId, [Option<Lane>; Priority::ALL.len()]>>,
 }
 
 impl Lanes {
-    pub(super) fn get(&self, node: NodeId, priority: Priority) -> Option<Lane> {
+    pub(in crate::node) fn get(&self, node: NodeId, priority: Priority) -> Option<Lane> {
         let lanes = self.lanes_by_node.read().unwrap_or_else(PoisonError::into_inner);
         lanes.get(&node)?.get(priority as usize)?.as_ref().filter(|lane| !lane.is_closed()).cloned()
     }
 
-    pub(super) fn insert(&self, lane: Lane) {
+    pub(in crate::node) fn insert(&self, lane: Lane) {
         let mut lanes = self.lanes_by_node.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = lanes.entry(lane.node()).or_default().get_mut(lane.priority() as usize) {
             *place = Some(lane);
@@ -33,7 +33,7 @@ impl Lanes {
     }
 
     /// Forgets the lanes to `node` that are closed.
-    pub(super) fn remove_closed(&self, node: NodeId) {
+    pub(in crate::node) fn remove_closed(&self, node: NodeId) {
         let mut lanes = self.lanes_by_node.write().unwrap_or_else(PoisonError::into_inner);
         let Some(places) = lanes.get_mut(&node) else { return };
         for place in places.iter_mut() {
@@ -45,7 +45,7 @@ impl Lanes {
     }
 
     /// Calls outstanding towards `node`.
-    pub(super) fn outstanding(&self, node: NodeId) -> usize {
+    pub(in crate::node) fn outstanding(&self, node: NodeId) -> usize {
         let lanes = self.lanes_by_node.read().unwrap_or_else(PoisonError::into_inner);
         lanes.get(&node).into_iter().flatten().flatten().map(Lane::outstanding).sum()
     }

@@ -11,15 +11,15 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::clock::Clock;
-use super::shared::lock;
 use crate::model::{ErrorCode, Failure};
+use crate::node::clock::Clock;
+use crate::node::shared::lock;
 use crate::proto::invocation::dedup::{Admission, Config, Key, State};
 
 type Waiter<R> = oneshot::Sender<Result<R, Failure>>;
 
 /// Calls by key, with the results that are kept.
-pub(super) struct Calls<R> {
+pub(in crate::node) struct Calls<R> {
     runs: Mutex<Runs<R>>,
     /// How many bytes a result has.
     size: fn(&R) -> u64,
@@ -59,7 +59,7 @@ pub(super) struct Ask<'a> {
 
 impl<R: Clone + Send + 'static> Calls<R> {
     /// No call yet. `size` is how many bytes of what `config` leaves room for a result takes.
-    pub(super) fn new(config: Config, size: fn(&R) -> u64, clock: Clock) -> Self {
+    pub(in crate::node) fn new(config: Config, size: fn(&R) -> u64, clock: Clock) -> Self {
         Self { runs: Mutex::new(Runs { state: State::new(config), interest_by_key: BTreeMap::new() }), size, clock }
     }
 
