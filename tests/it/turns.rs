@@ -75,8 +75,8 @@ async fn a_circle_over_three_nodes_is_refused_where_it_would_close() {
     assert_eq!(nodes_of.collect::<Vec<_>>(), nodes.iter().map(Node::id).collect::<Vec<_>>());
 
     // Naming the agent does not help, and without the chain there is no circle.
-    let pinned = json!({ "capability": "test.a", "agent_id": agents[0] });
-    let answer = nodes[0].call("test.a", json!({ "route": [step("b"), pinned] })).await;
+    let named = json!({ "capability": "test.a", "agent_id": agents[0] });
+    let answer = nodes[0].call("test.a", json!({ "route": [step("b"), named] })).await;
     assert_eq!(chain(&answer["output"]["then"]["output"]["then"]["error"]), agents[..2], "{answer}");
     let trust = nodes[2].get("/v1/trust").await.ok();
     let blamed = |row: &Value| row["failures"].as_f64() > Some(0.0);

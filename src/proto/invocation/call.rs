@@ -71,7 +71,7 @@ pub enum Step {
 pub struct State {
     config: Config,
     capability: CapabilityName,
-    pinned: Option<AgentId>,
+    named: Option<AgentId>,
     repeatable: bool,
     started: Duration,
     deadline: Duration,
@@ -83,12 +83,12 @@ pub struct State {
 }
 
 impl State {
-    /// A call that begins `now` and must be over at `deadline`. `pinned` names the only agent that may be asked; `repeatable` says that
-    /// the caller gave a key.
+    /// A call that begins `now` and must be over at `deadline`. `named` is the only agent that may be asked, if the caller named one;
+    /// `repeatable` says that the caller gave a key.
     pub fn new(
         config: Config,
         capability: CapabilityName,
-        pinned: Option<AgentId>,
+        named: Option<AgentId>,
         repeatable: bool,
         now: Duration,
         deadline: Duration,
@@ -96,7 +96,7 @@ impl State {
         Self {
             config,
             capability,
-            pinned,
+            named,
             repeatable,
             started: now,
             deadline,
@@ -113,8 +113,8 @@ impl State {
         &self.attempts
     }
 
-    /// Decides the next step from a ranking; that of a pinned call holds its agent alone. `known_names` is asked only where nobody is
-    /// there. Must not be called while an attempt runs.
+    /// Decides the next step from a ranking; that of a call with a named agent holds this one alone. `known_names` is asked only where
+    /// nobody is there. Must not be called while an attempt runs.
     pub fn next(
         &mut self,
         ranking: &Ranking,
@@ -129,11 +129,11 @@ impl State {
         let last = self.attempts.last().and_then(|attempt| attempt.failure.as_ref());
         if let Some(last) = last {
             let safe = !self.streamed && (!last.begun || self.repeatable || self.asked_idempotent);
-            if !safe || !may_go_elsewhere(last) || self.pinned.is_some() || self.attempts.len() >= self.config.attempts_max as usize {
+            if !safe || !may_go_elsewhere(last) || self.named.is_some() || self.attempts.len() >= self.config.attempts_max as usize {
                 return Step::Fail(self.verdict());
             }
         }
-        let pick = routing.pick(ranking, &self.tried, self.pinned.is_some(), now, rng);
+        let pick = routing.pick(ranking, &self.tried, self.named.is_some(), now, rng);
         let Some((pick, candidate)) = pick.and_then(|pick| Some((pick, ranking.candidates().get(pick.index())?))) else {
             if !self.searched {
                 self.searched = true;
@@ -223,11 +223,11 @@ impl State {
         };
         let is_for_a_time = !passing.is_empty();
         let mut reasons = passing.into_iter().chain(lasting);
-        if let Some(pinned) = self.pinned {
+        if let Some(named) = self.named {
             let reason = reasons.next().map_or_else(|| "it is not known here".to_owned(), |(_, reason)| reason.to_string());
-            let message = format!("agent {pinned} cannot do `{}`: {reason}", self.capability);
+            let message = format!("agent {named} cannot do `{}`: {reason}", self.capability);
             let failure = if is_for_a_time { later(message) } else { Failure::new(ErrorCode::AgentNotFound, message) };
-            return failure.with("agent_id", pinned.to_string());
+            return failure.with("agent_id", named.to_string());
         }
         let reasons: Vec<String> = reasons.take(REASONS_MAX).map(|(name, reason)| format!("{name}: {reason}")).collect();
         if !reasons.is_empty() {
@@ -339,17 +339,17 @@ mod tests {
     }
 
     #[test]
-    fn a_pinned_call_never_leaves_its_agent() {
+    fn a_call_of_a_named_agent_goes_to_no_other() {
         let candidates = [agent(1).score(0.9), agent(2).score(0.5)];
-        let mut call = Call::pinned(2);
+        let mut call = Call::named(2);
         assert_eq!(call.next(&candidates), Asked(2));
         call.fails(ErrorCode::Unavailable, NOT_BEGUN);
         assert_eq!(call.next(&candidates), Failed(ErrorCode::Unavailable));
     }
 
     #[test]
-    fn a_pinned_agent_that_will_not_do_fails_with_its_reason() {
-        let mut call = Call::pinned(2);
+    fn a_named_agent_that_will_not_do_fails_with_its_reason() {
+        let mut call = Call::named(2);
         assert_eq!(call.next(&[agent(1)]), Searched);
         for (reason, code) in [(Rejection::Suspect, ErrorCode::Unavailable), (Rejection::Version, ErrorCode::AgentNotFound)] {
             let answer = Answer { candidates: Vec::new(), rejected: vec![rejected(2, reason.clone())] };
@@ -361,8 +361,8 @@ mod tests {
     }
 
     #[test]
-    fn a_pinned_agent_that_nobody_knows_is_said_to_be_unknown() {
-        let mut call = Call::pinned(2);
+    fn a_named_agent_that_nobody_knows_is_said_to_be_unknown() {
+        let mut call = Call::named(2);
         assert_eq!(call.next(&[]), Searched);
         let failure = call.failure(&Ranking::default(), &[]);
         assert_eq!(failure.code, ErrorCode::AgentNotFound);
@@ -506,7 +506,7 @@ mod tests {
 
     #[test]
     fn the_verdict_counts_the_attempts() {
-        let mut call = Call::pinned(1);
+        let mut call = Call::named(1);
         assert_eq!(call.next(&[agent(1)]), Asked(1));
         call.fails(ErrorCode::Busy, NOT_BEGUN);
         assert_eq!(call.failure(&ranking(&[agent(1)]), &[]).details["attempts"], 1);
@@ -680,7 +680,7 @@ mod tests {
             Self { state: state(None, true), ..Self::new() }
         }
 
-        fn pinned(number: u8) -> Self {
+        fn named(number: u8) -> Self {
             Self { state: state(Some(id(number)), true), ..Self::new() }
         }
 
@@ -693,8 +693,8 @@ mod tests {
         }
 
         fn next(&mut self, candidates: &[Agent]) -> Did {
-            let pinned = self.state.pinned;
-            let seen: Vec<Agent> = candidates.iter().filter(|agent| pinned.is_none_or(|pinned| agent.id() == pinned)).cloned().collect();
+            let named = self.state.named;
+            let seen: Vec<Agent> = candidates.iter().filter(|agent| named.is_none_or(|named| agent.id() == named)).cloned().collect();
             let ranking = ranking(&seen);
             match self.step(&ranking) {
                 Step::Ask(choice) => Asked(number_of(ranking.candidates()[choice.index].agent())),
@@ -730,9 +730,9 @@ mod tests {
         }
     }
 
-    fn state(pinned: Option<AgentId>, repeatable: bool) -> State {
+    fn state(named: Option<AgentId>, repeatable: bool) -> State {
         let capability = "text-analysis".parse().expect("a valid name");
-        State::new(Config { attempts_max: 3 }, capability, pinned, repeatable, Duration::ZERO, DEADLINE)
+        State::new(Config { attempts_max: 3 }, capability, named, repeatable, Duration::ZERO, DEADLINE)
     }
 
     fn rejected(number: u8, reason: Rejection) -> Rejected {

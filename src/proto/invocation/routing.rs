@@ -43,7 +43,7 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
     /// The caller named it.
-    Pinned,
+    Named,
     /// Nobody who can be asked has a better score.
     Best,
     /// Of so many near-equals, this policy chose it.
@@ -61,7 +61,7 @@ pub enum Why {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Pinned => f.write_str("the caller named it"),
+            Self::Named => f.write_str("the caller named it"),
             Self::Best => f.write_str("best score"),
             Self::Balanced(Balance::RoundRobin, equals) => write!(f, "its turn among {equals} near-equals"),
             Self::Balanced(Balance::LeastConnections, equals) => write!(f, "fewest connections among {equals} near-equals"),
@@ -147,7 +147,7 @@ impl State {
     }
 
     /// Whom a call would ask that has asked `tried` already.
-    pub(super) fn pick(&mut self, ranking: &Ranking, tried: &[AgentId], pinned: bool, now: Duration, rng: &mut impl Rng) -> Option<Pick> {
+    pub(super) fn pick(&mut self, ranking: &Ranking, tried: &[AgentId], named: bool, now: Duration, rng: &mut impl Rng) -> Option<Pick> {
         let candidates = ranking.candidates();
         let mut looked = 0;
         let Self { breakers, exploration, balance, .. } = self;
@@ -157,7 +157,7 @@ impl State {
             matches!(phase, Some(Phase::Closed | Phase::HalfOpen { probed: false }))
         };
         if tried.is_empty()
-            && !pinned
+            && !named
             && let Some(index) = exploration.pick(ranking, usable, &mut looked, now, rng)
         {
             let fallen = ranking.fallen().contains(&index);
@@ -168,8 +168,8 @@ impl State {
             usable(*index)
         })?;
         let first = candidates.get(first_at)?;
-        if pinned {
-            return Some(Pick { index: first_at, why: Why::Pinned, looked });
+        if named {
+            return Some(Pick { index: first_at, why: Why::Named, looked });
         }
         let mut nearby = Vec::new();
         let equals = if first_at == 0 {
@@ -202,7 +202,7 @@ impl State {
         candidate.entry.traffic.turn.store(self.choices, Ordering::Relaxed);
         let probe = candidate.capability().and_then(|capability| self.breakers.begin(candidate.agent(), &capability.id, now));
         let explores = matches!(why, Why::Exploration | Why::SecondChance);
-        Choice { index, why: if probe.is_some() && why != Why::Pinned { Why::Probe } else { why }, looked, explores, probe }
+        Choice { index, why: if probe.is_some() && why != Why::Named { Why::Probe } else { why }, looked, explores, probe }
     }
 
     /// An attempt is over. Each choice must be ended, also when nobody waits for it any more.
