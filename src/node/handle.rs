@@ -96,7 +96,7 @@ impl Handle {
     /// # Errors
     /// `RATE_LIMIT_EXCEEDED` with the time to come back.
     pub fn admit_client(&self) -> Result<(), Failure> {
-        self.shared.admission.client(self.shared.mono())
+        self.shared.rates.client(self.shared.mono())
     }
 
     /// Answers a directory query. With an `input`, only agents whose schema accepts it will do.

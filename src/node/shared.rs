@@ -10,11 +10,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, wat
 use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
-use super::invocation::admission::Admission;
 use super::invocation::blobs::Blobs;
 use super::invocation::invoke::InvokeReply;
 use super::invocation::keyed::Calls;
 use super::invocation::lanes::Lanes;
+use super::invocation::rates::Rates;
 use super::invocation::routing::Routing;
 use super::invocation::running::Running;
 use super::receipts;
@@ -104,7 +104,7 @@ pub(super) struct Shared {
     pub(super) ledger: RwLock<Ledger>,
     pub(super) timings: Mutex<Timings>,
     pub(super) quick_runs: AtomicUsize,
-    pub(super) admission: Admission,
+    pub(super) rates: Rates,
     pub(super) running: Running,
     pub(super) lanes: Lanes,
     pub(super) blobs: Blobs,

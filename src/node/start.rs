@@ -18,10 +18,10 @@ use super::clock::Clock;
 use super::event_loop::{EventLoop, Inputs, REPORTS_MAX};
 use super::find::SCANS_MAX;
 use super::handle::Handle;
-use super::invocation::admission::Admission;
 use super::invocation::blobs::Blobs;
 use super::invocation::keyed::Calls;
 use super::invocation::lanes::Lanes;
+use super::invocation::rates::Rates;
 use super::invocation::routing::Routing;
 use super::invocation::running::Running;
 use super::schemas::Schemas;
@@ -246,7 +246,7 @@ impl Node {
             ledger: RwLock::new(ledger),
             timings: Mutex::new(Timings::new(AGENTS_PER_NODE_MAX * CAPABILITIES_MAX)),
             quick_runs: AtomicUsize::new(0),
-            admission: Admission::new(&config.limits),
+            rates: Rates::new(&config.limits),
             running: Running::default(),
             lanes: Lanes::default(),
             blobs: Blobs::new(blobs, clock),

@@ -44,7 +44,7 @@ impl AgentsHere {
         deadline: Duration,
         orders: Orders,
     ) -> Result<Success, AttemptFailure> {
-        self.shared.admission.peer(caller, || self.shared.mono()).map_err(not_begun)?;
+        self.shared.rates.peer(caller, || self.shared.mono()).map_err(not_begun)?;
         let limits = &self.shared.config.limits;
         let running_max = usize::try_from(limits.calls_per_peer_max).unwrap_or(usize::MAX);
         let _running = Counted::new(&self.running);
@@ -188,7 +188,7 @@ async fn run(
         return Err(not_begun(Failure::new(ErrorCode::Internal, "the input has not been fetched")));
     };
     let limit = agent.checked().definition.rate_limit;
-    shared.admission.agent(agent.id(), limit, caller, || shared.mono()).map_err(not_begun)?;
+    shared.rates.agent(agent.id(), limit, caller, || shared.mono()).map_err(not_begun)?;
     let invocation = Invocation {
         id: invocation,
         capability: capability.clone(),

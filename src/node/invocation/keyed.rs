@@ -14,7 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::model::{ErrorCode, Failure};
 use crate::node::clock::Clock;
 use crate::node::shared::lock;
-use crate::proto::invocation::dedup::{Admission, Config, Key, State};
+use crate::proto::invocation::dedup::{Config, Key, State, Verdict};
 
 type Waiter<R> = oneshot::Sender<Result<R, Failure>>;
 
@@ -105,13 +105,13 @@ impl<R: Clone + Send + 'static> Calls<R> {
     fn place(&self, ask: &Ask<'_>, reply: Waiter<R>) -> Result<Place<R>, Failure> {
         let runs = &mut *lock(&self.runs);
         match runs.state.on_call(ask.key.clone(), ask.input, reply, self.clock.now().mono) {
-            Admission::Done(_, result) => Ok(Place::Done(result)),
-            Admission::Refuse(_, failure) => Err(failure),
-            Admission::Wait => {
+            Verdict::Done(_, result) => Ok(Place::Done(result)),
+            Verdict::Refuse(_, failure) => Err(failure),
+            Verdict::Wait => {
                 let interest = runs.interest_by_key.get(&ask.key).and_then(Weak::upgrade);
                 Ok(interest.map_or(Place::Doomed, Place::Joined))
             }
-            Admission::Run(reply) => {
+            Verdict::Run(reply) => {
                 let stop = CancellationToken::new();
                 let interest = Arc::new(stop.clone().drop_guard());
                 runs.interest_by_key.insert(ask.key.clone(), Arc::downgrade(&interest));

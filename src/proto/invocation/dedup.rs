@@ -18,7 +18,7 @@ pub type Key = (NodeId, AgentId, String);
 
 /// What to do with a call that carries a key.
 #[derive(Debug, PartialEq)]
-pub enum Admission<W, R> {
+pub enum Verdict<W, R> {
     /// Nobody runs it: run it, then report with [`State::handle_done`]. The waiter is given back.
     Run(W),
     /// It is being run; the waiter is kept and comes back with the result.
@@ -73,25 +73,25 @@ impl<W, R: Clone> State<W, R> {
     }
 
     /// A call with `key` and an input of this hash has come.
-    pub fn on_call(&mut self, key: Key, input: [u8; 32], waiter: W, now: Duration) -> Admission<W, R> {
+    pub fn on_call(&mut self, key: Key, input: [u8; 32], waiter: W, now: Duration) -> Verdict<W, R> {
         self.expire(now);
         let Some(entry) = self.entries_by_key.get_mut(&key) else {
             self.entries_by_key.insert(key, Entry { input, state: Progress::Running(Vec::new()) });
-            return Admission::Run(waiter);
+            return Verdict::Run(waiter);
         };
         if entry.input != input {
             let message = format!("the idempotency key `{}` was used before with another input", key.2);
-            return Admission::Refuse(waiter, Failure::new(ErrorCode::Conflict, message));
+            return Verdict::Refuse(waiter, Failure::new(ErrorCode::Conflict, message));
         }
         match &mut entry.state {
-            Progress::Done { result, .. } => Admission::Done(waiter, result.clone()),
+            Progress::Done { result, .. } => Verdict::Done(waiter, result.clone()),
             Progress::Running(waiters) if waiters.len() >= WAITERS_MAX => {
                 let failure = Failure::new(ErrorCode::Busy, "too many callers wait for this idempotency key");
-                Admission::Refuse(waiter, failure.with("retry_after_ms", 500))
+                Verdict::Refuse(waiter, failure.with("retry_after_ms", 500))
             }
             Progress::Running(waiters) => {
                 waiters.push(waiter);
-                Admission::Wait
+                Verdict::Wait
             }
         }
     }
@@ -166,7 +166,7 @@ mod tests {
 
     /// A call that runs and ends with a result of so many bytes.
     fn done(state: &mut State<i32, &'static str>, word: &str, bytes: u64, second: u64) {
-        assert_eq!(state.on_call(key(word), [0; 32], 0, s(second)), Admission::Run(0), "{word}");
+        assert_eq!(state.on_call(key(word), [0; 32], 0, s(second)), Verdict::Run(0), "{word}");
         assert_eq!(state.handle_done(&key(word), Some((&success(), bytes)), s(second)), [0_i32; 0]);
     }
 
@@ -181,38 +181,38 @@ mod tests {
     #[test]
     fn callers_with_one_key_share_one_run() {
         let mut state: State<i32, &str> = keeping(10, 100);
-        assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Admission::Run(1));
-        assert_eq!(state.on_call(key("k"), [0; 32], 2, Duration::ZERO), Admission::Wait);
+        assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Verdict::Run(1));
+        assert_eq!(state.on_call(key("k"), [0; 32], 2, Duration::ZERO), Verdict::Wait);
         assert_eq!(state.handle_done(&key("k"), Some((&success(), 1)), Duration::ZERO), [2]);
-        assert_eq!(state.on_call(key("k"), [0; 32], 3, Duration::ZERO), Admission::Done(3, success()));
+        assert_eq!(state.on_call(key("k"), [0; 32], 3, Duration::ZERO), Verdict::Done(3, success()));
     }
 
     #[test]
     fn a_key_with_another_input_is_a_conflict() {
         let mut state: State<i32, &str> = keeping(10, 100);
-        assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Admission::Run(1));
+        assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Verdict::Run(1));
         assert!(
-            matches!(state.on_call(key("k"), [1; 32], 2, Duration::ZERO), Admission::Refuse(2, failure) if failure.code == ErrorCode::Conflict)
+            matches!(state.on_call(key("k"), [1; 32], 2, Duration::ZERO), Verdict::Refuse(2, failure) if failure.code == ErrorCode::Conflict)
         );
     }
 
     #[test]
     fn a_failed_call_may_be_tried_again() {
         let mut state: State<i32, &str> = keeping(10, 100);
-        assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Admission::Run(1));
+        assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Verdict::Run(1));
         state.handle_done(&key("k"), None, Duration::ZERO);
-        assert_eq!(state.on_call(key("k"), [0; 32], 2, Duration::ZERO), Admission::Run(2));
+        assert_eq!(state.on_call(key("k"), [0; 32], 2, Duration::ZERO), Verdict::Run(2));
     }
 
     #[test]
     fn results_are_kept_for_a_while_and_within_a_bound() {
         let mut state: State<i32, &str> = keeping(2, 100);
         for word in ["a", "b", "c"] {
-            assert_eq!(state.on_call(key(word), [0; 32], 0, Duration::ZERO), Admission::Run(0));
+            assert_eq!(state.on_call(key(word), [0; 32], 0, Duration::ZERO), Verdict::Run(0));
             state.handle_done(&key(word), Some((&success(), 1)), Duration::ZERO);
         }
         assert_eq!(state.len(), 2);
-        assert_eq!(state.on_call(key("c"), [0; 32], 0, Duration::from_secs(61)), Admission::Run(0));
+        assert_eq!(state.on_call(key("c"), [0; 32], 0, Duration::from_secs(61)), Verdict::Run(0));
     }
 
     /// Threat T23: large results do not add up to more than there is room for.
@@ -226,28 +226,28 @@ mod tests {
         done(&mut state, "b", 50, 3);
         assert_eq!((is_kept(&state, "d"), is_kept(&state, "a"), is_kept(&state, "c")), (false, false, true));
         assert_eq!((state.len(), state.bytes), (2, 80));
-        assert_eq!(state.on_call(key("d"), [0; 32], 1, s(3)), Admission::Run(1), "its key is free again");
+        assert_eq!(state.on_call(key("d"), [0; 32], 1, s(3)), Verdict::Run(1), "its key is free again");
     }
 
     #[test]
     fn a_result_larger_than_all_the_room_reaches_who_waits_and_is_not_kept() {
         let mut state = keeping(10, 100);
         done(&mut state, "small", 60, 0);
-        assert_eq!(state.on_call(key("large"), [0; 32], 1, s(1)), Admission::Run(1));
-        assert_eq!(state.on_call(key("large"), [0; 32], 2, s(1)), Admission::Wait);
+        assert_eq!(state.on_call(key("large"), [0; 32], 1, s(1)), Verdict::Run(1));
+        assert_eq!(state.on_call(key("large"), [0; 32], 2, s(1)), Verdict::Wait);
         assert_eq!(state.handle_done(&key("large"), Some((&success(), 101)), s(1)), [2]);
         assert_eq!((state.len(), state.bytes), (1, 60), "nobody else has to make room for what is not kept");
-        assert_eq!(state.on_call(key("large"), [0; 32], 3, s(1)), Admission::Run(3), "as after its time, a repeat runs again");
+        assert_eq!(state.on_call(key("large"), [0; 32], 3, s(1)), Verdict::Run(3), "as after its time, a repeat runs again");
     }
 
     #[test]
     fn a_run_under_way_stays_whatever_is_kept() {
         let mut state = keeping(1, 100);
-        assert_eq!(state.on_call(key("running"), [0; 32], 1, s(0)), Admission::Run(1));
+        assert_eq!(state.on_call(key("running"), [0; 32], 1, s(0)), Verdict::Run(1));
         for second in 1..200 {
             done(&mut state, &second.to_string(), 100, second);
         }
-        assert_eq!(state.on_call(key("running"), [0; 32], 2, s(200)), Admission::Wait);
+        assert_eq!(state.on_call(key("running"), [0; 32], 2, s(200)), Verdict::Wait);
         assert_eq!(state.handle_done(&key("running"), Some((&success(), 1)), s(200)), [2]);
     }
 
@@ -293,12 +293,12 @@ mod tests {
                     Op::Call { word, input } => {
                         callers += 1;
                         match state.on_call(key(WORDS[word]), [input; 32], callers, now) {
-                            Admission::Run(waiter) => {
+                            Verdict::Run(waiter) => {
                                 prop_assert_eq!(waiter, callers);
                                 prop_assert_eq!(unanswered.insert(word, BTreeSet::from([waiter])), None, "a second run");
                             }
-                            Admission::Wait => prop_assert!(unanswered.get_mut(&word).expect("a run to wait for").insert(callers)),
-                            Admission::Done(waiter, _) | Admission::Refuse(waiter, _) => prop_assert_eq!(waiter, callers),
+                            Verdict::Wait => prop_assert!(unanswered.get_mut(&word).expect("a run to wait for").insert(callers)),
+                            Verdict::Done(waiter, _) | Verdict::Refuse(waiter, _) => prop_assert_eq!(waiter, callers),
                         }
                     }
                     Op::Done { word, good } => {

@@ -21,7 +21,7 @@ const PEERS_MAX: usize = 4_096;
 
 /// The buckets of this node.
 #[derive(Debug)]
-pub(in crate::node) struct Admission {
+pub(in crate::node) struct Rates {
     per_peer: Option<Rate>,
     peers: Mutex<Limiter<NodeId>>,
     agents: Mutex<Limiter<AgentId>>,
@@ -29,7 +29,7 @@ pub(in crate::node) struct Admission {
     clients: Mutex<Limiter<()>>,
 }
 
-impl Admission {
+impl Rates {
     pub(in crate::node) fn new(limits: &Limits) -> Self {
         let rate = |per_s: u32, burst: u32| (per_s > 0).then(|| Rate::new(per_s.into(), burst));
         Self {
@@ -104,42 +104,42 @@ mod tests {
     /// MEAP-3: each peer has its own budget, by its key.
     #[test]
     fn one_peer_does_not_use_up_the_budget_of_another() {
-        let (admission, one, other) = (Admission::new(&limits(10, 0)), peer(), peer());
+        let (rates, one, other) = (Rates::new(&limits(10, 0)), peer(), peer());
         for _ in 0..2 {
-            assert_eq!(admission.peer(one, || ZERO), Ok(()));
+            assert_eq!(rates.peer(one, || ZERO), Ok(()));
         }
-        let back = wait(admission.peer(one, || ZERO));
+        let back = wait(rates.peer(one, || ZERO));
         assert_eq!(back, Duration::from_millis(100));
-        assert_eq!(admission.peer(other, || ZERO), Ok(()));
-        assert_eq!(admission.peer(one, || back), Ok(()), "the hint is true");
+        assert_eq!(rates.peer(other, || ZERO), Ok(()));
+        assert_eq!(rates.peer(one, || back), Ok(()), "the hint is true");
     }
 
     #[test]
     fn an_agent_has_one_budget_for_all_its_callers_if_it_asks_for_one() {
-        let (admission, agent) = (Admission::new(&limits(0, 0)), AgentId::from_public_key([1; 32]));
+        let (rates, agent) = (Rates::new(&limits(0, 0)), AgentId::from_public_key([1; 32]));
         let limit = Some(RateLimit { per_s: 0.5, burst: None });
-        assert_eq!(admission.agent(agent, limit, peer(), || ZERO), Ok(()));
-        assert_eq!(wait(admission.agent(agent, limit, peer(), || ZERO)), Duration::from_secs(2));
-        assert_eq!(admission.agent(AgentId::from_public_key([2; 32]), limit, peer(), || ZERO), Ok(()));
+        assert_eq!(rates.agent(agent, limit, peer(), || ZERO), Ok(()));
+        assert_eq!(wait(rates.agent(agent, limit, peer(), || ZERO)), Duration::from_secs(2));
+        assert_eq!(rates.agent(AgentId::from_public_key([2; 32]), limit, peer(), || ZERO), Ok(()));
         for _ in 0..100 {
-            assert_eq!(admission.agent(agent, None, peer(), || ZERO), Ok(()));
+            assert_eq!(rates.agent(agent, None, peer(), || ZERO), Ok(()));
         }
     }
 
     /// MEAP-3: the hint of one tier holds for the others too.
     #[test]
     fn who_comes_back_to_an_agent_passes_the_door_of_peers_as_well() {
-        let (admission, agent, caller) = (Admission::new(&limits(1, 0)), AgentId::from_public_key([1; 32]), peer());
+        let (rates, agent, caller) = (Rates::new(&limits(1, 0)), AgentId::from_public_key([1; 32]), peer());
         let limit = Some(RateLimit { per_s: 100.0, burst: Some(1) });
-        assert!(admission.peer(caller, || ZERO).is_ok() && admission.agent(agent, limit, caller, || ZERO).is_ok());
-        assert!(admission.peer(caller, || ZERO).is_ok());
-        let back = wait(admission.agent(agent, limit, caller, || ZERO));
-        assert!(admission.peer(caller, || back).is_ok() && admission.agent(agent, limit, caller, || back).is_ok(), "{back:?}");
+        assert!(rates.peer(caller, || ZERO).is_ok() && rates.agent(agent, limit, caller, || ZERO).is_ok());
+        assert!(rates.peer(caller, || ZERO).is_ok());
+        let back = wait(rates.agent(agent, limit, caller, || ZERO));
+        assert!(rates.peer(caller, || back).is_ok() && rates.agent(agent, limit, caller, || back).is_ok(), "{back:?}");
     }
 
     #[test]
     fn what_is_not_configured_limits_nobody() {
-        let (open, closed) = (Admission::new(&Limits::default()), Admission::new(&limits(0, 1)));
+        let (open, closed) = (Rates::new(&Limits::default()), Rates::new(&limits(0, 1)));
         for _ in 0..1_000 {
             assert!(open.peer(peer(), || ZERO).is_ok() && open.client(ZERO).is_ok());
         }
