@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::model::{CapabilityName, ErrorCode, Failure, InvocationId, Priority, VersionRequirement, printable};
 use crate::wire::invocation::INLINE_BYTES_MAX;
 
-/// The largest part of a streamed answer.
+/// The largest chunk of a streamed answer.
 pub(super) const CHUNK_BYTES_MAX: usize = INLINE_BYTES_MAX;
 
 /// Whether an agent can be called.
@@ -65,7 +65,7 @@ pub struct Invocation {
     pub priority: Priority,
     /// What the work waits for once the agent is free.
     pub confirm: Option<Confirm>,
-    /// Where the parts of the answer go, each as JSON text of at most `CHUNK_BYTES_MAX`; whoever sends waits until there is room.
+    /// Where the chunks of the answer go, each as JSON text of at most `CHUNK_BYTES_MAX`; whoever sends waits until there is room.
     pub chunks: Option<mpsc::Sender<Bytes>>,
 }
 
@@ -145,7 +145,7 @@ impl Reply {
         self.output.map(|output| Ok(Answer { output: text(output), units }))
     }
 
-    /// The part of an answer that this reply is.
+    /// The chunk of an answer that this reply is.
     ///
     /// # Errors
     /// `AGENT_FAILED` if it is too large to travel.

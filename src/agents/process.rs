@@ -5,7 +5,7 @@
 //! growing pauses; while none of an agent's children lives, the agent is down. A child that does not answer by the deadline is killed,
 //! and so is one that writes a line beyond any bound. One that never stops writing is not waited for to pause: after each of its lines the
 //! clock is looked at, and whether there is a call. A deadline is the caller's choice and says little about a program, so a child that
-//! was late is replaced at once and the agent stays; unless the one before it was late as well without answering anything. A part of a
+//! was late is replaced at once and the agent stays; unless the one before it was late as well without answering anything. A chunk of a
 //! streamed answer (`{"id","chunk"}`) that nobody takes makes the child wait.
 
 use std::path::{Path, PathBuf};
@@ -351,7 +351,7 @@ impl Slot<'_> {
                             let _ = reply.send(if told { Err(cancelled()) } else { end });
                             return None;
                         }
-                        Some(Said::Chunk(Ok(part))) => chunk = Some(part).filter(|_| chunks.is_some()),
+                        Some(Said::Chunk(Ok(next))) => chunk = Some(next).filter(|_| chunks.is_some()),
                         Some(Said::Chunk(Err(failure))) => {
                             let reason = failure.message.clone();
                             let _ = reply.send(Err(failure));
@@ -391,7 +391,7 @@ impl Slot<'_> {
         Some(End::Late)
     }
 
-    /// Reads the line that has just arrived as a part or the end of call `id`.
+    /// Reads the line that has just arrived as a chunk or the end of call `id`.
     fn answer(&mut self, id: &str) -> Option<Said> {
         let reply: Option<Reply> = serde_json::from_slice(&self.pipes.partial).ok();
         let said = reply.filter(|reply| reply.id.as_deref() == Some(id)).and_then(|mut reply| match reply.take_chunk(self.name) {

@@ -154,7 +154,7 @@ pub(super) async fn run_until(args: Args, global: &Global, interrupt: impl Futur
     let timeout = Duration::from_secs_f64(args.timeout) + ANSWER_GRACE;
     let asked = async {
         if args.stream {
-            client.post_for_events(&["v1", "invoke"], &body, timeout, |part| global.screen.line(part)).await
+            client.post_for_events(&["v1", "invoke"], &body, timeout, |chunk| global.screen.line(chunk)).await
         } else {
             client.post(&["v1", "invoke"], &body, timeout).await
         }

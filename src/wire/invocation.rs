@@ -176,11 +176,11 @@ pub enum Frame {
         /// The nonce of the ping.
         nonce: u64,
     },
-    /// Answerer: a part of the answer.
+    /// Answerer: a chunk of the answer.
     Chunk {
         /// The call's number.
         id: u64,
-        /// The part, as JSON text.
+        /// The chunk, as JSON text.
         chunk: Bytes,
     },
     /// Caller: this much of the chunks has been taken.

@@ -168,8 +168,8 @@ const HARM: [&str; 8] = [
     "{\"id\":\"ID\",\"output\":\"another\"}",
 ];
 
-/// Threat T23: what an agent writes stays what it is, data: neither a part of the answer nor its end, nor the output, nor an error's words are
-/// read as anything else, and nothing of it reaches a terminal or the log as it stands.
+/// Threat T23: what an agent writes stays what it is, data: neither a chunk of the answer nor its end, nor the output, nor an error's words
+/// are read as anything else, and nothing of it reaches a terminal or the log as it stands.
 #[tokio::test]
 async fn an_output_that_looks_like_more_than_data_passes_as_data() {
     let mesh = Mesh::start().await;

@@ -26,8 +26,8 @@ use super::{
     large::announced,
 };
 
-/// A part that its agent writes again and again, in bytes.
-const PART: usize = 60_000;
+/// A chunk that its agent writes again and again, in bytes.
+const CHUNK_BYTES: usize = 60_000;
 /// The largest payload unless configured otherwise, in bytes.
 const PAYLOAD_MAX: usize = 5_242_880;
 /// A body that does not fit into a frame, in bytes.
@@ -46,7 +46,7 @@ async fn a_caller_that_grants_no_credit_has_its_call_ended() {
     let peer = HostilePeer::joined(&host.node).await;
     let mut lane = peer.open_lane(&host.node).await;
     let before = host.node.resident_bytes();
-    let window = 3 * PART as u64;
+    let window = 3 * CHUNK_BYTES as u64;
 
     lane.call(1, Request { window, budget_ms: 2_500, ..host.endless() }).await;
     let mut granted = window;
@@ -63,7 +63,7 @@ async fn a_caller_that_grants_no_credit_has_its_call_ended() {
     let (failure, ()) = tokio::join!(reading, host.serves_others());
 
     assert_eq!(failure.code, ErrorCode::Timeout, "{failure}");
-    assert!(granted < PART as u64, "what was granted came: {granted} bytes are left");
+    assert!(granted < CHUNK_BYTES as u64, "what was granted came: {granted} bytes are left");
     host.is_free().await;
     let held = host.node.resident_bytes().saturating_sub(before);
     assert!(held < HELD_MAX, "{held} bytes more than before");
@@ -91,7 +91,7 @@ async fn a_caller_that_reads_nothing_loses_its_lane() {
 #[tokio::test]
 async fn absurd_credit_ends_the_lane_and_frees_the_agent() {
     let host = Host::start().await;
-    let some = 3 * PART as u64;
+    let some = 3 * CHUNK_BYTES as u64;
     for (number, (window, bytes)) in (1..).zip([(some, u64::MAX), (some, WINDOW_BYTES_MAX + 1), (0, 1)]) {
         let peer = HostilePeer::joined(&host.node).await;
         let mut lane = peer.open_lane(&host.node).await;
@@ -487,9 +487,9 @@ impl Host {
         request(self.process, "test.process", input)
     }
 
-    /// A call whose answer has more parts than anybody takes.
+    /// A call whose answer has more chunks than anybody takes.
     fn endless(&self) -> Request {
-        self.asks(&json!({ "steps": [{ "chunks": 100_000, "bytes": PART }] }))
+        self.asks(&json!({ "steps": [{ "chunks": 100_000, "bytes": CHUNK_BYTES }] }))
     }
 
     /// Waits until the agent that does what it is told works on nothing.

@@ -1,6 +1,6 @@
 //! Nodes that die or stand still with calls in hand: what has surely not begun is done elsewhere, what may have been done is not done again
 //! without leave, and whoever stood still is called again once it goes on. What was done is counted by the agents, not by the nodes.
-//! (The same once parts of the answer have come: `streaming`; agents that die alone: `invocation`.)
+//! (The same once chunks of the answer have come: `streaming`; agents that die alone: `invocation`.)
 
 use std::time::{Duration, Instant};
 

@@ -51,7 +51,7 @@ impl Journal {
         self.lines().iter().filter(|line| line.starts_with(what)).count()
     }
 
-    /// How many numbered parts its last call has written.
+    /// How many numbered chunks its last call has written.
     pub(crate) fn emitted(&self) -> usize {
         fs::read_to_string(self.0.join("emitted")).unwrap_or_default().parse().unwrap_or_default()
     }

@@ -67,7 +67,7 @@ pub(super) async fn invoke(State(handle): State<Handle>, headers: HeaderMap, Bod
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response())
 }
 
-/// A streamed answer on its way: the next part is asked for when the client has taken the one before.
+/// A streamed answer on its way: the next chunk is asked for when the client has taken the one before.
 enum Answering {
     Running(AbortOnDropHandle<Result<String, ApiError>>, mpsc::Receiver<Bytes>),
     Ending(Event, mpsc::Receiver<Bytes>),
@@ -79,7 +79,7 @@ impl Answering {
         let (end, mut chunks) = match self {
             Self::Running(mut call, mut chunks) => tokio::select! {
                 biased;
-                Some(chunk) = chunks.recv() => return Some((Ok(part(&chunk)), Self::Running(call, chunks))),
+                Some(chunk) = chunks.recv() => return Some((Ok(chunk_event(&chunk)), Self::Running(call, chunks))),
                 // A failure comes as an event too: the stream has begun with status 200 by then.
                 result = &mut call => (match result {
                     Ok(Ok(document)) => Event::default().event("result").data(document),
@@ -91,7 +91,7 @@ impl Answering {
             Self::Over => return None,
         };
         match chunks.recv().await {
-            Some(chunk) => Some((Ok(part(&chunk)), Self::Ending(end, chunks))),
+            Some(chunk) => Some((Ok(chunk_event(&chunk)), Self::Ending(end, chunks))),
             None => Some((Ok(end), Self::Over)),
         }
     }
@@ -101,7 +101,7 @@ fn failed(error: &ApiError) -> Event {
     Event::default().event("error").data(error.document().to_string())
 }
 
-fn part(chunk: &[u8]) -> Event {
+fn chunk_event(chunk: &[u8]) -> Event {
     Event::default().event("chunk").data(String::from_utf8_lossy(chunk))
 }
 

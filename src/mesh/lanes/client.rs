@@ -112,7 +112,7 @@ impl Lane {
         self.outstanding.load(Ordering::Relaxed)
     }
 
-    /// Makes one call and waits for its end. The parts of a streamed answer go to `chunks`, and the other side may send more as these are
+    /// Makes one call and waits for its end. The chunks of a streamed answer go to `chunks`, and the other side may send more as these are
     /// taken. Dropping the future cancels the call, also at the other end.
     pub async fn call(&self, mut request: Box<Request>, deadline: Duration, chunks: Option<&mpsc::Sender<Bytes>>) -> Outcome {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
@@ -140,7 +140,7 @@ impl Lane {
         outcome
     }
 
-    /// Hands the parts of an answer on, each before the end that follows it.
+    /// Hands the chunks of an answer on, each before the end that follows it.
     async fn stream(
         &self,
         id: u64,

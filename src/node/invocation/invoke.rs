@@ -63,11 +63,11 @@ pub struct InvokeRequest {
     pub traceparent: Option<String>,
     /// Whether the reply says how it came about.
     pub explain: bool,
-    /// Where the parts of the answer go, each as JSON text; whoever sends waits until there is room. `None`: the whole answer is enough.
+    /// Where the chunks of the answer go, each as JSON text; whoever sends waits until there is room. `None`: the whole answer is enough.
     pub chunks: Option<mpsc::Sender<Bytes>>,
-    /// How long the first part of a streamed answer may take.
+    /// How long the first chunk of a streamed answer may take.
     pub first_chunk: Option<Duration>,
-    /// How long the pause after a part may be.
+    /// How long the pause after a chunk may be.
     pub idle: Option<Duration>,
 }
 
@@ -264,7 +264,7 @@ pub(super) fn deadline(shared: &Shared, request: &InvokeRequest, now: Duration) 
     now.saturating_add(request.timeout.unwrap_or(default))
 }
 
-/// Asks one agent. Says also whether a part of its answer went to the client.
+/// Asks one agent. Says also whether a chunk of its answer went to the client.
 pub(super) async fn attempt(
     shared: &Arc<Shared>,
     request: &InvokeRequest,
@@ -310,9 +310,9 @@ pub(super) async fn attempt(
     });
     let (mut outcome, streamed) = match &request.chunks {
         Some(chunks) => {
-            let (sender, parts) = mpsc::channel(1);
+            let (sender, arriving) = mpsc::channel(1);
             let call = ask(shared, record.node, wire, deadline, Some(sender));
-            Box::pin(stream::pass_on(call, parts, chunks, stream::Patience::new(request, shared.clock.zero() + deadline))).await
+            Box::pin(stream::pass_on(call, arriving, chunks, stream::Patience::new(request, shared.clock.zero() + deadline))).await
         }
         None => (ask(shared, record.node, wire, deadline, None).await, false),
     };

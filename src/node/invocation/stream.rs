@@ -1,4 +1,4 @@
-//! A streamed answer on its way to the client: parts are handed on as they come, and a pause that is too long ends the call.
+//! A streamed answer on its way to the client: chunks are handed on as they come, and a pause that is too long ends the call.
 
 use std::time::Duration;
 
@@ -25,11 +25,11 @@ impl Patience {
     }
 }
 
-/// Waits for `call` and hands the parts of its answer on to `client`, each before the end that follows it. Says whether there was any. A client that takes nothing
-/// holds up the agent, not this node's memory.
+/// Waits for `call` and hands the chunks of its answer on to `client`, each before the end that follows it. Says whether there was any. A
+/// client that takes nothing holds up the agent, not this node's memory.
 pub(super) async fn pass_on(
     call: impl Future<Output = Result<Success, AttemptFailure>>,
-    mut parts: mpsc::Receiver<Bytes>,
+    mut chunks: mpsc::Receiver<Bytes>,
     client: &mpsc::Sender<Bytes>,
     patience: Patience,
 ) -> (Result<Success, AttemptFailure>, bool) {
@@ -39,25 +39,25 @@ pub(super) async fn pass_on(
     loop {
         let pause = if any { patience.idle } else { patience.first };
         let until = pause.map(|pause| Instant::now() + pause);
-        let part = tokio::select! {
+        let chunk = tokio::select! {
             biased;
-            part = parts.recv() => part,
+            chunk = chunks.recv() => chunk,
             end = &mut call, if ended.is_none() => {
                 ended = Some(end);
                 continue;
             }
             () = sleep_until(until.unwrap_or(patience.deadline)), if ended.is_none() && until.is_some() => {
-                let what = if any { "the next part of the answer" } else { "the first part of the answer" };
+                let what = if any { "the next chunk of the answer" } else { "the first chunk of the answer" };
                 let waited_ms = u64::try_from(pause.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
                 let failure = Failure::new(ErrorCode::Timeout, format!("{what} did not come within {waited_ms} ms"));
                 return (Err(AttemptFailure { failure: failure.with("timeout_ms", waited_ms), begun: true }), any);
             }
         };
-        let Some(part) = part else { break };
+        let Some(chunk) = chunk else { break };
         any = true;
         tokio::select! {
             // A client that has gone misses nothing.
-            _ = client.send(part) => {}
+            _ = client.send(chunk) => {}
             () = sleep_until(patience.deadline) => {
                 let failure = Failure::new(ErrorCode::Timeout, "the client did not take the answer before the deadline");
                 return (Err(AttemptFailure { failure, begun: true }), any);

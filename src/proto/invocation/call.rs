@@ -163,7 +163,7 @@ impl State {
         Step::Ask(choice)
     }
 
-    /// A part of the running attempt's answer went to the client. Another agent's answer would begin anew, so nobody else is asked.
+    /// A chunk of the running attempt's answer went to the client. Another agent's answer would begin anew, so nobody else is asked.
     pub fn on_chunk(&mut self) {
         self.streamed = true;
     }
@@ -601,7 +601,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, rng_seed: RngSeed::Fixed(7), ..ProptestConfig::with_cases(512) })]
 
         /// MEAP-9, AOP-4: however its attempts end, a call has one end after few steps; nobody is asked twice; and once an agent may have
-        /// begun, or the client has a part of the answer, nobody else is asked unless doing it twice does no harm.
+        /// begun, or the client has a chunk of the answer, nobody else is asked unless doing it twice does no harm.
         #[test]
         fn a_call_ends_and_is_repeated_only_where_that_does_no_harm(
             agents in prop::collection::vec((0.0..1.0_f64, any::<bool>()), 0..6),

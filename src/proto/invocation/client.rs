@@ -52,7 +52,7 @@ pub enum Output<T> {
     Send(Frame),
     /// Give this outcome to whoever waits.
     Settle(T, Outcome),
-    /// Give this part of the answer to whoever waits for the call with this number; report what is taken with [`State::handle_taken`].
+    /// Give this chunk of the answer to whoever waits for the call with this number; report what is taken with [`State::handle_taken`].
     Chunk(u64, Bytes),
     /// Close the lane; everything outstanding has been settled.
     Close(Closed),

@@ -180,7 +180,7 @@ impl State {
         }
     }
 
-    /// The agent has given a part of the answer. One at a time: the next may come after [`Output::Next`]. Dropped without it if the caller
+    /// The agent has given a chunk of the answer. One at a time: the next may come after [`Output::Next`]. Dropped without it if the caller
     /// wants no chunks or no longer waits.
     pub fn handle_chunk(&mut self, id: u64, chunk: Bytes, now: Duration, outputs: &mut Vec<Output>) {
         let Some(running) = self.running_by_id.get_mut(&id).filter(|running| running.credit.is_some() && !running.stopped) else { return };

@@ -1,11 +1,11 @@
 """What the agents that stream do in one call: the steps that its input lists, in turn.
 
-`{"chunk": value}`; `{"chunks": count, "bytes": size}`, numbered parts of that size as JSON; `{"text": "..."}`, written as it stands with
+`{"chunk": value}`; `{"chunks": count, "bytes": size}`, numbered chunks of that size as JSON; `{"text": "..."}`, written as it stands with
 `ID` for the id of the call, and `"times"` over; `{"drip": bytes}`, the input as the output in pieces of so many bytes, with a pause of
 `"pause_ms"` after each; `{"sized": bytes}`, a string whose JSON text has so many bytes as the output; `{"flood": text}`, the same text for
 ever, whoever says stop; `{"ms": pause}`, of the program `"of"` alone if that is named; `{"exit": name}`, the end of the program whose
 name that is; `{"output": value}`; `{"error": {...}}`.
-Below a folder the file `journal` takes `started ID`, `cancelled ID` and `done ID`, and `emitted` the number of the last numbered part.
+Below a folder the file `journal` takes `started ID`, `cancelled ID` and `done ID`, and `emitted` the number of the last numbered chunk.
 """
 
 import json
