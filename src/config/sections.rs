@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::model;
+use crate::model::{self, Balance};
 
 /// Everything that a node needs to know before it starts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -224,19 +224,6 @@ impl Default for Routing {
             receipt_window_ms: 600_000,
         }
     }
-}
-
-/// How calls are spread over near-equals.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Balance {
-    /// Each in turn.
-    RoundRobin,
-    /// Whoever this node has the fewest calls at.
-    LeastConnections,
-    /// Whoever has the least to do for its size.
-    #[default]
-    LeastLoad,
 }
 
 /// `[limits]`: what this node accepts at most.

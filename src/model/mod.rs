@@ -4,6 +4,7 @@
 //! border, and is never checked again. Nothing here does input or output, reads a clock or draws a random number.
 
 mod agent;
+mod balance;
 mod capability;
 mod claims;
 mod error_code;
@@ -17,6 +18,7 @@ mod text;
 mod time;
 
 pub use agent::{Adapter, CapabilityDefinition, Constraints, Definition, Framework, HealthCheck, RateLimit};
+pub use balance::Balance;
 pub use capability::{CapabilityName, CapabilityVersion, Shard, TAXONOMY, VersionRequirement};
 pub use claims::{Claims, Fact};
 pub use error_code::ErrorCode;

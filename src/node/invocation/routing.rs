@@ -20,7 +20,6 @@ use crate::node::find;
 use crate::node::shared::{Shared, lock};
 use crate::proto::directory::Rankings;
 use crate::proto::directory::rank::{Answer, Candidate, Ranking, Rejection};
-use crate::proto::invocation::balance::Balance;
 use crate::proto::invocation::breaker::{self, Phase};
 use crate::proto::invocation::call::{self, Step};
 use crate::proto::invocation::chain;
@@ -43,12 +42,8 @@ impl Routing {
             open: Duration::from_millis(config.breaker_open_ms),
             open_max: Duration::from_millis(config.breaker_open_ms_max.max(config.breaker_open_ms)),
         };
-        let balance = match config.balance {
-            config::Balance::RoundRobin => Balance::RoundRobin,
-            config::Balance::LeastConnections => Balance::LeastConnections,
-            config::Balance::LeastLoad => Balance::LeastLoad,
-        };
-        let config = routing::Config { balance, exploration: config.exploration, retry_budget: config.retry_budget, breaker };
+        let config::Routing { balance, exploration, retry_budget, .. } = *config;
+        let config = routing::Config { balance, exploration, retry_budget, breaker };
         Self { state: Mutex::new(routing::State::new(config)), rankings: RwLock::default() }
     }
 

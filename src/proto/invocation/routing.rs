@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::balance::{Balance, is_full};
+use super::balance::{self, is_full};
 use super::breaker::{self, Breakers, Phase, Probe};
 use super::budget::Budget;
 use super::evidence::Evidence;
 use super::exploration::Exploration;
-use crate::model::AgentId;
+use crate::model::{AgentId, Balance};
 use crate::proto::directory::rank::{Candidate, Ranking, Rejection, Standing};
 use crate::proto::peers::trust;
 
@@ -180,7 +180,7 @@ impl State {
             looked += LOOK_MAX.min(candidates.len() - first_at);
             &nearby
         };
-        let index = balance.choose(candidates, equals, usable, &mut looked, rng).unwrap_or(first_at);
+        let index = balance::choose(*balance, candidates, equals, usable, &mut looked, rng).unwrap_or(first_at);
         if candidates.get(index).is_some_and(is_full) {
             let mut others = candidates.iter().enumerate().skip(first_at).take(LOOK_MAX);
             let with_room = others.find(|(index, candidate)| {

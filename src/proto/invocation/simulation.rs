@@ -9,12 +9,11 @@ use std::time::Duration;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use super::balance::Balance;
 use super::call::{self, AttemptFailure, Step};
 use super::evidence::evidence;
 use super::routing;
 use super::testing::{self, node};
-use crate::model::{AgentId, CapabilityName, ErrorCode, Failure, Now, Price, Timestamp};
+use crate::model::{AgentId, Balance, CapabilityName, ErrorCode, Failure, Now, Price, Timestamp};
 use crate::proto::directory::rank::{Ranking, Rules};
 use crate::proto::directory::{self, Rankings, Routes};
 use crate::proto::peers::trust::Ledger;

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::balance::Balance;
 use super::breaker;
 use super::routing;
-use crate::model::AgentId;
+use crate::model::{AgentId, Balance};
 use crate::proto::directory::rank::{Answer, Candidate, Ranking, Standing, Terms};
 use crate::proto::directory::{Availability, Entry, Reach, Traffic};
 use crate::proto::peers::trust::Estimate;
