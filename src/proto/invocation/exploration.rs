@@ -27,7 +27,16 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// Agents whose tries are remembered; while there are as many, no further one is tried.
 const TRIALS_MAX: usize = 1_024;
 /// Candidates that are looked at for one try.
-const PICKS_MAX: usize = 4;
+pub(super) const PICKS_MAX: usize = 4;
+
+/// Who is to be tried.
+#[derive(Debug, Clone, Copy)]
+pub struct Try {
+    /// Where it stands in the ranking.
+    pub index: usize,
+    /// Whether it was found wanting before.
+    pub second_chance: bool,
+}
 
 #[derive(Debug)]
 struct Trial {
@@ -50,7 +59,7 @@ impl Exploration {
         Self { share: share.clamp(0.0, 1.0), saved: 0.0, trials_by_agent: BTreeMap::new() }
     }
 
-    /// Whom the first attempt of a call explores, as an index, if it is to explore anybody. The try must be ended.
+    /// Whom the first attempt of a call explores, if it is to explore anybody. The try must be ended.
     pub fn pick(
         &mut self,
         ranking: &Ranking,
@@ -58,7 +67,7 @@ impl Exploration {
         looked: &mut usize,
         now: Duration,
         rng: &mut impl Rng,
-    ) -> Option<usize> {
+    ) -> Option<Try> {
         if self.share <= 0.0 {
             return None;
         }
@@ -93,7 +102,7 @@ impl Exploration {
             }
             let trial = Trial { runs: true, went_well, again_at: now.saturating_add(PAUSE) };
             self.trials_by_agent.insert(candidate.agent(), trial);
-            return Some(index);
+            return Some(Try { index, second_chance });
         }
         None
     }

@@ -18,7 +18,7 @@ use super::balance::{self, is_full};
 use super::breaker::{self, Breakers, Phase, Probe};
 use super::budget::Budget;
 use super::evidence::Evidence;
-use super::exploration::Exploration;
+use super::exploration::{Exploration, Try};
 use crate::model::{AgentId, Balance};
 use crate::proto::directory::rank::{Candidate, Ranking, Rejection, Standing};
 use crate::proto::peers::trust;
@@ -158,10 +158,9 @@ impl State {
         };
         if tried.is_empty()
             && !named
-            && let Some(index) = exploration.pick(ranking, usable, &mut looked, now, rng)
+            && let Some(Try { index, second_chance }) = exploration.pick(ranking, usable, &mut looked, now, rng)
         {
-            let fallen = ranking.fallen().contains(&index);
-            return Some(Pick { index, why: if fallen { Why::SecondChance } else { Why::Exploration }, looked });
+            return Some(Pick { index, why: if second_chance { Why::SecondChance } else { Why::Exploration }, looked });
         }
         let first_at = (0..candidates.len()).find(|index| {
             looked += 1;
@@ -225,6 +224,7 @@ mod tests {
     use rand::rngs::SmallRng;
 
     use super::super::balance::WINDOW;
+    use super::super::exploration::PICKS_MAX;
     use super::super::testing::{Agent, agent, calm, config, number_of, ranking};
     use super::*;
 
@@ -367,17 +367,26 @@ mod tests {
         assert_eq!(desk.ask(&ranking), 1);
     }
 
-    /// A call costs the same work however many agents there are.
+    /// A call costs the same work however many agents there are, good ones and fallen ones.
     #[test]
     fn the_work_of_a_choice_does_not_grow_with_the_number_of_candidates() {
         let known: Vec<Agent> = (1..=50).map(|number| agent(number).score(0.9)).collect();
+        let fallen: Vec<Agent> = (51..=100).map(|number| agent(number).score(0.3).doubted()).collect();
         for count in [1, 10, 100, 1_000] {
-            let candidates: Vec<Agent> = known.iter().cycle().take(count).cloned().collect();
+            let so_many = |agents: &[Agent]| agents.iter().cycle().take(count).cloned().collect::<Vec<Agent>>();
+            let candidates = [so_many(&known), so_many(&fallen)].concat();
             let ranking = ranking(&candidates);
             let mut desk = Desk::exploring(0.05);
             for balance in [Balance::RoundRobin, Balance::LeastConnections, Balance::LeastLoad] {
                 desk.state.balance = balance;
-                assert!((0..1_000).all(|_| desk.choice(&ranking).looked <= 1 + WINDOW), "{count} agents, {balance:?}");
+                let mut second_chances = 0;
+                for _ in 0..1_000 {
+                    let choice = desk.choice(&ranking);
+                    desk.end(&ranking, choice, breaker::Outcome::Nothing);
+                    assert!(choice.looked <= PICKS_MAX + 1 + WINDOW, "{count} agents, {balance:?}: {}", choice.looked);
+                    second_chances += u32::from(choice.why == Why::SecondChance);
+                }
+                assert!(second_chances > 0, "{count} agents, {balance:?}");
             }
         }
     }
