@@ -81,7 +81,7 @@ pub async fn read_head(stream: &mut Stream) -> Result<Head, Error> {
 /// # Errors
 /// If they do not come, or are others.
 pub async fn pull(mut stream: Stream, blob: &BlobId) -> Result<Bytes, Error> {
-    let length = usize::try_from(blob.length).map_err(|_| Error::Mismatch)?;
+    let length = usize::try_from(blob.length_bytes).map_err(|_| Error::Mismatch)?;
     // An announcement is cheap, so memory follows the bytes that really come.
     let mut bytes = BytesMut::with_capacity(length.min(RESERVED_BYTES));
     let mut hasher = blake3::Hasher::new();

@@ -43,7 +43,8 @@ impl Head {
             Part::Output => 1,
         };
         let mut bytes = [0; HEAD_BYTES];
-        let written = self.invocation.to_bytes().into_iter().chain([part]).chain(self.blob.hash).chain(self.blob.length.to_be_bytes());
+        let written =
+            self.invocation.to_bytes().into_iter().chain([part]).chain(self.blob.hash).chain(self.blob.length_bytes.to_be_bytes());
         bytes.iter_mut().zip(written).for_each(|(place, byte)| *place = byte);
         bytes
     }
@@ -56,17 +57,17 @@ impl Head {
         let (invocation, rest) = bytes.split_first_chunk::<16>().ok_or_else(|| malformed(KIND, &"too short"))?;
         let (part, rest) = rest.split_first().ok_or_else(|| malformed(KIND, &"too short"))?;
         let (hash, rest) = rest.split_first_chunk::<32>().ok_or_else(|| malformed(KIND, &"too short"))?;
-        let length = rest.first_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes)).ok_or_else(|| malformed(KIND, &"too short"))?;
+        let length_bytes = rest.first_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes)).ok_or_else(|| malformed(KIND, &"too short"))?;
         let part = match part {
             0 => Part::Input,
             1 => Part::Output,
             _ => return Err(malformed(KIND, &"an unknown part")),
         };
-        if length > BLOB_BYTES_MAX {
+        if length_bytes > BLOB_BYTES_MAX {
             let bytes_max = usize::try_from(BLOB_BYTES_MAX).unwrap_or(usize::MAX);
-            return Err(Error::Oversize { kind: KIND, bytes: usize::try_from(length).unwrap_or(usize::MAX), bytes_max });
+            return Err(Error::Oversize { kind: KIND, bytes: usize::try_from(length_bytes).unwrap_or(usize::MAX), bytes_max });
         }
-        Ok(Self { invocation: InvocationId::from_bytes(*invocation), part, blob: BlobId { hash: *hash, length } })
+        Ok(Self { invocation: InvocationId::from_bytes(*invocation), part, blob: BlobId { hash: *hash, length_bytes } })
     }
 }
 

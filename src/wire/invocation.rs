@@ -59,14 +59,14 @@ pub enum Body {
 pub struct BlobId {
     /// BLAKE3 of its bytes.
     pub hash: [u8; 32],
-    /// How many there are.
-    pub length: u64,
+    /// How many there are; no substream carries more than [`BLOB_BYTES_MAX`](super::blob::BLOB_BYTES_MAX).
+    pub length_bytes: u64,
 }
 
 impl BlobId {
     /// The id of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
-        Self { hash: *blake3::hash(bytes).as_bytes(), length: u64::try_from(bytes.len()).unwrap_or(u64::MAX) }
+        Self { hash: *blake3::hash(bytes).as_bytes(), length_bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX) }
     }
 }
 
@@ -75,7 +75,7 @@ impl Body {
     pub fn len(&self) -> u64 {
         match self {
             Self::Inline(bytes) => u64::try_from(bytes.len()).unwrap_or(u64::MAX),
-            Self::Blob(blob) => blob.length,
+            Self::Blob(blob) => blob.length_bytes,
         }
     }
 
@@ -113,8 +113,8 @@ pub struct Request {
     pub hops: Vec<Hop>,
     /// Whether the work waits for [`Frame::Go`].
     pub confirm: bool,
-    /// Credit for chunks of the answer; 0 if the caller wants none.
-    pub window: u64,
+    /// Credit for chunks of the answer, at most [`WINDOW_BYTES_MAX`]; 0 if the caller wants none.
+    pub window_bytes: u64,
     /// The input, as JSON text.
     pub body: Body,
 }
@@ -246,7 +246,7 @@ impl Frame {
                 for hop in &request.hops {
                     e.array(2)?.bytes(&hop.node.peer_id().to_bytes())?.bytes(&hop.agent.public_key())?;
                 }
-                e.bool(request.confirm)?.u64(request.window)?;
+                e.bool(request.confirm)?.u64(request.window_bytes)?;
                 body(e, &request.body)?;
             }
             Self::Cancel { id } => {
@@ -323,7 +323,7 @@ fn text(e: &mut Encoder<&mut Vec<u8>>, value: Option<&str>) -> Result<(), encode
 fn body(e: &mut Encoder<&mut Vec<u8>>, body: &Body) -> Result<(), encode::Error<std::convert::Infallible>> {
     match body {
         Body::Inline(bytes) => e.bytes(bytes)?,
-        Body::Blob(blob) => e.array(2)?.bytes(&blob.hash)?.u64(blob.length)?,
+        Body::Blob(blob) => e.array(2)?.bytes(&blob.hash)?.u64(blob.length_bytes)?,
     };
     Ok(())
 }
@@ -386,12 +386,12 @@ fn read_request(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Request, d
         hops.push(Hop { node: peer.into(), agent: AgentId::from_public_key(fixed(d)?) });
     }
     let confirm = d.bool()?;
-    let window = d.u64()?;
-    if window > WINDOW_BYTES_MAX {
+    let window_bytes = d.u64()?;
+    if window_bytes > WINDOW_BYTES_MAX {
         return Err(decode::Error::message("a window is too large"));
     }
     let body = read_body(d, whole)?;
-    Ok(Request { invocation, capability, version, agent, budget_ms, priority, key, traceparent, hops, confirm, window, body })
+    Ok(Request { invocation, capability, version, agent, budget_ms, priority, key, traceparent, hops, confirm, window_bytes, body })
 }
 
 fn read_body(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Body, decode::Error> {
@@ -401,7 +401,7 @@ fn read_body(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Body, decode:
     if d.array()? != Some(2) {
         return Err(decode::Error::message("a blob is a hash and a length"));
     }
-    Ok(Body::Blob(BlobId { hash: fixed(d)?, length: d.u64()? }))
+    Ok(Body::Blob(BlobId { hash: fixed(d)?, length_bytes: d.u64()? }))
 }
 
 fn read_text(d: &mut Decoder<'_>, bytes_max: usize) -> Result<Option<String>, decode::Error> {
@@ -447,7 +447,7 @@ mod tests {
             traceparent: None,
             hops: vec![Hop { node: hop.into(), agent: AgentId::from_public_key([4; 32]) }],
             confirm: true,
-            window: 262_144,
+            window_bytes: 262_144,
             body: Body::Inline(Bytes::from_static(payload)),
         };
         Frame::Request { id: u64::MAX, request: Box::new(request) }

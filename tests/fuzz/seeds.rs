@@ -49,7 +49,7 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
         traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
         hops: vec![Hop { node: node(), agent: agent() }, Hop { node: node(), agent: AgentId::from_public_key([3; 32]) }],
         confirm: true,
-        window: 262_144,
+        window_bytes: 262_144,
         body: Body::Inline(Bytes::from_static(b"{\"text\":\"x\"}")),
     };
     let large = Body::Blob(BlobId::of(b"many"));
@@ -60,7 +60,7 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
         hops: Vec::new(),
         priority: Priority::Low,
         confirm: false,
-        window: 0,
+        window_bytes: 0,
         body: large.clone(),
         ..full.clone()
     };

@@ -112,7 +112,7 @@ fn blob_head(input: &[u8]) -> Result<String, String> {
     let mut head = [0; HEAD_BYTES];
     head.iter_mut().zip(input).for_each(|(place, byte)| *place = *byte);
     match bounded(input, 0, || Head::decode(&head))? {
-        Ok(read) if read.encode() == head && read.blob.length <= BLOB_BYTES_MAX => Ok(format!("{:?}", read.part)),
+        Ok(read) if read.encode() == head && read.blob.length_bytes <= BLOB_BYTES_MAX => Ok(format!("{:?}", read.part)),
         Ok(read) => Err(format!("written again it is another: {read:?}")),
         Err(error) => refusal(&error),
     }

@@ -46,10 +46,10 @@ async fn a_caller_that_grants_no_credit_has_its_call_ended() {
     let peer = HostilePeer::joined(&host.node).await;
     let mut lane = peer.open_lane(&host.node).await;
     let before = host.node.resident_bytes();
-    let window = 3 * CHUNK_BYTES as u64;
+    let window_bytes = 3 * CHUNK_BYTES as u64;
 
-    lane.call(1, Request { window, budget_ms: 2_500, ..host.endless() }).await;
-    let mut granted = window;
+    lane.call(1, Request { window_bytes, budget_ms: 2_500, ..host.endless() }).await;
+    let mut granted = window_bytes;
     let reading = async {
         loop {
             let frame = lane.next().await.expect("the lane goes on");
@@ -76,7 +76,7 @@ async fn a_caller_that_reads_nothing_loses_its_lane() {
     let host = Host::start().await;
     let peer = HostilePeer::joined(&host.node).await;
     let mut lane = peer.open_lane(&host.node).await;
-    let call = Request { window: WINDOW_BYTES_MAX, confirm: false, budget_ms: 120_000, ..host.endless() };
+    let call = Request { window_bytes: WINDOW_BYTES_MAX, confirm: false, budget_ms: 120_000, ..host.endless() };
 
     lane.call(1, call).await;
     eventually("the agent writes", SETTLE, async || (host.journal.emitted() > 0).then_some(())).await;
@@ -92,12 +92,12 @@ async fn a_caller_that_reads_nothing_loses_its_lane() {
 async fn absurd_credit_ends_the_lane_and_frees_the_agent() {
     let host = Host::start().await;
     let some = 3 * CHUNK_BYTES as u64;
-    for (number, (window, bytes)) in (1..).zip([(some, u64::MAX), (some, WINDOW_BYTES_MAX + 1), (0, 1)]) {
+    for (number, (window_bytes, bytes)) in (1..).zip([(some, u64::MAX), (some, WINDOW_BYTES_MAX + 1), (0, 1)]) {
         let peer = HostilePeer::joined(&host.node).await;
         let mut lane = peer.open_lane(&host.node).await;
         lane.send(&[Frame::Credit { id: 77, bytes: u64::MAX }]).await;
         assert!(lane.is_alive().await, "credit may cross the end of its call");
-        lane.call(1, Request { window, ..host.endless() }).await;
+        lane.call(1, Request { window_bytes, ..host.endless() }).await;
         assert_eq!(lane.next().await, Some(Frame::Accepted { id: 1 }));
         eventually("the agent works", SETTLE, async || (host.journal.count("started") == number).then_some(())).await;
         lane.send(&[Frame::Credit { id: 1, bytes }]).await;
@@ -108,7 +108,7 @@ async fn absurd_credit_ends_the_lane_and_frees_the_agent() {
     // A window beyond the largest is no request at all.
     let peer = HostilePeer::joined(&host.node).await;
     let mut lane = peer.open_lane(&host.node).await;
-    lane.call(1, Request { window: WINDOW_BYTES_MAX + 1, ..host.endless() }).await;
+    lane.call(1, Request { window_bytes: WINDOW_BYTES_MAX + 1, ..host.endless() }).await;
     lane.closed().await;
     assert_eq!(host.journal.count("started"), 3);
     host.serves_others().await;
@@ -127,7 +127,7 @@ async fn lanes_that_are_abandoned_leave_nothing_behind() {
         half.write(&[0, 0, 4, 0, 0x8e]).await;
         drop(half);
         let mut working = peer.open_lane(&host.node).await;
-        working.call(1, Request { confirm: false, window: WINDOW_BYTES_MAX, ..host.endless() }).await;
+        working.call(1, Request { confirm: false, window_bytes: WINDOW_BYTES_MAX, ..host.endless() }).await;
         eventually("the agent works", SETTLE, async || (host.journal.count("started") == round).then_some(())).await;
         // Whether the lane goes alone or with its peer.
         if round % 2 == 0 {
@@ -314,9 +314,9 @@ async fn an_absurd_announcement_is_refused_at_once() {
     let mut lane = peer.open_lane(&host.node).await;
     let (call, head, bytes) = announced(request(host.echo, "echo", &json!(0)), LARGE, 1);
 
-    for (id, length) in (1..).zip([PAYLOAD_MAX as u64 + 1, u64::from(u32::MAX), u64::MAX]) {
-        lane.call(id, Request { body: Body::Blob(BlobId { length, ..head.blob }), ..call.clone() }).await;
-        let Some((_, frame)) = lane.end().await else { panic!("an answer for {length} bytes") };
+    for (id, length_bytes) in (1..).zip([PAYLOAD_MAX as u64 + 1, u64::from(u32::MAX), u64::MAX]) {
+        lane.call(id, Request { body: Body::Blob(BlobId { length_bytes, ..head.blob }), ..call.clone() }).await;
+        let Some((_, frame)) = lane.end().await else { panic!("an answer for {length_bytes} bytes") };
         let failure = failure(&frame);
         assert_eq!((failure.code, &failure.details["limit"]), (ErrorCode::PayloadTooLarge, &json!(PAYLOAD_MAX)), "{failure}");
     }
@@ -417,7 +417,7 @@ async fn an_answer_out_of_place_ends_the_lane_and_not_the_node() {
             let mut lane = hostile.accept_lane().await;
             let (id, _) = lane.next_call().await.expect("a call");
             let chunk = |id| Frame::Chunk { id, chunk: Bytes::from_static(b"1") };
-            let huge = Body::Blob(BlobId { hash: [7; 32], length: PAYLOAD_MAX as u64 + 1 });
+            let huge = Body::Blob(BlobId { hash: [7; 32], length_bytes: PAYLOAD_MAX as u64 + 1 });
             let odd = match case {
                 "a chunk that nobody asked for" => chunk(id),
                 "a chunk of no call" => chunk(id + 9),

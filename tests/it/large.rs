@@ -225,7 +225,7 @@ async fn a_thousand_announcements_hold_no_memory_and_are_told_to_wait() {
 
     let fit = (ANNOUNCED_MAX / PAYLOAD_MAX) as u64;
     for id in 0..1_000_u64 {
-        let blob = BlobId { hash: [7; 32], length: PAYLOAD_MAX as u64 };
+        let blob = BlobId { hash: [7; 32], length_bytes: PAYLOAD_MAX as u64 };
         let invocation = InvocationId::from_random(u128::from(id));
         lane.call(id, Request { invocation, body: Body::Blob(blob), confirm: false, ..request(echo, "echo", &json!(0)) }).await;
     }

@@ -255,7 +255,7 @@ pub(crate) fn request(agent: AgentId, capability: &str, input: &Value) -> Reques
         traceparent: None,
         hops: Vec::new(),
         confirm: true,
-        window: 0,
+        window_bytes: 0,
         body: Body::Inline(Bytes::from(input.to_string())),
     }
 }

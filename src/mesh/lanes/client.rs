@@ -119,7 +119,7 @@ impl Lane {
         let (reply, answer) = oneshot::channel();
         self.outstanding.fetch_add(1, Ordering::Relaxed);
         let mut guard = CancelOnDrop { lane: self, id, armed: false };
-        request.window = if chunks.is_some() { WINDOW_BYTES } else { 0 };
+        request.window_bytes = if chunks.is_some() { WINDOW_BYTES } else { 0 };
         let (arriving, arrived) = chunks.map(|_| mpsc::channel(CHUNKS_MAX)).unzip();
         match self.commands.try_send(Command::Call { id, request, deadline, reply, chunks: arriving }) {
             Ok(()) => {}

@@ -208,7 +208,7 @@ impl Answering {
     fn run(&mut self, id: u64, request: Box<Request>, deadline: Duration) {
         let cancel = CancellationToken::new();
         let quick = matches!(&request.body, Body::Inline(bytes) if bytes.len() <= INLINE_WORK_BYTES_MAX);
-        if !request.confirm && request.window == 0 {
+        if !request.confirm && request.window_bytes == 0 {
             let orders = Orders { cancel: cancel.clone(), chunks: None, confirm: None };
             let mut execution = Arc::clone(&self.executor).execute(self.peer, request, deadline, orders);
             if quick && let Some(result) = execution.as_mut().now_or_never() {
@@ -227,7 +227,7 @@ impl Answering {
         let (chunks, arriving) = mpsc::channel(1);
         let next = Arc::new(Semaphore::new(1));
         let confirm = request.confirm.then_some((ready, gone));
-        let chunks = (request.window > 0).then_some(chunks);
+        let chunks = (request.window_bytes > 0).then_some(chunks);
         let orders = Orders { cancel: cancel.clone(), chunks, confirm };
         self.calls_by_id.insert(id, Call { cancel: cancel.clone(), go: Some(go), next: Some(Arc::clone(&next)) });
         let (executor, peer, reports) = (Arc::clone(&self.executor), self.peer, self.reports.clone());

@@ -167,7 +167,7 @@ pub(super) async fn bytes_of(
     };
     // Inputs come to the node of an agent, outputs to the node of a caller.
     let at_agent = part == Part::Input;
-    check_length(shared, part, blob.length, at_agent)?;
+    check_length(shared, part, blob.length_bytes, at_agent)?;
     let expected = shared.blobs.expect((peer, invocation, part), blob)?;
     let pulled = tokio::select! {
         pulled = expected.pull() => pulled,
@@ -177,7 +177,7 @@ pub(super) async fn bytes_of(
         blame(shared, peer, error);
         let what = what(part);
         let code = if error.blames_peer() { ErrorCode::InvalidRequest } else { ErrorCode::Unavailable };
-        Failure::new(code, format!("the {what} of {} bytes did not arrive: {error}", blob.length))
+        Failure::new(code, format!("the {what} of {} bytes did not arrive: {error}", blob.length_bytes))
     })
 }
 
@@ -223,10 +223,10 @@ pub(super) fn take_body(request: &mut Request) -> Body {
 /// `INSUFFICIENT_RESOURCES` if the peer takes nothing of what it asked for; else whatever broke.
 pub(super) async fn push(shared: &Shared, peer: NodeId, head: Head, bytes: Bytes) -> Result<(), Failure> {
     let pushing = shared.blobs.pushing(peer);
-    let _owed = Owed::new(&pushing, head.blob.length)?;
-    let permits = u32::try_from(head.blob.length.min(PUSHED_BYTES_MAX).div_ceil(1_024)).unwrap_or(u32::MAX);
+    let _owed = Owed::new(&pushing, head.blob.length_bytes)?;
+    let permits = u32::try_from(head.blob.length_bytes.min(PUSHED_BYTES_MAX).div_ceil(1_024)).unwrap_or(u32::MAX);
     let unavailable =
-        |what: String| Failure::new(ErrorCode::Unavailable, format!("{} bytes for node {}: {what}", head.blob.length, peer.short()));
+        |what: String| Failure::new(ErrorCode::Unavailable, format!("{} bytes for node {}: {what}", head.blob.length_bytes, peer.short()));
     let _room = pushing.room.acquire_many(permits).await.map_err(|error| unavailable(error.to_string()))?;
     let (reply, opened) = oneshot::channel();
     let asked = shared.commands.try_send(Command::OpenBlob { node: peer, reply });

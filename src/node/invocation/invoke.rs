@@ -305,7 +305,7 @@ pub(super) async fn attempt(
         traceparent: request.traceparent.clone(),
         hops: request.hops.clone(),
         confirm: request.key.is_none() && !offered.idempotent,
-        window: 0,
+        window_bytes: 0,
         body: Body::Inline(request.input.clone()),
     });
     let (mut outcome, streamed) = match &request.chunks {

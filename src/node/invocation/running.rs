@@ -154,7 +154,7 @@ mod tests {
             traceparent: None,
             hops,
             confirm: false,
-            window: 0,
+            window_bytes: 0,
             body: Body::Inline(Bytes::from_static(b"1")),
         }
     }

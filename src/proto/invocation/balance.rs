@@ -1,9 +1,9 @@
 //! Which of several near-equal agents takes a call (MEAP-5).
 //!
 //! Round robin takes whoever was chosen longest ago, least connections whoever has the fewest calls of this node, least load whoever has
-//! the fewest calls of anybody for its size: this node's own, counted exactly, and those of others by the last pulse. At most [`WINDOW`]
-//! of the near-equals are compared, from a random place on: the best of sixteen spreads calls nearly as well as the best of a thousand,
-//! and costs the same however many there are.
+//! the fewest calls of anybody for its size: this node's own, counted exactly, and those of others by the last pulse. At most
+//! [`COMPARED_MAX`] of the near-equals are compared, from a random place on: the best of sixteen spreads calls nearly as well as the best
+//! of a thousand, and costs the same however many there are.
 
 use std::sync::atomic::Ordering;
 
@@ -14,7 +14,7 @@ use crate::proto::directory::Reach;
 use crate::proto::directory::rank::Candidate;
 
 /// Near-equals that are compared at most.
-pub const WINDOW: usize = 16;
+pub const COMPARED_MAX: usize = 16;
 
 /// Chooses among `equals`, which index `candidates`, and counts how many were looked at. `None` if none is usable.
 pub fn choose(
@@ -25,10 +25,10 @@ pub fn choose(
     looked: &mut usize,
     rng: &mut impl Rng,
 ) -> Option<usize> {
-    let start = if equals.len() > WINDOW { rng.random_range(0..equals.len()) } else { 0 };
-    let window = equals.iter().cycle().skip(start).take(equals.len().min(WINDOW)).copied();
+    let start = if equals.len() > COMPARED_MAX { rng.random_range(0..equals.len()) } else { 0 };
+    let sample = equals.iter().cycle().skip(start).take(equals.len().min(COMPARED_MAX)).copied();
     let (mut best, mut ties) = (None, 0_u32);
-    for index in window {
+    for index in sample {
         *looked += 1;
         let Some(candidate) = candidates.get(index).filter(|_| usable(index)) else { continue };
         let measured = (is_full(candidate), measure(balance, candidate));

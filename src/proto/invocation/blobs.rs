@@ -71,15 +71,15 @@ impl<S, W> State<S, W> {
     /// `PAYLOAD_TOO_LARGE`, `BUSY` while too much is under way, `CONFLICT` if the same blob is under way; nothing has changed then.
     pub fn handle_expect(&mut self, key: Key, blob: BlobId, waiter: W) -> Result<Option<(S, W)>, Failure> {
         let Config { bytes_max, bytes_per_peer_max, bytes_total_max } = self.config;
-        if blob.length > bytes_max {
-            let message = format!("{} bytes were announced, at most {bytes_max} are allowed", blob.length);
+        if blob.length_bytes > bytes_max {
+            let message = format!("{} bytes were announced, at most {bytes_max} are allowed", blob.length_bytes);
             return Err(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", bytes_max));
         }
         if self.expected_by_key.contains_key(&key) {
             return Err(Failure::new(ErrorCode::Conflict, "the same blob is under way"));
         }
-        let of_peer = self.bytes_by_peer.get(&key.0).copied().unwrap_or_default().saturating_add(blob.length);
-        let total = self.bytes_total.saturating_add(blob.length);
+        let of_peer = self.bytes_by_peer.get(&key.0).copied().unwrap_or_default().saturating_add(blob.length_bytes);
+        let total = self.bytes_total.saturating_add(blob.length_bytes);
         if of_peer > bytes_per_peer_max || total > bytes_total_max {
             let limit = if of_peer > bytes_per_peer_max { bytes_per_peer_max } else { bytes_total_max };
             let failure = Failure::new(ErrorCode::Busy, "too many large bodies are under way");
@@ -96,9 +96,9 @@ impl<S, W> State<S, W> {
     /// What was expected has come, or is expected no longer.
     pub fn handle_done(&mut self, key: &Key) {
         let Some(expected) = self.expected_by_key.remove(key) else { return };
-        self.bytes_total = self.bytes_total.saturating_sub(expected.blob.length);
+        self.bytes_total = self.bytes_total.saturating_sub(expected.blob.length_bytes);
         if let Some(of_peer) = self.bytes_by_peer.get_mut(&key.0) {
-            *of_peer = of_peer.saturating_sub(expected.blob.length);
+            *of_peer = of_peer.saturating_sub(expected.blob.length_bytes);
             if *of_peer == 0 {
                 self.bytes_by_peer.remove(&key.0);
             }

@@ -78,7 +78,7 @@ struct Pending<T> {
 /// The chunks of one call; all zero where the caller wants none.
 #[derive(Debug, Default)]
 struct Credit {
-    window: u64,
+    window_bytes: u64,
     /// Granted and not yet used.
     open: u64,
     /// Taken and not yet granted anew.
@@ -143,7 +143,7 @@ impl<T> State<T> {
             self.heard_at = now;
             self.pinged_at = None;
         }
-        let credit = Credit { window: request.window, open: request.window, taken: 0 };
+        let credit = Credit { window_bytes: request.window_bytes, open: request.window_bytes, taken: 0 };
         self.pending_by_id.insert(id, Pending { token, deadline, begun: !request.confirm, credit });
         self.none_due_before = self.none_due_before.min(deadline);
         outputs.push(Output::Send(Frame::Request { id, request }));
@@ -164,10 +164,10 @@ impl<T> State<T> {
         let Some(pending) = self.pending_by_id.get_mut(&id) else { return };
         let credit = &mut pending.credit;
         // More than has arrived cannot have been taken.
-        let under_way = credit.window.saturating_sub(credit.open).saturating_sub(credit.taken);
+        let under_way = credit.window_bytes.saturating_sub(credit.open).saturating_sub(credit.taken);
         credit.taken = credit.taken.saturating_add(cost.min(under_way));
         // A grant for each chunk would double the frames; half a window keeps the sender going.
-        if credit.taken > 0 && credit.taken >= credit.window / 2 {
+        if credit.taken > 0 && credit.taken >= credit.window_bytes / 2 {
             let bytes = std::mem::take(&mut credit.taken);
             credit.open = credit.open.saturating_add(bytes);
             outputs.push(Output::Send(Frame::Credit { id, bytes }));
@@ -603,7 +603,7 @@ mod tests {
     }
 
     const CALLS_MAX: usize = 3;
-    const WINDOW: u64 = 1_024;
+    const WINDOW_BYTES: u64 = 1_024;
 
     #[derive(Debug, Clone)]
     enum Op {
@@ -826,7 +826,7 @@ mod tests {
             traceparent: None,
             hops: Vec::new(),
             confirm: true,
-            window: WINDOW,
+            window_bytes: WINDOW_BYTES,
             body: Body::Inline("{}".into()),
         }
     }

@@ -223,7 +223,7 @@ mod tests {
     use rand::SeedableRng;
     use rand::rngs::SmallRng;
 
-    use super::super::balance::WINDOW;
+    use super::super::balance::COMPARED_MAX;
     use super::super::exploration::PICKS_MAX;
     use super::super::testing::{Agent, agent, calm, config, number_of, ranking};
     use super::*;
@@ -383,7 +383,7 @@ mod tests {
                 for _ in 0..1_000 {
                     let choice = desk.choice(&ranking);
                     desk.end(&ranking, choice, breaker::Outcome::Nothing);
-                    assert!(choice.looked <= PICKS_MAX + 1 + WINDOW, "{count} agents, {balance:?}: {}", choice.looked);
+                    assert!(choice.looked <= PICKS_MAX + 1 + COMPARED_MAX, "{count} agents, {balance:?}: {}", choice.looked);
                     second_chances += u32::from(choice.why == Why::SecondChance);
                 }
                 assert!(second_chances > 0, "{count} agents, {balance:?}");

@@ -138,7 +138,7 @@ impl State {
             None => {
                 let deadline = now.saturating_add(Duration::from_millis(request.budget_ms));
                 let confirm = if request.confirm { Confirm::Asked } else { Confirm::Settled };
-                let credit = (request.window > 0).then_some(request.window);
+                let credit = (request.window_bytes > 0).then_some(request.window_bytes);
                 self.running_by_id.insert(id, Running { deadline, credit, confirm, ..Running::default() });
                 outputs.push(Output::Run { id, request, deadline });
             }
@@ -647,7 +647,7 @@ mod tests {
     fn streaming() -> (State, Vec<Output>) {
         let (mut lane, mut outputs) = lane();
         let Frame::Request { id, mut request } = request(1, 600_000) else { panic!("a request") };
-        (request.window, request.confirm) = (1_024, false);
+        (request.window_bytes, request.confirm) = (1_024, false);
         lane.on_frame(Frame::Request { id, request }, ms(0), &mut outputs);
         outputs.clear();
         (lane, outputs)
@@ -674,7 +674,7 @@ mod tests {
             traceparent: None,
             hops: Vec::new(),
             confirm: true,
-            window: 0,
+            window_bytes: 0,
             body: Body::Inline("{}".into()),
         };
         Frame::Request { id, request: Box::new(request) }

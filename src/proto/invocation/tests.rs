@@ -23,7 +23,7 @@ const CALLS: u64 = 10;
 const PENDING_MAX: usize = 6;
 const RUNNING_MAX: usize = 4;
 /// Credit for the chunks of a call; a chunk may cost half of it.
-const WINDOW: u64 = 1_024;
+const WINDOW_BYTES: u64 = 1_024;
 const CHUNK_BYTES_MAX: usize = 512;
 
 /// Something happens; `pick` chooses among the calls to which it can happen.
@@ -131,10 +131,10 @@ impl World {
             Op::Call { confirm, streams, budget_ms } => {
                 let id = u64::try_from(self.calls.len()).expect("few calls");
                 if id < CALLS {
-                    let window = if streams { WINDOW } else { 0 };
-                    self.calls.insert(id, Call { confirm, streams, granted: window, ..Call::default() });
+                    let window_bytes = if streams { WINDOW_BYTES } else { 0 };
+                    self.calls.insert(id, Call { confirm, streams, granted: window_bytes, ..Call::default() });
                     let deadline = self.now + Duration::from_millis(budget_ms);
-                    self.client.handle_call(id, Box::new(request(confirm, window, budget_ms)), id, deadline, self.now, &mut said);
+                    self.client.handle_call(id, Box::new(request(confirm, window_bytes, budget_ms)), id, deadline, self.now, &mut said);
                 }
             }
             Op::Cancel { pick } => {
@@ -233,7 +233,7 @@ impl World {
                 call.chunks_arrived += 1;
                 call.untaken.push_back(chunk_cost(bytes.len()));
                 let waiting: u64 = call.untaken.iter().sum();
-                prop_assert!(waiting <= WINDOW, "{} bytes of call {} wait for a caller who granted {}", waiting, id, WINDOW);
+                prop_assert!(waiting <= WINDOW_BYTES, "{} bytes of call {} wait for a caller who granted {}", waiting, id, WINDOW_BYTES);
             }
             client::Output::Close(why) => prop_assert!(false, "the caller's end takes the agent's for a liar: {:?}", why),
         }
@@ -310,7 +310,7 @@ fn chunk(number: usize, bytes: usize) -> Bytes {
     vec![u8::try_from(number % 251).expect("below 251"); bytes].into()
 }
 
-fn request(confirm: bool, window: u64, budget_ms: u64) -> Request {
+fn request(confirm: bool, window_bytes: u64, budget_ms: u64) -> Request {
     Request {
         invocation: InvocationId::from_random(1),
         capability: "echo".parse().expect("a valid name"),
@@ -322,7 +322,7 @@ fn request(confirm: bool, window: u64, budget_ms: u64) -> Request {
         traceparent: None,
         hops: Vec::new(),
         confirm,
-        window,
+        window_bytes,
         body: Body::Inline("{}".into()),
     }
 }
