@@ -47,14 +47,6 @@ pub struct Sources {
     pub flags: Flags,
 }
 
-impl Sources {
-    /// This process's environment beside the given file and flags. Variables that are not UTF-8 are left out.
-    pub fn from_process(file: Option<PathBuf>, flags: Flags) -> Self {
-        let env = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect();
-        Self { file, env, flags }
-    }
-}
-
 /// What the command line of `up` can say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Flags {

@@ -350,12 +350,6 @@ impl DialBudget {
         Spend::Granted
     }
 
-    /// The number of sources that are remembered.
-    #[must_use]
-    pub fn sources_len(&self) -> usize {
-        self.dials_by_source.len()
-    }
-
     fn make_room(&mut self, now: Duration) {
         if self.dials_by_source.len() < self.sources_max {
             return;
@@ -707,7 +701,7 @@ mod tests {
         let sources: Vec<PeerId> = (0..4).map(|_| PeerId::random()).collect();
         for (n, source) in sources.iter().enumerate() {
             assert!(budget.spend(*source, &numbered(0), seconds(n as u64)).is_granted());
-            assert!(budget.sources_len() <= 3);
+            assert!(budget.dials_by_source.len() <= 3);
         }
         assert_eq!(budget.spend(sources[3], &numbered(9), seconds(5)), Spend::Exhausted);
         assert_eq!(budget.spend(sources[0], &numbered(9), seconds(5)), Spend::Granted);

@@ -201,11 +201,6 @@ impl Behaviour {
         }
     }
 
-    /// Lets a banned peer in again.
-    pub fn lift_ban(&mut self, peer: &PeerId) {
-        self.bans.remove(peer);
-    }
-
     /// Whether a peer is banned at the moment.
     #[must_use]
     pub fn is_banned(&self, peer: &PeerId) -> bool {
@@ -668,17 +663,6 @@ mod tests {
         let event = wait_for(&mut listener, |event| matches!(event, SwarmEvent::OutgoingConnectionError { .. })).await;
         assert!(matches!(event, SwarmEvent::OutgoingConnectionError { error: DialError::Denied { .. }, .. }), "{event:?}");
         assert_eq!(listener.behaviour().denied_by_ban(), 3);
-    }
-
-    #[tokio::test]
-    async fn a_lifted_ban_lets_the_peer_in_again() {
-        let mut listener = listening(Behaviour::new(Limits::default(), AddressClasses::NONE, Instant::now())).await;
-        let caller = swarm(Behaviour::new(Limits::default(), AddressClasses::NONE, Instant::now()));
-        let peer = *caller.local_peer_id();
-        listener.behaviour_mut().ban(peer, 3_600 * SECOND);
-        listener.behaviour_mut().lift_ban(&peer);
-        let _caller = call_from(caller, &address_of(&listener));
-        assert_eq!(next_outcome(&mut listener).await, Ok(()));
     }
 
     #[tokio::test]

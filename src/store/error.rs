@@ -110,9 +110,4 @@ impl Error {
             | Self::Name { .. } => false,
         }
     }
-
-    /// Whether the store must not be written to again before a restart.
-    pub fn must_stop(&self) -> bool {
-        matches!(self, Self::Unflushed { .. })
-    }
 }

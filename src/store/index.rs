@@ -188,14 +188,6 @@ impl Index {
         self.peers.put(node, &peer, PEERS_MAX, PEERS_MAX, age).map_err(|source| self.error(source))
     }
 
-    /// Forgets a peer. Blocks.
-    ///
-    /// # Errors
-    /// [`Error::Index`].
-    pub fn remove_peer(&self, node: &NodeId) -> Result<(), Error> {
-        self.peers.remove(node).map_err(|source| self.error(source))
-    }
-
     /// The peers that are kept, latest seen first. Blocks.
     ///
     /// # Errors
@@ -442,9 +434,7 @@ mod tests {
         assert_eq!(index.peers().expect("reads"), [(b, peer(2)), (a, peer(1))]);
         assert_eq!(index.bans(50).expect("reads").into_keys().collect::<Vec<_>>(), [b], "the other is over");
         index.remove_ban(&b).expect("lifts");
-        index.remove_peer(&b).expect("forgets");
         assert!(index.bans(0).expect("reads").is_empty());
-        assert_eq!(index.peers().expect("reads").len(), 1);
         index.flush().expect("writes");
     }
 

@@ -137,12 +137,6 @@ impl Penalties {
         self.bans_by_peer.iter().filter(move |(_, ban)| ban.until > now).map(|(peer, ban)| (*peer, ban.until))
     }
 
-    /// Forgets everything about a peer, as an operator may ask for.
-    pub fn pardon(&mut self, peer: &PeerId) {
-        self.scores_by_peer.remove(peer);
-        self.bans_by_peer.remove(peer);
-    }
-
     /// What must be kept on disk so that a restart pardons nobody.
     #[must_use]
     pub fn snapshot(&self, now: Duration) -> Snapshot {
@@ -417,15 +411,6 @@ mod tests {
         }
         assert_eq!(penalties.scores_by_peer.len(), 100);
         assert!(penalties.bans_by_peer.len() <= 100);
-    }
-
-    #[test]
-    fn a_pardon_forgets_everything() {
-        let (mut penalties, peer) = (Penalties::default(), PeerId::random());
-        penalties.penalise(peer, 50, START);
-        penalties.pardon(&peer);
-        assert!(!penalties.is_banned(&peer, START));
-        assert_eq!(penalties.penalise(peer, 50, START), Verdict::Ban { until: START + 12 * HOUR });
     }
 
     #[test]
