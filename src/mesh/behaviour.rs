@@ -3,7 +3,7 @@
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::{connection_limits, identify, kad, memory_connection_limits, ping, request_response};
 
-use super::{control, gossip, limits, streams};
+use super::{control, gossip, limits, substreams};
 
 /// One line per protocol or guard. Guards come first: the first that refuses a connection ends it.
 #[derive(NetworkBehaviour)]
@@ -25,7 +25,7 @@ pub(super) struct Behaviour {
     /// Queries, digests, schemas.
     pub(super) control: request_response::Behaviour<control::Codec>,
     /// Calls.
-    pub(super) lanes: streams::Behaviour,
+    pub(super) lanes: substreams::Behaviour,
     /// Large bodies.
-    pub(super) blobs: streams::Behaviour,
+    pub(super) blobs: substreams::Behaviour,
 }

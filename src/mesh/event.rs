@@ -2,7 +2,7 @@
 
 use libp2p::{Multiaddr, Stream};
 
-use super::streams::{Direction, OpenError};
+use super::substreams::{Direction, OpenError};
 use super::swarm::{ControlId, ReplyTo, SearchId, Stamp};
 use crate::model::NodeId;
 use crate::wire;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::behaviour::BehaviourEvent;
 use super::event::Event;
-use super::streams;
+use super::substreams;
 use super::swarm::{FAMILY, Link, Mesh, Purpose, ReplyTo, SearchId, Stamp};
 use super::{gossip, kademlia};
 use crate::model::NodeId;
@@ -118,14 +118,18 @@ impl Mesh {
             BehaviourEvent::Kademlia(event) => self.on_kademlia(event),
             BehaviourEvent::Gossip(event) => self.on_gossip(event),
             BehaviourEvent::Control(event) => self.on_control(event),
-            BehaviourEvent::Lanes(streams::Event::Opened { peer, direction, stream }) => {
+            BehaviourEvent::Lanes(substreams::Event::Opened { peer, direction, stream }) => {
                 self.push(Event::Lane { node: peer.into(), direction, stream });
             }
-            BehaviourEvent::Lanes(streams::Event::OpenFailed { peer, tag, error }) => self.push(Event::LaneFailed(peer.into(), tag, error)),
-            BehaviourEvent::Blobs(streams::Event::Opened { peer, direction, stream }) => {
+            BehaviourEvent::Lanes(substreams::Event::OpenFailed { peer, tag, error }) => {
+                self.push(Event::LaneFailed(peer.into(), tag, error))
+            }
+            BehaviourEvent::Blobs(substreams::Event::Opened { peer, direction, stream }) => {
                 self.push(Event::Blob { node: peer.into(), direction, stream });
             }
-            BehaviourEvent::Blobs(streams::Event::OpenFailed { peer, tag, error }) => self.push(Event::BlobFailed(peer.into(), tag, error)),
+            BehaviourEvent::Blobs(substreams::Event::OpenFailed { peer, tag, error }) => {
+                self.push(Event::BlobFailed(peer.into(), tag, error))
+            }
             BehaviourEvent::Totals(never) | BehaviourEvent::Memory(never) | BehaviourEvent::Limits(never) => match never {},
         }
     }

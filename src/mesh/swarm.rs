@@ -13,7 +13,7 @@ use super::address::{self, AddressClass, AddressClasses, DialBudget, Policy};
 use super::behaviour::Behaviour;
 use super::event::Event;
 use super::inbound::root_cause;
-use super::{blobs, control, gossip, kademlia, lanes, limits, streams, transport};
+use super::{blobs, control, gossip, kademlia, lanes, limits, substreams, transport};
 use crate::model::{CapabilityName, NodeId, Priority, Shard};
 use crate::wire::NodeKey;
 use crate::wire::directory::{Control, Reply};
@@ -202,9 +202,9 @@ impl Mesh {
             kademlia: kademlia::behaviour(peer, settings.client_only),
             gossip: gossip::behaviour(&keypair, &gossip::exempt_networks(&own))?,
             control: request_response::Behaviour::with_codec(control::Codec, protocols, control_config),
-            lanes: streams::Behaviour::new(lanes::PROTOCOL, lanes::INBOUND_PER_CONNECTION_MAX),
+            lanes: substreams::Behaviour::new(lanes::PROTOCOL, lanes::INBOUND_PER_CONNECTION_MAX),
             // How many of these are open at once is bounded by what is announced; over a long life they may be many.
-            blobs: streams::Behaviour::new(blobs::PROTOCOL, usize::MAX),
+            blobs: substreams::Behaviour::new(blobs::PROTOCOL, usize::MAX),
         };
         let config = libp2p::swarm::Config::with_tokio_executor()
             .with_idle_connection_timeout(Duration::from_secs(60))

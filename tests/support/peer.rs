@@ -1,7 +1,7 @@
 //! A peer that keeps to no rule: raw libp2p in the process of the test, with a key of its own and bytes of its own.
 //!
 //! [`Forger`] signs whatever it is told to, true or not. [`HostilePeer`] speaks every protocol of the mesh without any of the checks that
-//! a node makes before it sends: gossip and control messages are bytes, lanes are streams, Kademlia stores what nobody asked for.
+//! a node makes before it sends: gossip and control messages are bytes, lanes are substreams, Kademlia stores what nobody asked for.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,7 +20,7 @@ use libp2p::{
     tcp, yamux,
 };
 use meshwork::{
-    mesh::streams::{self, Direction},
+    mesh::substreams::{self, Direction},
     mesh::{blobs, lanes},
     model::{AgentId, CapabilityName, Claims, Constraints, Framework, InvocationId, NodeId, Priority, Shard, Timestamp},
     wire::{
@@ -380,8 +380,8 @@ struct Behaviour {
     gossip: gossipsub::Behaviour,
     control: request_response::Behaviour<Raw>,
     kademlia: kad::Behaviour<kad::store::MemoryStore>,
-    lanes: Toggle<streams::Behaviour>,
-    blobs: streams::Behaviour,
+    lanes: Toggle<substreams::Behaviour>,
+    blobs: substreams::Behaviour,
 }
 
 type Told<T> = oneshot::Sender<Result<T, String>>;
@@ -608,8 +608,8 @@ fn swarm(key: &Keypair, habits: &Habits) -> Swarm<Behaviour> {
             request_response::Config::default(),
         ),
         kademlia,
-        lanes: habits.lanes.then(|| streams::Behaviour::new(lanes::PROTOCOL, usize::MAX)).into(),
-        blobs: streams::Behaviour::new(blobs::PROTOCOL, usize::MAX),
+        lanes: habits.lanes.then(|| substreams::Behaviour::new(lanes::PROTOCOL, usize::MAX)).into(),
+        blobs: substreams::Behaviour::new(blobs::PROTOCOL, usize::MAX),
     };
     SwarmBuilder::with_existing_identity(key.clone())
         .with_tokio()
@@ -804,11 +804,11 @@ impl Driver {
 }
 
 /// Hands on a substream that the node or the test has opened.
-fn on_stream(event: streams::Event, arrived: &mpsc::Sender<Stream>, openers: &mut VecDeque<Told<Stream>>) {
+fn on_stream(event: substreams::Event, arrived: &mpsc::Sender<Stream>, openers: &mut VecDeque<Told<Stream>>) {
     let opened = match event {
-        streams::Event::Opened { direction: Direction::Inbound, stream, .. } => return drop(arrived.try_send(stream)),
-        streams::Event::Opened { direction: Direction::Outbound(_), stream, .. } => Ok(stream),
-        streams::Event::OpenFailed { error, .. } => Err(error.to_string()),
+        substreams::Event::Opened { direction: Direction::Inbound, stream, .. } => return drop(arrived.try_send(stream)),
+        substreams::Event::Opened { direction: Direction::Outbound(_), stream, .. } => Ok(stream),
+        substreams::Event::OpenFailed { error, .. } => Err(error.to_string()),
     };
     if let Some(told) = openers.pop_front() {
         let _ = told.send(opened);

@@ -1,7 +1,7 @@
 //! Lanes: long-lived substreams on which calls travel, one per peer and priority (design.md section 5).
 //!
 //! [`Lane`] is the calling end, driven by a task of its own around [`crate::proto::invocation::client`]; [`serve`] drives the answering
-//! end around [`crate::proto::invocation::server`] and an [`Executor`]. The substreams themselves come from [`super::streams`].
+//! end around [`crate::proto::invocation::server`] and an [`Executor`]. The substreams themselves come from [`super::substreams`].
 
 mod client;
 mod io;

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::turn::{Ended, EventLoop, LANES_PER_PEER_MAX, LaneReply, fault};
 use crate::mesh::lanes::{self, Lane, LaneEnd};
-use crate::mesh::streams::Direction;
+use crate::mesh::substreams::Direction;
 use crate::model::{Failure, NodeId, Priority};
 use crate::node::invocation::blobs;
 use crate::node::invocation::execute::AgentsHere;

@@ -8,7 +8,7 @@ use libp2p::gossipsub::MessageAcceptance;
 use serde_bytes::ByteBuf;
 
 use super::turn::{Asked, CONTROL_RATE, EventLoop, REPROVIDE_PEERS_MAX, fault};
-use crate::mesh::streams::OpenError;
+use crate::mesh::substreams::OpenError;
 use crate::mesh::{ControlId, Event, ReplyTo, Stamp};
 use crate::model::{AgentId, ErrorCode, Failure, NodeId, Now, Shard};
 use crate::node::gossip::{self, Document, Purpose, Report, VERIFYING_MAX};
