@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, HttpAgent, Journal, Node, SETTLE, builtin, eventually, script, stepper, within};
+use crate::support::{Answer, HttpAgent, Journal, Node, SETTLE, builtin, eventually, script, stepper, stepping::until_it_serves, within};
 
 /// What a node may hold more than before while an agent pours out bytes that nobody wants, in bytes.
 const HELD_MAX: u64 = 80 * 1024 * 1024;
@@ -46,7 +46,7 @@ async fn an_agent_that_never_answers_costs_its_caller_the_deadline() {
             let (answer, ()) = tokio::join!(call, mesh.serves_others());
             answer.refused(504, "TIMEOUT");
             assert!(asked.elapsed() < LATE_MAX, "{capability}: {:?}", asked.elapsed());
-            mesh.until_it_serves(node, capability).await;
+            until_it_serves(node, capability, "it serves again").await;
         }
     }
     let cancelled = async || (mesh.http_journal.count("cancelled") == 4).then_some(());
@@ -69,7 +69,7 @@ async fn an_agent_that_pours_out_lines_that_answer_nothing_is_stopped_at_the_dea
             let (answer, ()) = tokio::join!(call, mesh.serves_others());
             answer.refused(504, "TIMEOUT");
             assert!(asked.elapsed() < LATE_MAX, "{capability}: {:?}", asked.elapsed());
-            mesh.until_it_serves(node, capability).await;
+            until_it_serves(node, capability, "it serves again").await;
         }
     }
 }
@@ -107,7 +107,7 @@ async fn an_answer_of_100_mb_is_refused_at_the_size_of_the_largest() {
                     let held = node.resident_bytes_max().saturating_sub(before);
                     assert!(held < HELD_MAX, "{capability}: {held} bytes more than before");
                 }
-                mesh.until_it_serves(node, capability).await;
+                until_it_serves(node, capability, "it serves again").await;
             }
         }
     }
@@ -151,7 +151,7 @@ async fn an_answer_in_drips_that_take_too_long_ends_at_the_deadline() {
             let (answer, ()) = tokio::join!(call, mesh.serves_others());
             answer.refused(504, "TIMEOUT");
             assert!(asked.elapsed() < LATE_MAX, "{capability}: {:?}", asked.elapsed());
-            mesh.until_it_serves(node, capability).await;
+            until_it_serves(node, capability, "it serves again").await;
         }
     }
 }
@@ -198,7 +198,7 @@ async fn an_output_that_looks_like_more_than_data_passes_as_data() {
                 let told = node.cli(&["call", capability, &input]).await;
                 assert!(told.code == 1 && is_harmless(&told.stderr), "{capability}: {told:?}");
                 // Three failures in a row would open the breaker.
-                mesh.until_it_serves(node, capability).await;
+                until_it_serves(node, capability, "it serves again").await;
 
                 let input = json!({ "steps": steps }).to_string();
                 for arguments in [&["call", capability, &input][..], &["call", capability, &input, "--stream"]] {
@@ -270,12 +270,6 @@ impl Mesh {
                 assert_eq!(answer["output"], number);
             }
         }
-    }
-
-    /// The agent takes calls again, at once or after it was started anew.
-    async fn until_it_serves(&self, node: &Node, capability: &str) {
-        let call = async || Some(ask(node, capability, &[json!({ "output": "free" })], 10_000).await).filter(|answer| answer.status == 200);
-        assert_eq!(eventually("it serves again", SETTLE, call).await.ok()["output"], "free");
     }
 }
 

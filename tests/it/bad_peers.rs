@@ -18,12 +18,9 @@ use serde_json::{Value, json};
 use crate::support::{
     Journal, Node, SETTLE, builtin, eventually,
     peer::{Forger, Habits, HostilePeer, request},
-    stepper, within,
-};
-
-use super::{
-    hostile::{IN_TIME, agent, echoing, failure, fast, invoke, result, serves, still_serves, trap, until_dropped},
-    large::announced,
+    stepper,
+    target::{IN_TIME, agent, announced, echoing, failure, fast, invoke, result, serves, still_serves, trap, until_dropped},
+    within,
 };
 
 /// A chunk that its agent writes again and again, in bytes.

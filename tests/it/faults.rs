@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Node, SETTLE, builtin, eventually, stepper, with};
-
-use super::streaming::{Two, body, until_count};
+use crate::support::{
+    Node, SETTLE, builtin, eventually, stepper,
+    stepping::{Two, stepping, until_count},
+    with,
+};
 
 /// Within this time a node that stands still is noticed, on a busy machine.
 const NOTICED: Duration = Duration::from_secs(5);
@@ -18,7 +20,7 @@ const NOTICED: Duration = Duration::from_secs(5);
 #[tokio::test]
 async fn a_call_that_had_not_begun_when_its_node_died_is_done_elsewhere_once() {
     let Two { caller, mut first, second, journals } = Two::start(false).await;
-    let blocking = with(body("test.two", &long()), json!({ "agent_id": "first" }));
+    let blocking = with(stepping("test.two", &long()), json!({ "agent_id": "first" }));
     let _blocking = tokio::spawn(first.request(Method::POST, "/v1/invoke").json(&blocking).send());
     until_count(&journals[0], "started", 1).await;
 
@@ -27,7 +29,7 @@ async fn a_call_that_had_not_begun_when_its_node_died_is_done_elsewhere_once() {
         eventually("the call stands in line", SETTLE, in_line).await;
         first.kill().await;
     };
-    let (answer, ()) = tokio::join!(caller.invoke(body("test.two", &[json!({ "output": "done" })])), killing);
+    let (answer, ()) = tokio::join!(caller.invoke(stepping("test.two", &[json!({ "output": "done" })])), killing);
 
     let answer = answer.ok();
     assert_eq!((&answer["output"], &answer["node_id"], &answer["attempts"]), (&json!("done"), &json!(second.id()), &json!(2)), "{answer}");
@@ -44,13 +46,13 @@ async fn a_call_whose_node_died_in_the_middle_is_not_repeated() {
         first.kill().await;
     };
     let asked = Instant::now();
-    let (answer, ()) = tokio::join!(caller.invoke(body("test.two", &long())), killing);
+    let (answer, ()) = tokio::join!(caller.invoke(stepping("test.two", &long())), killing);
 
     is_unknown(&answer.refused(502, "AGENT_FAILED"));
     assert!(asked.elapsed() < SETTLE, "{:?}", asked.elapsed());
     assert_eq!(journals[1].count("started"), 0, "nobody else was asked");
     // The next call is another one.
-    let answer = caller.invoke(body("test.two", &[json!({ "output": "next" })])).await.ok();
+    let answer = caller.invoke(stepping("test.two", &[json!({ "output": "next" })])).await.ok();
     assert_eq!((&answer["output"], &answer["node_id"]), (&json!("next"), &json!(second.id())), "{answer}");
     assert_eq!(journals[1].count("started"), 1);
 }
@@ -67,7 +69,7 @@ async fn a_repeatable_call_whose_node_died_in_the_middle_is_done_again_once() {
             until_count(&journals[0], "started", 1).await;
             first.kill().await;
         };
-        let (answer, ()) = tokio::join!(caller.invoke(with(body("test.two", &steps), more.clone())), killing);
+        let (answer, ()) = tokio::join!(caller.invoke(with(stepping("test.two", &steps), more.clone())), killing);
 
         let answer = answer.ok();
         assert_eq!(
@@ -90,11 +92,11 @@ async fn a_call_whose_node_stands_still_ends_with_a_word_and_is_not_repeated() {
         first.stop();
         Instant::now()
     };
-    let (answer, stopped) = tokio::join!(caller.invoke(body("test.two", &long())), stopping);
+    let (answer, stopped) = tokio::join!(caller.invoke(stepping("test.two", &long())), stopping);
 
     is_unknown(&answer.refused(502, "AGENT_FAILED"));
     assert!(stopped.elapsed() < NOTICED, "{:?}", stopped.elapsed());
-    let next = body("test.two", &[json!({ "output": "next" })]);
+    let next = stepping("test.two", &[json!({ "output": "next" })]);
     for _ in 0..5 {
         let answer = caller.invoke(next.clone()).await.ok();
         assert_eq!(answer["node_id"], second.id(), "others go on: {answer}");
@@ -120,7 +122,7 @@ async fn calls_of_the_sole_agent_fail_in_time_while_it_stands_still() {
     let other = Node::builder().join(&caller).agent(builtin("other", "text-analysis")).spawn().await;
     caller.knows("test.sole", &["sole"]).await;
     caller.knows("text-analysis", &["other"]).await;
-    let ask = || caller.invoke(body("test.sole", &[json!({ "output": "here" })]));
+    let ask = || caller.invoke(stepping("test.sole", &[json!({ "output": "here" })]));
     assert_eq!(ask().await.ok()["output"], "here");
 
     frozen.stop();

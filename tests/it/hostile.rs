@@ -20,15 +20,13 @@ use serde_bytes::ByteBuf;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Answer, Events, HttpAgent, Node, SETTLE, builtin, eventually,
+    Events, HttpAgent, Node, SETTLE, builtin, eventually,
     peer::{Forger, Habits, HostilePeer, RawLane, cbor, now_ms, pulse_message, record_message, repeated, request},
+    slow,
+    target::{IN_TIME, agent, dropped, echoing, failure, fast, invoke, result, serves, still_serves, trap, until_dropped},
     with,
 };
 
-use super::invocation::slow;
-
-/// A node never waits longer for somebody who does not answer than this, where the call's own deadline is not shorter.
-pub(crate) const IN_TIME: Duration = Duration::from_secs(5);
 /// How long a frame may take from its first byte to its last.
 const PROGRESS_MAX: Duration = Duration::from_secs(10);
 /// Lanes that one connection may open.
@@ -969,30 +967,12 @@ async fn a_provider_that_answers_garbage_is_not_found() {
 /// How a record of the first forger's agent 1 gets its signatures, with another forger's help.
 type Sign = fn(&Forger, &Forger, &Record) -> Vec<u8>;
 
-/// A node with an agent that echoes.
-pub(crate) async fn echoing() -> Node {
-    Node::builder().agent(builtin("echo", "echo")).spawn().await
-}
-
-/// The same, and an honest neighbour that knows it.
-pub(crate) async fn served() -> (Node, Node) {
+/// A node with an agent that echoes, and an honest neighbour that knows it.
+async fn served() -> (Node, Node) {
     let node = echoing().await;
     let honest = Node::builder().join(&node).spawn().await;
     honest.knows("echo", &["echo"]).await;
     (node, honest)
-}
-
-/// The node answers its own clients.
-pub(crate) async fn serves(node: &Node) {
-    assert_eq!(node.call("echo", json!("still here")).await["output"], "still here");
-    assert_eq!(node.get("/health").await.status, 200);
-}
-
-/// The node answers its own clients and those of an honest neighbour.
-pub(crate) async fn still_serves(node: &Node, honest: &Node) {
-    serves(node).await;
-    let answer = honest.call("echo", json!("there, too")).await;
-    assert_eq!((&answer["output"], &answer["node_id"]), (&json!("there, too"), &json!(node.id())), "{answer}");
 }
 
 /// Sends a record that is changed before it is signed; waits until it is dropped for this reason, and sees that nobody knows it.
@@ -1044,51 +1024,16 @@ async fn insist(node: &Node, hostile: &HostilePeer, mut act: impl AsyncFnMut()) 
 }
 
 /// A banned peer is not let in again.
-pub(crate) async fn stays_out(node: &Node, hostile: &HostilePeer) {
+async fn stays_out(node: &Node, hostile: &HostilePeer) {
     hostile.disconnected().await;
     hostile.connect(node).await;
     hostile.disconnected().await;
     assert!(!node.peers().await.contains(&hostile.id()), "a banned peer stays out");
 }
 
-/// A record of the agent `name` that everybody would choose.
-pub(crate) fn fast(forger: &Forger, name: &str) -> Record {
-    let mut record = forger.record(1, name);
-    record.capabilities[0].constraints.response_time_ms = Some(1);
-    record
-}
-
-/// A peer whose agent the node knows and would call.
-pub(crate) async fn trap(node: &Node, forger: Forger, record: &Record, habits: Habits) -> HostilePeer {
-    let signed = forger.sign(record, 1);
-    let hostile = HostilePeer::start(forger, habits.advertises(record, signed));
-    hostile.connect(node).await;
-    node.knows(record.capabilities[0].id.as_str(), &[&record.name]).await;
-    hostile
-}
-
-pub(crate) async fn invoke(node: &Node, capability: &str, timeout_ms: u64) -> Answer {
-    node.invoke(json!({ "capability": capability, "input": "?", "timeout_ms": timeout_ms })).await
-}
-
 /// One more byte of a frame that has no end.
 async fn drip(lane: &mut RawLane) {
     lane.write(&[0x81]).await;
-}
-
-pub(crate) fn result(id: u64, output: &'static str) -> Frame {
-    Frame::Result { id, success: Success { units: None, execution_us: 1, body: Body::Inline(Bytes::from_static(output.as_bytes())) } }
-}
-
-/// What an error frame says.
-#[track_caller]
-pub(crate) fn failure(frame: &Frame) -> Failure {
-    let Frame::Error { failure, .. } = frame else { panic!("no error: {frame:?}") };
-    serde_json::from_slice(failure).expect("a failure as JSON")
-}
-
-pub(crate) async fn agent(node: &Node, name: &str) -> AgentId {
-    node.agent_id(name).await.parse().expect("an agent's id")
 }
 
 fn query(name: &str) -> Query {
@@ -1113,15 +1058,4 @@ async fn stranger_names(node: &Node, capability: &str) -> Vec<String> {
     let listed: Vec<String> = strangers(node).await.into_iter().collect();
     assert_eq!(found, listed, "the list and the query disagree");
     found
-}
-
-/// How many messages of a kind the node has dropped for a reason.
-pub(crate) async fn dropped(node: &Node, kind: &str, reason: &str) -> u64 {
-    node.metric(&format!("meshwork_dropped_total{{kind=\"{kind}\",reason=\"{reason}\"}}")).await
-}
-
-/// Waits until the node has dropped exactly as many.
-pub(crate) async fn until_dropped(node: &Node, kind: &str, reason: &str, count: u64) {
-    let what = format!("{count} of {kind} dropped as {reason}");
-    eventually(&what, SETTLE, async || (dropped(node, kind, reason).await == count).then_some(())).await;
 }

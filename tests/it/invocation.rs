@@ -11,16 +11,10 @@ use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Node, SETTLE, builtin, eventually, script, with};
+use crate::support::{Answer, Node, SETTLE, builtin, eventually, script, slow, with};
 
 /// The document that the program's own demonstration works on.
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/agents/builtin/assets/sample.pdf");
-
-/// An agent that takes the time it is told to take; it may keep a journal of its calls.
-pub(crate) fn slow(name: &str, journal: Option<&Path>) -> Value {
-    let journal: Vec<&str> = journal.iter().map(|path| path.to_str().expect("temporary folders have plain names")).collect();
-    script(name, "slow.py", &journal, json!({ "id": "test.slow", "idempotent": true }))
-}
 
 #[tokio::test]
 async fn any_node_calls_an_agent_on_any_other() {

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::support::{Node, SETTLE, builtin, eventually, meshwork};
+use crate::support::{Node, SETTLE, builtin, eventually, meshwork, slow};
 
 #[tokio::test]
 async fn two_nodes_meet_over_tcp() {
@@ -151,7 +151,7 @@ async fn peers_are_announced_as_they_come_and_go() {
 
 #[tokio::test]
 async fn a_node_that_stops_lets_its_calls_finish() {
-    let mut node = Node::builder().agent(super::invocation::slow("slow", None)).spawn().await;
+    let mut node = Node::builder().agent(slow("slow", None)).spawn().await;
     node.knows("test.slow", &["slow"]).await;
     let body = json!({ "capability": "test.slow", "input": { "ms": 1500 } });
     let request = node.request(reqwest::Method::POST, "/v1/invoke").json(&body).send();

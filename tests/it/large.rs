@@ -8,15 +8,14 @@ use meshwork::{
         invocation::{BlobId, Body, Frame, Request},
     },
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::{
     Node, SETTLE, builtin, eventually,
     peer::{HostilePeer, request},
     script,
+    target::{agent, announced, failure, serves, still_serves, text},
 };
-
-use super::hostile::{agent, failure, serves, still_serves};
 
 /// The largest body that travels on a lane itself, in bytes.
 const INLINE_MAX: usize = 65_536;
@@ -251,26 +250,6 @@ async fn a_thousand_announcements_hold_no_memory_and_are_told_to_wait() {
     }
     assert!(lane.is_alive().await);
     still_serves(&host, &other).await;
-}
-
-/// A request whose input goes as a blob of this size, what goes before it, and the bytes.
-pub(crate) fn announced(call: Request, bytes: usize, seed: usize) -> (Request, Head, Vec<u8>) {
-    let bytes = serde_json::to_vec(&text(bytes, seed)).expect("a text is JSON");
-    let blob = BlobId::of(&bytes);
-    let head = Head { invocation: call.invocation, part: Part::Input, blob };
-    (Request { body: Body::Blob(blob), confirm: false, ..call }, head, bytes)
-}
-
-/// A text of so many bytes as JSON that looks like anything but a text; each seed gives another.
-pub(crate) fn text(bytes: usize, seed: usize) -> Value {
-    let odd = "\0\u{1}\"\\\r\n\u{7f}\u{9b}é\u{1f600}</script>${x}\u{202e}";
-    // Six bytes for each of the first two, two for each of the next four; the others stand as they are.
-    let odd_bytes = 6 * 2 + 2 * 4 + (odd.len() - 6);
-    let head = format!("{seed}:");
-    let rest = bytes - 2 - head.len();
-    let text = head + &odd.repeat(rest / odd_bytes) + &"x".repeat(rest % odd_bytes);
-    debug_assert_eq!(serde_json::to_vec(&text).map(|json| json.len()).ok(), Some(bytes));
-    Value::String(text)
 }
 
 /// A node with `echo`, and with an agent whose output has the size that it is told.

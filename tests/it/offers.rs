@@ -17,13 +17,11 @@ use serde_json::{Value, json};
 use crate::support::{
     Node, SETTLE, builtin, eventually,
     peer::{Forger, Habits, HostilePeer, cbor},
-    script, with,
+    script, slow, with,
 };
 
-use super::invocation::slow;
-
 /// How long an asker waits for those who do not answer, and a little for the machine.
-const IN_TIME: Duration = Duration::from_secs(4);
+const ANSWERED_MAX: Duration = Duration::from_secs(4);
 
 /// An agent that takes as long as it is told, for a tenth of a cent per token.
 fn priced(name: &str) -> Value {
@@ -242,6 +240,6 @@ async fn who_does_not_answer_holds_up_nobody_for_long() {
     let asked = Instant::now();
     let answer = ask(&node, json!({})).await;
 
-    assert!(asked.elapsed() < IN_TIME && hostile.was_asked(|asked| matches!(asked, Control::Offers(_))), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < ANSWERED_MAX && hostile.was_asked(|asked| matches!(asked, Control::Offers(_))), "{:?}", asked.elapsed());
     assert_eq!((&answer["offers"][0]["name"], &answer["declined"][0]["name"]), (&json!("true"), &json!("slow")), "{answer}");
 }

@@ -11,10 +11,10 @@ use reqwest::Method;
 use serde_bytes::ByteBuf;
 use serde_json::{Value, json};
 
-use super::hostile::{echoing, serves, until_dropped};
 use crate::support::{
     Builder, Node, SETTLE, builtin, eventually,
     peer::{Forger, Habits, HostilePeer, cbor},
+    target::{echoing, serves, until_dropped},
 };
 
 /// A node whose windows end before a test does.

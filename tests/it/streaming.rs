@@ -9,7 +9,11 @@ use tokio::{
     process::Child,
 };
 
-use crate::support::{Events, HttpAgent, Journal, Node, SETTLE, eventually, signal, stepper, with, within};
+use crate::support::{
+    Events, HttpAgent, Journal, Node, SETTLE, eventually, signal, stepper,
+    stepping::{Two, stepping, until_count, until_it_serves},
+    with, within,
+};
 
 /// The largest chunk, in bytes.
 const CHUNK_BYTES_MAX: usize = 65_536;
@@ -32,7 +36,7 @@ async fn chunks_come_in_order_and_before_the_output() {
 
     for node in [&mesh.host, &mesh.caller] {
         for capability in ["test.process", "test.http"] {
-            let (told, end) = told(node.stream(body(capability, &steps)).await).await;
+            let (told, end) = told(node.stream(stepping(capability, &steps)).await).await;
             assert_eq!((&told, &end["output"], &end["attempts"]), (&chunks, &output, &json!(1)), "{capability}: {end}");
 
             let input = json!({ "steps": steps }).to_string();
@@ -40,7 +44,7 @@ async fn chunks_come_in_order_and_before_the_output() {
             let lines: Vec<Value> = printed.text().lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect();
             assert_eq!(lines, [&chunks[..], std::slice::from_ref(&output)].concat(), "{capability}");
 
-            let whole = node.invoke(body(capability, &steps)).await.ok();
+            let whole = node.invoke(stepping(capability, &steps)).await.ok();
             assert_eq!(whole["output"], output, "who asks for no chunks gets none");
         }
     }
@@ -62,11 +66,11 @@ async fn lines_that_are_no_chunks_are_passed_over() {
     ];
 
     for round in 0..3 {
-        let (told, end) = told(mesh.caller.stream(body("test.process", &steps)).await).await;
+        let (told, end) = told(mesh.caller.stream(stepping("test.process", &steps)).await).await;
         assert_eq!((told, &end["output"]), (vec![json!("mine")], &json!(1)), "round {round}");
     }
     // Events carry no other calls, so an id is not asked for.
-    let (told, end) = told(mesh.caller.stream(body("test.http", &steps)).await).await;
+    let (told, end) = told(mesh.caller.stream(stepping("test.http", &steps)).await).await;
     assert_eq!((told, &end["output"]), (vec![json!("mine"), json!("of nobody")], &json!(1)));
 }
 
@@ -79,13 +83,13 @@ async fn a_chunk_over_64_kib_is_a_fault_of_its_agent() {
     for node in [&mesh.host, &mesh.caller] {
         for capability in ["test.process", "test.http"] {
             let served = async || {
-                let (told, end) = told_or_not(node.stream(body(capability, &steps(CHUNK_BYTES_MAX))).await).await;
+                let (told, end) = told_or_not(node.stream(stepping(capability, &steps(CHUNK_BYTES_MAX))).await).await;
                 end.is_ok().then_some((told, end))
             };
             let (chunks, _) = eventually("the largest chunk passes", SETTLE, served).await;
             assert_eq!(chunks[1].to_string().len(), CHUNK_BYTES_MAX);
 
-            let (chunks, error) = failed(node.stream(body(capability, &steps(CHUNK_BYTES_MAX + 1))).await).await;
+            let (chunks, error) = failed(node.stream(stepping(capability, &steps(CHUNK_BYTES_MAX + 1))).await).await;
             assert_eq!((chunks, &error["code"]), (vec![json!("small")], &json!("AGENT_FAILED")), "{error}");
             let message = error["message"].as_str().expect("a message");
             assert!(message.contains("65537") && message.contains("65536"), "{message}");
@@ -103,7 +107,7 @@ async fn a_reader_that_stops_stops_the_agent() {
         for node in [&mesh.host, &mesh.caller] {
             let before = [mesh.host.resident_bytes(), mesh.caller.resident_bytes()];
             let cancelled = journal.count("cancelled");
-            let mut stream = node.stream(body(capability, &endless)).await;
+            let mut stream = node.stream(stepping(capability, &endless)).await;
             assert_eq!(stream.next().await.expect("a chunk").0, "chunk");
 
             let written = until_it_waits(journal).await;
@@ -127,7 +131,7 @@ async fn a_reader_that_goes_on_misses_nothing() {
     let steps = [json!({ "chunks": COUNT, "bytes": CHUNK_BYTES }), json!({ "output": "end" })];
 
     for (capability, journal) in mesh.agents() {
-        let mut stream = mesh.caller.stream(body(capability, &steps)).await;
+        let mut stream = mesh.caller.stream(stepping(capability, &steps)).await;
         assert_eq!(stream.next().await.expect("a chunk").1["n"], 0);
         let written = until_it_waits(journal).await;
         assert!(written < COUNT, "{capability}: the agent never waited");
@@ -172,7 +176,7 @@ async fn a_client_that_hangs_up_cancels_at_the_agent() {
         for node in [&mesh.host, &mesh.caller] {
             for point in POINTS {
                 let (started, cancelled) = (journal.count("started"), journal.count("cancelled"));
-                let mut stream = node.stream(body(capability, &steps_to(point))).await;
+                let mut stream = node.stream(stepping(capability, &steps_to(point))).await;
                 until_at(point, &mut stream, journal, started).await;
 
                 drop(stream);
@@ -193,7 +197,7 @@ async fn a_streamed_call_is_cancelled_by_its_id() {
             for point in POINTS {
                 let (started, cancelled) = (journal.count("started"), journal.count("cancelled"));
                 let id = format!("{:032x}", started + 1);
-                let mut stream = node.stream(with(body(capability, &steps_to(point)), json!({ "invocation_id": id }))).await;
+                let mut stream = node.stream(with(stepping(capability, &steps_to(point)), json!({ "invocation_id": id }))).await;
                 until_at(point, &mut stream, journal, started).await;
 
                 node.send(node.request(Method::DELETE, &format!("/v1/invocations/{id}"))).await.ok();
@@ -238,7 +242,7 @@ async fn the_death_of_the_calling_node_cancels_at_the_agent() {
     for (number, point) in (0..).zip(POINTS) {
         let mut caller = Node::builder().join(&host).spawn().await;
         caller.knows("test.process", &["process"]).await;
-        let mut stream = caller.stream(body("test.process", &steps_to(point))).await;
+        let mut stream = caller.stream(stepping("test.process", &steps_to(point))).await;
         until_at(point, &mut stream, &journal, number * 2).await;
 
         caller.kill().await;
@@ -254,7 +258,7 @@ async fn an_agent_that_dies_before_its_first_chunk_is_replaced() {
     let two = Two::start(true).await;
     let steps = [json!({ "exit": "first" }), json!({ "chunk": "a" }), json!({ "chunk": "b" }), json!({ "output": "ab" })];
 
-    let (chunks, end) = told(two.caller.stream(body("test.two", &steps)).await).await;
+    let (chunks, end) = told(two.caller.stream(stepping("test.two", &steps)).await).await;
 
     assert_eq!((chunks, &end["output"]), (vec![json!("a"), json!("b")], &json!("ab")));
     assert_eq!((&end["attempts"], &end["node_id"]), (&json!(2), &json!(two.second.id())), "{end}");
@@ -266,7 +270,7 @@ async fn an_agent_that_dies_after_its_first_chunk_fails_the_call() {
     let two = Two::start(true).await;
     let steps = [json!({ "chunk": "a" }), json!({ "exit": "first" }), json!({ "chunk": "b" }), json!({ "output": "ab" })];
 
-    let (chunks, error) = failed(two.caller.stream(body("test.two", &steps)).await).await;
+    let (chunks, error) = failed(two.caller.stream(stepping("test.two", &steps)).await).await;
 
     assert_eq!((chunks, &error["code"]), (vec![json!("a")], &json!("AGENT_FAILED")), "{error}");
     assert_eq!(error["details"]["attempts"], 1, "{error}");
@@ -279,7 +283,7 @@ async fn a_node_that_dies_after_the_first_chunk_fails_the_call() {
     let mut two = Two::start(true).await;
     let steps = [json!({ "chunk": "a" }), json!({ "ms": 30_000 }), json!({ "output": "a" })];
 
-    let mut stream = two.caller.stream(with(body("test.two", &steps), json!({ "idempotency_key": "even with a key" }))).await;
+    let mut stream = two.caller.stream(with(stepping("test.two", &steps), json!({ "idempotency_key": "even with a key" }))).await;
     assert_eq!(stream.next().await.expect("a chunk").1, "a");
     two.first.kill().await;
     let (chunks, error) = failed(stream).await;
@@ -295,7 +299,7 @@ async fn a_replay_by_key_has_no_chunks() {
     let mesh = Mesh::start().await;
     for (number, node) in (1..).zip([&mesh.host, &mesh.caller]) {
         let steps = [json!({ "chunk": "a" }), json!({ "ms": 700 }), json!({ "chunk": "b" }), json!({ "output": node.id() })];
-        let call = with(body("test.process", &steps), json!({ "idempotency_key": "once" }));
+        let call = with(stepping("test.process", &steps), json!({ "idempotency_key": "once" }));
         let mut first = node.stream(call.clone()).await;
         assert_eq!(first.next().await.expect("a chunk").1, "a");
 
@@ -316,7 +320,7 @@ async fn the_call_goes_on_for_others_when_the_one_who_reads_its_chunks_leaves() 
     let mesh = Mesh::start().await;
     let steps =
         [json!({ "chunk": "a" }), json!({ "ms": 300 }), json!({ "chunks": 50, "bytes": CHUNK_BYTES }), json!({ "output": "whole" })];
-    let call = with(body("test.process", &steps), json!({ "idempotency_key": "shared" }));
+    let call = with(stepping("test.process", &steps), json!({ "idempotency_key": "shared" }));
     let mut reading = mesh.caller.stream(call.clone()).await;
     assert_eq!(reading.next().await.expect("a chunk").1, "a");
 
@@ -339,13 +343,13 @@ async fn a_pause_that_is_too_long_ends_the_call() {
     for (capability, journal) in mesh.agents() {
         for node in [&mesh.host, &mesh.caller] {
             let cancelled = journal.count("cancelled");
-            let call = body(capability, &steps_to("before the first chunk"));
+            let call = stepping(capability, &steps_to("before the first chunk"));
             let (chunks, error) = failed(node.stream(with(call, json!({ "first_chunk_timeout_ms": 300 }))).await).await;
             assert_eq!((chunks.len(), &error["code"]), (0, &json!("TIMEOUT")), "{error}");
             assert_eq!(error["details"]["timeout_ms"], 300, "{error}");
             until_count(journal, "cancelled", cancelled + 1).await;
 
-            let call = body(capability, &steps_to("between two chunks"));
+            let call = stepping(capability, &steps_to("between two chunks"));
             let patience = json!({ "first_chunk_timeout_ms": 10_000, "idle_timeout_ms": 300 });
             let (chunks, error) = failed(node.stream(with(call, patience)).await).await;
             assert_eq!((chunks.len(), &error["code"]), (1, &json!("TIMEOUT")), "{error}");
@@ -354,7 +358,7 @@ async fn a_pause_that_is_too_long_ends_the_call() {
             // Neither bounds the whole, nor the time that the client takes for a chunk.
             let steady: Vec<Value> =
                 (0..8).flat_map(|chunk| [json!({ "ms": 200, "chunk": chunk })]).chain([json!({ "output": 1 })]).collect();
-            let call = with(body(capability, &steady), json!({ "first_chunk_timeout_ms": 1_500, "idle_timeout_ms": 1_500 }));
+            let call = with(stepping(capability, &steady), json!({ "first_chunk_timeout_ms": 1_500, "idle_timeout_ms": 1_500 }));
             assert_eq!(told(node.stream(call).await).await.0.len(), 8);
         }
     }
@@ -365,7 +369,7 @@ async fn a_pause_that_is_too_long_ends_the_call() {
 async fn a_reader_that_stops_is_not_waited_for_past_the_deadline() {
     let mesh = Mesh::start().await;
     for node in [&mesh.host, &mesh.caller] {
-        let call = with(body("test.process", &steps_to("blocked by its reader")), json!({ "timeout_ms": 2_500 }));
+        let call = with(stepping("test.process", &steps_to("blocked by its reader")), json!({ "timeout_ms": 2_500 }));
         let mut stream = node.stream(call).await;
         assert_eq!(stream.next().await.expect("a chunk").0, "chunk");
 
@@ -403,35 +407,6 @@ impl Mesh {
     }
 }
 
-/// Two agents for the same on nodes of their own, of whom the first is asked first, and a caller.
-pub(crate) struct Two {
-    pub(crate) caller: Node,
-    pub(crate) first: Node,
-    pub(crate) second: Node,
-    pub(crate) journals: [Journal; 2],
-}
-
-impl Two {
-    pub(crate) async fn start(idempotent: bool) -> Self {
-        let caller = Node::builder().config("[routing]\nexploration = 0.0\n").spawn().await;
-        let (mut nodes, mut journals) = (Vec::new(), Vec::new());
-        for (name, ms) in [("first", 1), ("second", 900)] {
-            let builder = Node::builder();
-            let capability = json!({ "id": "test.two", "idempotent": idempotent, "constraints": { "response_time_ms": ms } });
-            let (agent, journal) = stepper(name, builder.home(), capability);
-            nodes.push(builder.join(&caller).agent(agent).spawn().await);
-            journals.push(journal);
-        }
-        caller.knows("test.two", &["first", "second"]).await;
-        let [first, second] = nodes.try_into().expect("two nodes");
-        Self { caller, first, second, journals: journals.try_into().expect("two journals") }
-    }
-}
-
-pub(crate) fn body(capability: &str, steps: &[Value]) -> Value {
-    json!({ "capability": capability, "input": { "steps": steps }, "timeout_ms": 60_000 })
-}
-
 /// The chunks of an answer, and its good or bad end.
 async fn told_or_not(mut stream: Events) -> (Vec<Value>, Result<Value, Value>) {
     let mut chunks = Vec::new();
@@ -458,12 +433,6 @@ async fn failed(stream: Events) -> (Vec<Value>, Value) {
     (chunks, end.expect_err("it ended well"))
 }
 
-pub(crate) async fn until_count(journal: &Journal, what: &str, count: usize) {
-    let reached = async || (journal.count(what) >= count).then_some(());
-    eventually(&format!("{count} calls {what} at the agent"), SETTLE, reached).await;
-    assert_eq!(journal.count(what), count, "{:?}", journal.lines());
-}
-
 /// Waits until the agent writes no more for a while; how many chunks it has written by then.
 async fn until_it_waits(journal: &Journal) -> usize {
     let (mut last, mut same) = (0, 0);
@@ -474,11 +443,4 @@ async fn until_it_waits(journal: &Journal) -> usize {
         (written > 0 && same == 20).then_some(written)
     };
     eventually("the agent waits", SETTLE * 2, waits).await
-}
-
-/// The agent takes calls again, at once or after it was started anew.
-async fn until_it_serves(node: &Node, capability: &str, after: &str) {
-    let call = body(capability, &[json!({ "output": "free" })]);
-    let served = async || Some(node.invoke(call.clone()).await).filter(|answer| answer.status == 200);
-    assert_eq!(eventually(after, SETTLE, served).await.ok()["output"], "free");
 }

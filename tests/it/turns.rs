@@ -11,10 +11,8 @@ use serde_json::{Value, json};
 use crate::support::{
     Node, SETTLE, builtin, eventually,
     peer::{Forger, HostilePeer, request},
-    script,
+    script, slow,
 };
-
-use super::invocation::slow;
 
 const ID: &str = "00112233445566778899aabbccddeeff";
 

@@ -28,6 +28,12 @@ pub(crate) fn script(name: &str, file: &str, arguments: &[&str], capability: Val
     json!({ "name": name, "adapter": { "type": "process", "command": command }, "capability": [capability] })
 }
 
+/// An agent that takes the time it is told to take; it may keep a journal of its calls.
+pub(crate) fn slow(name: &str, journal: Option<&Path>) -> Value {
+    let journal: Vec<&str> = journal.iter().map(|path| path.to_str().expect("temporary folders have plain names")).collect();
+    script(name, "slow.py", &journal, json!({ "id": "test.slow", "idempotent": true }))
+}
+
 /// An agent that does what its input lists (`tests/support/agents/stepping.py`) and keeps a journal of its own.
 pub(crate) fn stepper(name: &str, home: &Path, capability: Value) -> (Value, Journal) {
     let journal = Journal(home.join(format!("{name}.steps")));

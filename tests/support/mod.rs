@@ -9,9 +9,11 @@ mod command;
 mod events;
 mod node;
 pub(crate) mod peer;
+pub(crate) mod stepping;
+pub(crate) mod target;
 mod wait;
 
-pub(crate) use agents::{HttpAgent, Journal, builtin, script, stepper, with};
+pub(crate) use agents::{HttpAgent, Journal, builtin, script, slow, stepper, with};
 pub(crate) use answer::Answer;
 pub(crate) use command::{Output, finished, meshwork, shell};
 pub(crate) use events::Events;
