@@ -202,11 +202,12 @@ impl State {
     pub fn handle_timeout(&mut self, now: Duration, outputs: &mut Vec<Output>) {
         let over: Vec<u64> = self.waits.iter().filter(|(_, until)| **until <= now).map(|(id, _)| *id).collect();
         for id in over {
-            let what = match self.running_by_id.get(&id).map(|running| running.confirm) {
-                Some(Confirm::Waiting) => "the caller did not say go",
-                Some(Confirm::Asked | Confirm::Settled) | None => "the caller took no chunk for too long",
+            let why = match self.running_by_id.get(&id).map(|running| running.confirm) {
+                // The place goes to somebody else, as if there had been none. It is no failure of anybody here, and nothing was begun.
+                Some(Confirm::Waiting) => Failure::new(ErrorCode::Busy, "the agent was kept free, but the caller did not say go"),
+                Some(Confirm::Asked | Confirm::Settled) | None => Failure::new(ErrorCode::Timeout, "the caller took no chunk for too long"),
             };
-            self.stop(id, Some(Failure::new(ErrorCode::Timeout, what)), outputs);
+            self.stop(id, Some(why), outputs);
         }
     }
 
@@ -331,7 +332,10 @@ mod tests {
         outputs.clear();
         let not_begun = AttemptFailure { begun: false, ..failure() };
         lane.handle_done(2, Err(not_begun), &mut outputs);
-        assert_eq!(refusal(&outputs).message, "the caller did not say go");
+        let [.., Output::Send(Frame::Error { begun, .. })] = &outputs[..] else { panic!("no end: {outputs:?}") };
+        let failure = refusal(&outputs);
+        assert!(!begun && failure.is_refusal() && failure.retryable, "it may go elsewhere, and blames nobody: {failure:?}");
+        assert!(failure.message.ends_with("the caller did not say go"), "{failure}");
     }
 
     #[test]
