@@ -166,7 +166,6 @@ async fn keep_alive(recipe: Arc<Recipe>, queue: Arc<Mutex<mpsc::Receiver<Job>>>,
         let Some(end) = end else { return };
         if started.elapsed() >= STEADY {
             pause = RESTART_MIN;
-            forgives = true;
         }
         let reason = match end {
             End::Late if std::mem::take(&mut forgives) => {
@@ -436,5 +435,40 @@ async fn ended(child: &mut Child) -> String {
         Ok(Ok(status)) => status.to_string(),
         Ok(Err(error)) => error.to_string(),
         Err(_) => "it closed its output".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{InvocationId, Priority};
+
+    /// Threat T4: however long the deadline was, a program that is late twice without answering in between is taken out.
+    #[tokio::test(start_paused = true)]
+    async fn only_an_answer_lets_the_next_late_child_be_forgiven() {
+        let (report, mut health) = watch::channel(Health::Up);
+        let stop = CancellationToken::new();
+        let attached = Attached { name: "silent", output_bytes_max: 1_000, report, stop: stop.clone() };
+        let command = ["sleep", "3600"].map(str::to_owned);
+        let agent = ProcessAgent::start(attached, &command, Path::new("/"), &[], 1);
+        let capability: CapabilityName = "test.silent".parse().expect("a valid name");
+        for late in 1..=2 {
+            let invocation = Invocation {
+                id: InvocationId::from_random(late),
+                capability: capability.clone(),
+                version: None,
+                input: Bytes::from_static(b"1"),
+                deadline: Instant::now() + 6 * STEADY,
+                key: None,
+                priority: Priority::Normal,
+                confirm: None,
+                chunks: None,
+            };
+            let failure = agent.run(&invocation, &capability, &stop).await.expect_err("it never answers");
+            assert_eq!(failure.code, ErrorCode::Timeout);
+            let down = tokio::time::timeout(RESTART_MIN, health.wait_for(|health| *health != Health::Up)).await.is_ok();
+            assert_eq!(down, late == 2, "the first is replaced at once");
+        }
+        stop.cancel();
     }
 }
