@@ -4,10 +4,12 @@
 //! key and the same input wait for it and get the same result; with another input they are refused. Only good results are kept, so a
 //! failed call may be tried again under its key.
 //!
-//! They are kept for a while, and within bounds of number and bytes: the oldest make room, and one that is larger than all the room is not
-//! kept at all. However a result goes, its key is free from then on, and a call that repeats it runs again. A run under way is never let
+//! They are kept for a while, and within bounds of number and bytes. Where room is short, the oldest of whichever caller holds the most
+//! makes it, bytes where bytes are short and results where results are, so that nobody who holds no more than its even share loses any of
+//! it to others (threat T23). One that is larger than all the room is not kept at all. However a result goes, its key is free from then on, and a call that repeats it runs again. A run under way is never let
 //! go of, whatever is kept.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -61,6 +63,25 @@ pub struct State<W, R> {
     keys_by_age: BTreeSet<(Duration, Key)>,
     /// What the results of those have together.
     bytes: u64,
+    /// The same for each caller that has any.
+    kept_by_caller: BTreeMap<NodeId, Kept>,
+    /// Who holds how many bytes, and among equals who has the oldest result: the last makes room for bytes.
+    callers_by_bytes: BTreeSet<(u64, Reverse<Duration>, NodeId)>,
+    /// Who holds how many results, likewise.
+    callers_by_count: BTreeSet<(usize, Reverse<Duration>, NodeId)>,
+}
+
+/// What is kept for one caller.
+#[derive(Debug, Default)]
+struct Kept {
+    keys_by_age: BTreeSet<(Duration, Key)>,
+    bytes: u64,
+}
+
+impl Kept {
+    fn oldest(&self) -> Reverse<Duration> {
+        Reverse(self.keys_by_age.first().map_or(Duration::MAX, |(at, _)| *at))
+    }
 }
 
 /// Callers that may wait for one running call.
@@ -69,7 +90,15 @@ const WAITERS_MAX: usize = 64;
 impl<W, R: Clone> State<W, R> {
     /// No call yet.
     pub fn new(config: Config) -> Self {
-        Self { config, entries_by_key: BTreeMap::new(), keys_by_age: BTreeSet::new(), bytes: 0 }
+        Self {
+            config,
+            entries_by_key: BTreeMap::new(),
+            keys_by_age: BTreeSet::new(),
+            bytes: 0,
+            kept_by_caller: BTreeMap::new(),
+            callers_by_bytes: BTreeSet::new(),
+            callers_by_count: BTreeSet::new(),
+        }
     }
 
     /// A call with `key` and an input of this hash has come.
@@ -108,7 +137,11 @@ impl<W, R: Clone> State<W, R> {
                 entry.state = Progress::Done { result: result.clone(), bytes };
                 self.bytes = self.bytes.saturating_add(bytes);
                 self.keys_by_age.insert((now, key.clone()));
-                while (self.keys_by_age.len() > self.config.results_max || self.bytes > self.config.bytes_max) && self.forget_oldest() {}
+                self.change(key.0, |kept| {
+                    kept.keys_by_age.insert((now, key.clone()));
+                    kept.bytes = kept.bytes.saturating_add(bytes);
+                });
+                while self.make_room() {}
             }
             None => {
                 self.entries_by_key.remove(key);
@@ -130,17 +163,48 @@ impl<W, R: Clone> State<W, R> {
     fn expire(&mut self, now: Duration) {
         let keep = self.config.keep;
         while self.keys_by_age.first().is_some_and(|(at, _)| at.saturating_add(keep) <= now) {
-            self.forget_oldest();
+            let Some(oldest) = self.keys_by_age.first().cloned() else { return };
+            self.forget(&oldest);
         }
     }
 
-    /// Whether there was one.
-    fn forget_oldest(&mut self) -> bool {
-        let Some((_, key)) = self.keys_by_age.pop_first() else { return false };
-        if let Some(Entry { state: Progress::Done { bytes, .. }, .. }) = self.entries_by_key.remove(&key) {
-            self.bytes = self.bytes.saturating_sub(bytes);
-        }
+    /// Forgets the oldest result of whoever holds the most of what is short. False if nothing is, or nothing is left.
+    fn make_room(&mut self) -> bool {
+        let largest = if self.bytes > self.config.bytes_max {
+            self.callers_by_bytes.last().map(|(.., caller)| *caller)
+        } else if self.keys_by_age.len() > self.config.results_max {
+            self.callers_by_count.last().map(|(.., caller)| *caller)
+        } else {
+            None
+        };
+        let kept = largest.and_then(|caller| self.kept_by_caller.get(&caller));
+        let Some(oldest) = kept.and_then(|kept| kept.keys_by_age.first()).cloned() else { return false };
+        self.forget(&oldest);
         true
+    }
+
+    fn forget(&mut self, aged: &(Duration, Key)) {
+        self.keys_by_age.remove(aged);
+        let Some(Entry { state: Progress::Done { bytes, .. }, .. }) = self.entries_by_key.remove(&aged.1) else { return };
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.change(aged.1.0, |kept| {
+            kept.keys_by_age.remove(aged);
+            kept.bytes = kept.bytes.saturating_sub(bytes);
+        });
+    }
+
+    /// Changes what is kept for `caller`, and where that puts it among the others.
+    fn change(&mut self, caller: NodeId, change: impl FnOnce(&mut Kept)) {
+        let kept = self.kept_by_caller.entry(caller).or_default();
+        self.callers_by_bytes.remove(&(kept.bytes, kept.oldest(), caller));
+        self.callers_by_count.remove(&(kept.keys_by_age.len(), kept.oldest(), caller));
+        change(kept);
+        if kept.keys_by_age.is_empty() {
+            self.kept_by_caller.remove(&caller);
+            return;
+        }
+        self.callers_by_bytes.insert((kept.bytes, kept.oldest(), caller));
+        self.callers_by_count.insert((kept.keys_by_age.len(), kept.oldest(), caller));
     }
 }
 
@@ -152,7 +216,11 @@ mod tests {
     use super::*;
 
     fn key(word: &str) -> Key {
-        let node = libp2p_identity::PeerId::from_bytes(&[0, 1, 7]).expect("a short identity hash");
+        key_of(7, word)
+    }
+
+    fn key_of(caller: u8, word: &str) -> Key {
+        let node = libp2p_identity::PeerId::from_bytes(&[0, 1, caller]).expect("a short identity hash");
         (node.into(), AgentId::from_public_key([1; 32]), word.to_owned())
     }
 
@@ -240,6 +308,24 @@ mod tests {
         assert_eq!(state.on_call(key("large"), [0; 32], 3, s(1)), Verdict::Run(3), "as after its time, a repeat runs again");
     }
 
+    /// Threat T23: one peer cannot flush what is kept for the others.
+    #[test]
+    fn the_caller_that_holds_the_most_makes_room() {
+        let keep = |state: &mut State<i32, &'static str>, caller, word: &str, bytes, second| {
+            assert_eq!(state.on_call(key_of(caller, word), [0; 32], 0, s(second)), Admission::Run(0), "{word}");
+            state.handle_done(&key_of(caller, word), Some((&success(), bytes)), s(second));
+        };
+        let mut state = keeping(4, 100);
+        keep(&mut state, 1, "first", 1, 0);
+        for second in 1..50 {
+            keep(&mut state, 2, &second.to_string(), 1, second);
+        }
+        assert!(state.entries_by_key.contains_key(&key_of(1, "first")), "many small ones");
+        keep(&mut state, 2, "large", 100, 50);
+        assert!(state.entries_by_key.contains_key(&key_of(1, "first")), "a large one");
+        assert!(!state.entries_by_key.contains_key(&key_of(2, "large")), "there is no room left for it");
+    }
+
     #[test]
     fn a_run_under_way_stays_whatever_is_kept() {
         let mut state = keeping(1, 100);
@@ -276,10 +362,50 @@ mod tests {
         ]
     }
 
+    /// Calls of one caller that end, with so many bytes.
+    fn ends() -> impl Strategy<Value = Vec<(u8, u64)>> {
+        prop::collection::vec((0..CALLERS, 0_u64..120), 1..200)
+    }
+
+    const CALLERS: u8 = 3;
+    const RESULTS_MAX: usize = 9;
+    const BYTES_MAX: u64 = 99;
     const WORDS: [&str; 5] = ["a", "b", "c", "d", "e"];
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, rng_seed: RngSeed::Fixed(7), ..ProptestConfig::with_cases(512) })]
+
+        /// T23: whoever loses a result to others held more than its even share of what was short; and what is kept of each caller adds up.
+        #[test]
+        fn nobody_loses_its_even_share_to_others(ends in ends()) {
+            let mut state = keeping(RESULTS_MAX, BYTES_MAX);
+            let mut kept: BTreeMap<Key, u64> = BTreeMap::new();
+            for (number, (caller, bytes)) in (0..).zip(ends) {
+                let key = key_of(caller, &number.to_string());
+                prop_assert_eq!(state.on_call(key.clone(), [0; 32], 0, s(0)), Admission::Run(0));
+                state.handle_done(&key, Some((&success(), bytes)), Duration::from_millis(number));
+                if bytes <= BYTES_MAX {
+                    kept.insert(key, bytes);
+                }
+                let share = |kept: &BTreeMap<Key, u64>, caller: NodeId| {
+                    let own = kept.iter().filter(|(key, _)| key.0 == caller);
+                    (own.clone().count(), own.map(|(_, bytes)| bytes).sum::<u64>())
+                };
+                let before = kept.clone();
+                kept.retain(|key, _| state.entries_by_key.contains_key(key));
+                let callers: BTreeSet<NodeId> = before.keys().map(|key| key.0).collect();
+                for caller in callers {
+                    let (count, bytes) = share(&before, caller);
+                    let within = count <= RESULTS_MAX / usize::from(CALLERS) && bytes <= BYTES_MAX / u64::from(CALLERS);
+                    prop_assert!(!within || share(&kept, caller) == (count, bytes), "it held no more than its share");
+                    let counted = state.kept_by_caller.get(&caller).map_or((0, 0), |kept| (kept.keys_by_age.len(), kept.bytes));
+                    prop_assert_eq!(counted, share(&kept, caller));
+                }
+                prop_assert!(state.keys_by_age.len() <= RESULTS_MAX && state.bytes <= BYTES_MAX);
+                prop_assert_eq!(state.callers_by_bytes.len(), state.kept_by_caller.len());
+                prop_assert_eq!(state.callers_by_count.len(), state.kept_by_caller.len());
+            }
+        }
 
         /// MEAP-9, T23: whatever happens in whatever order, every caller is answered once, one run at a time goes on under a key, and what
         /// is kept stays within its bounds.
