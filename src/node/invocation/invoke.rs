@@ -26,6 +26,7 @@ use crate::proto::directory::rank::Candidate;
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::chain;
 use crate::proto::invocation::client::Outcome as LaneOutcome;
+use crate::proto::invocation::evidence::Reader;
 use crate::telemetry::Side;
 use crate::wire::blob::Part;
 use crate::wire::directory::Wanted;
@@ -264,7 +265,7 @@ pub(super) fn deadline(shared: &Shared, request: &InvokeRequest, now: Duration) 
     now.saturating_add(request.timeout.unwrap_or(default))
 }
 
-/// Asks one agent. Says also whether a chunk of its answer went to the client.
+/// Asks one agent. Says also what the reader of its chunks saw and did.
 pub(super) async fn attempt(
     shared: &Arc<Shared>,
     request: &InvokeRequest,
@@ -272,9 +273,9 @@ pub(super) async fn attempt(
     candidate: &Candidate,
     mut now: Duration,
     deadline: Duration,
-) -> (Result<Success, AttemptFailure>, bool) {
+) -> (Result<Success, AttemptFailure>, Reader) {
     let record = &candidate.entry.record;
-    let refuse = |failure: Failure| (Err(AttemptFailure { failure, begun: false }), false);
+    let refuse = |failure: Failure| (Err(AttemptFailure { failure, begun: false }), Reader::default());
     let Some(offered) = candidate.capability() else {
         return refuse(Failure::new(ErrorCode::Internal, "the candidate lost its capability"));
     };
@@ -308,20 +309,20 @@ pub(super) async fn attempt(
         window_bytes: 0,
         body: Body::Inline(request.input.clone()),
     });
-    let (mut outcome, streamed) = match &request.chunks {
+    let (mut outcome, reader) = match &request.chunks {
         Some(chunks) => {
             let (sender, arriving) = mpsc::channel(1);
             let call = ask(shared, record.node, wire, deadline, Some(sender));
             Box::pin(stream::pass_on(call, arriving, chunks, stream::Patience::new(request, shared.clock.zero() + deadline))).await
         }
-        None => (ask(shared, record.node, wire, deadline, None).await, false),
+        None => (ask(shared, record.node, wire, deadline, None).await, Reader::default()),
     };
     if let (Ok(success), Some(schema)) = (&outcome, &output_schema)
         && let Err(failure) = check(schema, success_text(success), "output")
     {
         outcome = Err(AttemptFailure { failure: failure.retryable(true), begun: true });
     }
-    (outcome, streamed)
+    (outcome, reader)
 }
 
 fn check(schema: &crate::agents::schema::Schema, text: &[u8], what: &str) -> Result<(), Failure> {

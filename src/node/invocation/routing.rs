@@ -178,12 +178,12 @@ pub(super) async fn run(shared: &Arc<Shared>, request: &InvokeRequest, id: Invoc
                     explained = Some(considered(shared, &ranking, Some(candidate.agent()), now));
                 }
                 shared.metrics.attempt();
-                let (outcome, streamed) = attempt(shared, request, id, candidate, now, deadline).await;
-                if streamed {
+                let (outcome, reader) = attempt(shared, request, id, candidate, now, deadline).await;
+                if reader.streamed || reader.silence.is_some() {
                     machine.on_chunk();
                 }
                 let ended = shared.mono();
-                let learnt = evidence(candidate, outcome.as_ref().err(), ended.saturating_sub(now), streamed);
+                let learnt = evidence(candidate, outcome.as_ref().err(), ended.saturating_sub(now), deadline.saturating_sub(now), reader);
                 running.end(learnt, ended);
                 match outcome {
                     Ok(success) => {

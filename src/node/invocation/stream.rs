@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use super::invoke::InvokeRequest;
 use crate::model::{ErrorCode, Failure};
 use crate::proto::invocation::call::AttemptFailure;
+use crate::proto::invocation::evidence::Reader;
 use crate::wire::invocation::Success;
 
 /// How long a client waits for what.
@@ -25,19 +26,19 @@ impl Patience {
     }
 }
 
-/// Waits for `call` and hands the chunks of its answer on to `client`, each before the end that follows it. Says whether there was any. A
-/// client that takes nothing holds up the agent, not this node's memory.
+/// Waits for `call` and hands the chunks of its answer on to `client`, each before the end that follows it. Says what its reader saw
+/// and did. A client that takes nothing holds up the agent, not this node's memory.
 pub(super) async fn pass_on(
     call: impl Future<Output = Result<Success, AttemptFailure>>,
     mut chunks: mpsc::Receiver<Bytes>,
     client: &mpsc::Sender<Bytes>,
     patience: Patience,
-) -> (Result<Success, AttemptFailure>, bool) {
+) -> (Result<Success, AttemptFailure>, Reader) {
     let mut call = std::pin::pin!(call);
     let mut ended = None;
-    let mut any = false;
+    let mut reader = Reader::default();
     loop {
-        let pause = if any { patience.idle } else { patience.first };
+        let pause = if reader.streamed { patience.idle } else { patience.first };
         let until = pause.map(|pause| Instant::now() + pause);
         let chunk = tokio::select! {
             biased;
@@ -47,26 +48,68 @@ pub(super) async fn pass_on(
                 continue;
             }
             () = sleep_until(until.unwrap_or(patience.deadline)), if ended.is_none() && until.is_some() => {
-                let what = if any { "the next chunk of the answer" } else { "the first chunk of the answer" };
+                let what = if reader.streamed { "the next chunk of the answer" } else { "the first chunk of the answer" };
                 let waited_ms = u64::try_from(pause.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
                 let failure = Failure::new(ErrorCode::Timeout, format!("{what} did not come within {waited_ms} ms"));
-                return (Err(AttemptFailure { failure: failure.with("timeout_ms", waited_ms), begun: true }), any);
+                reader.silence = pause;
+                return (Err(AttemptFailure { failure: failure.with("timeout_ms", waited_ms), begun: true }), reader);
             }
         };
         let Some(chunk) = chunk else { break };
-        any = true;
+        reader.streamed = true;
+        let since = Instant::now();
         tokio::select! {
             // A client that has gone misses nothing.
             _ = client.send(chunk) => {}
             () = sleep_until(patience.deadline) => {
                 let failure = Failure::new(ErrorCode::Timeout, "the client did not take the answer before the deadline");
-                return (Err(AttemptFailure { failure, begun: true }), any);
+                reader.held += since.elapsed();
+                return (Err(AttemptFailure { failure, begun: true }), reader);
             }
         }
+        reader.held += since.elapsed();
     }
     let end = match ended {
         Some(end) => end,
         None => call.await,
     };
-    (end, any)
+    (end, reader)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// T16: whoever waited knows for how long, and so does whoever was waited for.
+    #[tokio::test(start_paused = true)]
+    async fn it_is_told_who_waited_for_whom() {
+        let patience = Patience { first: Some(SECOND * 3), idle: Some(SECOND * 2), deadline: Instant::now() + SECOND * 60 };
+        let silent = || std::future::pending::<Result<Success, AttemptFailure>>();
+
+        let (_keep, parts) = mpsc::channel(1);
+        let (client, _takes) = mpsc::channel(1);
+        let (end, reader) = pass_on(silent(), parts, &client, patience).await;
+        assert_eq!(end.expect_err("nothing came").failure.code, ErrorCode::Timeout);
+        assert_eq!(reader, Reader { streamed: false, held: Duration::ZERO, silence: Some(SECOND * 3) });
+
+        let (agent, parts) = mpsc::channel(2);
+        let (client, mut takes) = mpsc::channel(1);
+        let slow = async {
+            for part in 0..2 {
+                agent.send(Bytes::from(format!("{part}"))).await.expect("it is read");
+            }
+            tokio::time::sleep(SECOND * 5).await;
+            takes.recv().await.expect("the first part");
+            // The second has been taken from the agent, and this end of the client stays open.
+            std::future::pending::<()>().await
+        };
+        let (end, reader) = tokio::select! {
+            told = pass_on(silent(), parts, &client, patience) => told,
+            () = slow => panic!("it does not end"),
+        };
+        assert_eq!(end.expect_err("nothing more came").failure.code, ErrorCode::Timeout);
+        assert_eq!(reader, Reader { streamed: true, held: SECOND * 5, silence: Some(SECOND * 2) });
+    }
 }

@@ -163,7 +163,8 @@ impl State {
         Step::Ask(choice)
     }
 
-    /// A chunk of the running attempt's answer went to the client. Another agent's answer would begin anew, so nobody else is asked.
+    /// A chunk of the running attempt's answer went to the client, or the client's patience for one is over. Another agent's answer would
+    /// begin anew, so nobody else is asked.
     pub fn on_chunk(&mut self) {
         self.streamed = true;
     }
@@ -253,11 +254,12 @@ impl State {
 /// Reasons that a failure lists.
 const REASONS_MAX: usize = 8;
 
-/// Whether somebody else might do better. A wrong input is wrong everywhere.
+/// Whether somebody else might do better. A wrong input is wrong everywhere. A time that ran out may have been only that agent's: nobody
+/// is asked once the call's own is over.
 fn may_go_elsewhere(failed: &AttemptFailure) -> bool {
     let refused_for_good = matches!(
         failed.failure.code,
-        ErrorCode::InvalidRequest | ErrorCode::PayloadTooLarge | ErrorCode::Cancelled | ErrorCode::Timeout | ErrorCode::OverBudget
+        ErrorCode::InvalidRequest | ErrorCode::PayloadTooLarge | ErrorCode::Cancelled | ErrorCode::OverBudget
     );
     let input_fault = failed.failure.code == ErrorCode::InvalidSchema && !failed.begun;
     !refused_for_good && !input_fault && (failed.failure.retryable || !failed.begun)
@@ -325,6 +327,28 @@ mod tests {
         assert_eq!(call.next(&candidates), Asked(1));
         call.fails(ErrorCode::AgentFailed, BEGUN);
         assert_eq!(call.next(&candidates), Asked(2));
+    }
+
+    /// AOP-4: that one agent gives up says nothing about another, as long as there is time.
+    #[test]
+    fn what_an_agent_gave_up_goes_to_another_where_that_is_safe_and_time_is_left() {
+        let candidates = [agent(1).score(0.9), agent(2).score(0.5)];
+        for code in [ErrorCode::Timeout, ErrorCode::InsufficientResources] {
+            let mut call = Call::with_key();
+            assert_eq!(call.next(&candidates), Asked(1));
+            call.fails(code, BEGUN);
+            assert_eq!(call.next(&candidates), Asked(2), "{code}");
+
+            let mut call = Call::new();
+            assert_eq!(call.next(&candidates), Asked(1));
+            call.fails(code, BEGUN);
+            assert_eq!(call.next(&candidates), Failed(code), "it may have been done");
+        }
+        let mut call = Call::with_key();
+        assert_eq!(call.next(&candidates), Asked(1));
+        call.now = DEADLINE;
+        call.fails(ErrorCode::Timeout, BEGUN);
+        assert_eq!(call.next(&candidates), Failed(ErrorCode::Timeout));
     }
 
     #[test]
@@ -404,9 +428,9 @@ mod tests {
     }
 
     #[test]
-    fn what_was_cancelled_or_ran_out_of_time_or_money_is_not_tried_elsewhere() {
+    fn what_was_cancelled_or_ran_out_of_money_is_not_tried_elsewhere() {
         let candidates = [agent(1).score(0.9), agent(2).score(0.5)];
-        for code in [ErrorCode::Cancelled, ErrorCode::Timeout, ErrorCode::OverBudget] {
+        for code in [ErrorCode::Cancelled, ErrorCode::OverBudget] {
             let mut call = Call::with_key();
             assert_eq!(call.next(&candidates), Asked(1));
             call.fails(code, NOT_BEGUN);

@@ -10,7 +10,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::call::{self, AttemptFailure, Step};
-use super::evidence::evidence;
+use super::evidence::{Reader, evidence};
 use super::routing;
 use super::testing::{self, node};
 use crate::model::{AgentId, Balance, CapabilityName, ErrorCode, Failure, Now, Price, Timestamp};
@@ -251,10 +251,11 @@ impl World {
                         *asked.entry(candidate.agent()).or_default() += 1;
                         let (ms, served) = self.serve(candidate.agent());
                         let took = Duration::from_millis(ms);
+                        let asked_at = self.now;
                         self.now += took;
                         let failure = || Failure::new(ErrorCode::AgentFailed, "no");
                         let failed = (!served).then(|| AttemptFailure { failure: failure(), begun: true });
-                        let learnt = evidence(candidate, failed.as_ref(), took, false);
+                        let learnt = evidence(candidate, failed.as_ref(), took, deadline.saturating_sub(asked_at), Reader::default());
                         self.routing.on_end(candidate, choice, &learnt, self.now, &mut self.rng);
                         let outcome = learnt.trust.expect("each end says something");
                         self.ledger.handle_outcome(candidate.agent(), &name(), outcome, self.now);
