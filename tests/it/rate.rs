@@ -7,10 +7,11 @@ use meshwork::{
 use reqwest::{Method, header::RETRY_AFTER};
 use serde_json::{Value, json};
 
+use crate::streaming::until_count;
 use crate::support::{
-    Node, builtin,
+    Node, SETTLE, builtin, eventually,
     peer::{HostilePeer, RawLane, request},
-    with,
+    stepper, with,
 };
 
 /// Calls `agent` so often at once, and gives the failures.
@@ -77,6 +78,30 @@ async fn an_agent_that_is_called_too_often_refuses_with_a_hint() {
     }
     let trust = caller.get("/v1/trust").await.ok();
     assert_eq!(trust["agents"][0]["failures"].as_f64(), Some(0.0), "a refusal is no failure: {trust}");
+}
+
+/// MEAP-3: what an agent has no place for does not use up its rate, and a place is no way around the rate.
+#[tokio::test]
+async fn a_call_that_finds_no_place_costs_an_agent_nothing_of_its_rate() {
+    let host = Node::builder();
+    let (agent, journal) = stepper("narrow", host.home(), json!({ "id": "test.narrow" }));
+    let host = host.agent(with(agent, json!({ "concurrency": 1, "queue": 0, "rate_limit": { "per_s": 0.001, "burst": 2 } }))).spawn().await;
+    let caller = Node::builder().join(&host).spawn().await;
+    caller.knows("test.narrow", &["narrow"]).await;
+    let does = |steps: Value| json!({ "capability": "test.narrow", "input": { "steps": steps } });
+    let busy = host.stream(does(json!([{ "chunk": 1 }, { "ms": 30_000 }]))).await;
+    until_count(&journal, "started", 1).await;
+
+    for node in [&host, &caller, &host, &caller] {
+        node.invoke(does(json!([{ "output": 1 }]))).await.error("BUSY");
+    }
+    drop(busy);
+
+    let served = async || Some(host.invoke(does(json!([{ "output": 2 }]))).await).filter(|answer| answer.status == 200);
+    eventually("the second of two is served", SETTLE, served).await;
+    for node in [&host, &caller] {
+        node.invoke(does(json!([{ "output": 3 }]))).await.error("RATE_LIMIT_EXCEEDED");
+    }
 }
 
 /// AOP-4, MEAP-3: a call that one agent has no room for goes to another.

@@ -202,7 +202,13 @@ async fn run(
     };
     let result = agent.invoke(invocation, &orders.cancel).await;
     drop(entered);
-    let output = result.map_err(|failed| AttemptFailure { failure: failed.failure, begun: failed.begun })?;
+    let output = result.map_err(|failed| {
+        // Only now is it known; asked the other way round, whoever is over the rate could take places in the agent's line.
+        if failed.failure.code == ErrorCode::Busy && !failed.begun {
+            shared.admission.agent_was_busy(agent.id(), limit);
+        }
+        AttemptFailure { failure: failed.failure, begun: failed.begun }
+    })?;
     offers::on_run(shared, agent.id(), &capability, output.took);
     let checked = blobs::check_length(shared, Part::Output, output.payload.len() as u64, true);
     checked.map_err(|failure| AttemptFailure { failure, begun: true })?;

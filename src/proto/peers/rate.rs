@@ -97,6 +97,14 @@ impl<K: Ord + Copy> Limiter<K> {
         Ok(())
     }
 
+    /// What `key` was let in for did not take place: the next may have its turn. The bucket holds no more for it than it ever does, and who is
+    /// no longer remembered gets nothing.
+    pub fn give_back(&mut self, key: K, rate: Rate) {
+        if let Some(full_at) = self.full_at_by_key.get_mut(&key) {
+            *full_at = full_at.saturating_sub(rate.pause);
+        }
+    }
+
     /// How long `key` would have to wait now, as far as it is remembered; zero if it need not.
     pub fn wait(&self, key: K, rate: Rate, now: Duration) -> Duration {
         self.full_at_by_key.get(&key).map_or(Duration::ZERO, |full_at| rate.wait(*full_at, now))
@@ -114,6 +122,26 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    /// MEAP-3: what is given back can be had once, and never adds to the burst.
+    #[test]
+    fn what_is_given_back_can_be_had_once() {
+        let (mut limiter, rate) = (Limiter::new(8), Rate::new(1.0, 2));
+        for _ in 0..100 {
+            assert_eq!(limiter.check('a', rate, SECOND), Ok(()));
+            limiter.give_back('a', rate);
+        }
+        for now in [SECOND, SECOND * 60] {
+            let passed = (0..10).filter(|_| limiter.check('a', rate, now).is_ok()).count();
+            assert_eq!(passed, 2);
+            limiter.give_back('a', rate);
+            assert_eq!((limiter.check('a', rate, now), limiter.check('a', rate, now)), (Ok(()), Err(SECOND)));
+        }
+        assert_eq!(limiter.check('a', rate, SECOND * 120), Ok(()));
+        limiter.give_back('a', rate);
+        limiter.give_back('b', rate);
+        assert_eq!((0..10).filter(|_| limiter.check('b', rate, SECOND * 120).is_ok()).count(), 2);
+    }
 
     #[test]
     fn a_burst_passes_and_the_rest_is_told_how_long_to_wait() {
