@@ -205,7 +205,7 @@ async fn run(
     let output = result.map_err(|failed| {
         // Only now is it known; asked the other way round, whoever is over the rate could take places in the agent's line.
         if failed.failure.code == ErrorCode::Busy && !failed.begun {
-            shared.admission.agent_was_busy(agent.id(), limit);
+            shared.rates.agent_was_busy(agent.id(), limit);
         }
         AttemptFailure { failure: failed.failure, begun: failed.begun }
     })?;

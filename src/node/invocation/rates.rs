@@ -2,7 +2,8 @@
 //!
 //! Three tiers, each off unless it is configured. A *peer* is known by its key, whatever name it claims, and has a bucket of its own. An
 //! *agent* has one bucket for all its callers, by the word of its definition; it is asked only when the agent would really run, so a
-//! result that is kept under an idempotency key costs nothing, nor does a call that the agent had no place for. The *clients* of the API share one bucket, as they share one token.
+//! result that is kept under an idempotency key costs nothing, nor does a call that the agent had no place for. The *clients* of the API share
+//! one bucket, as they share one token.
 //!
 //! A refusal is RATE_LIMIT_EXCEEDED before anything was begun, so that the call may go elsewhere and nobody's trust suffers; its
 //! `retry_after_ms` covers every tier that the call has to pass.
