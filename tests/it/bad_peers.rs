@@ -447,7 +447,7 @@ async fn calls_on_a_lane_that_nobody_reads_end_by_their_deadline() {
     let (node, forger) = (echoing().await, Forger::new());
     let record = fast(&forger, "deaf");
     let hostile = trap(&node, forger, &record, Habits::default()).await;
-    let body = json!({ "capability": "test.deaf", "input": "x".repeat(PART), "timeout_ms": 3_000 });
+    let body = json!({ "capability": "test.deaf", "input": "x".repeat(CHUNK_BYTES), "timeout_ms": 3_000 });
 
     let asked = Instant::now();
     let calls = join_all((0..60).map(|_| node.invoke(body.clone())));

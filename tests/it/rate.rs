@@ -7,11 +7,12 @@ use meshwork::{
 use reqwest::{Method, header::RETRY_AFTER};
 use serde_json::{Value, json};
 
-use crate::streaming::until_count;
 use crate::support::{
     Node, SETTLE, builtin, eventually,
     peer::{HostilePeer, RawLane, request},
-    stepper, with,
+    stepper,
+    stepping::until_count,
+    with,
 };
 
 /// Calls `agent` so often at once, and gives the failures.
