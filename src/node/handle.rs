@@ -22,6 +22,7 @@ use crate::model::{Adapter, AgentId, CapabilityName, Definition, ErrorCode, Fail
 use crate::proto::directory::Entry;
 use crate::proto::directory::rank::{Answer, Standing};
 use crate::proto::invocation::breaker::Phase;
+use crate::proto::invocation::call;
 use crate::proto::peers::trust::Estimate;
 use crate::wire::Document;
 use crate::wire::directory::{AGENTS_PER_NODE_MAX, Query, SchemaHash};
@@ -110,8 +111,7 @@ impl Handle {
         if let Some(input) = input {
             find::keep_compatible(&self.shared, &mut answer, input, limit).await;
         }
-        self.shared.routing.withhold(&mut answer, self.shared.mono());
-        answer.candidates.truncate(limit);
+        self.shared.routing.withhold(&mut answer, limit, self.shared.mono());
         Ok(answer)
     }
 
@@ -125,9 +125,7 @@ impl Handle {
 
     /// The known name or heading most like one that nobody offers.
     pub fn nearest_name(&self, asked: &CapabilityName) -> Option<String> {
-        let routes = self.shared.routes.load();
-        let others = routes.names().map(CapabilityName::as_str).filter(|name| *name != asked.as_str());
-        nearest(asked.as_str(), others).map(str::to_owned)
+        call::nearest_name(asked, &self.shared.routes.load()).map(str::to_owned)
     }
 
     /// Makes one call. Dropping the future cancels it.

@@ -110,8 +110,7 @@ pub(in crate::node) async fn offers(shared: &Arc<Shared>, request: OffersRequest
     // Whom it is put to is not known yet, and does not bear on whether it keeps to the bounds.
     Inquiry { agents: vec![AgentId::from_public_key([0; 32])], ..inquiry.clone() }.check().map_err(invalid)?;
     let mut found = find::find(shared, query, limit).await?;
-    shared.routing.withhold(&mut found, shared.mono());
-    found.candidates.truncate(limit);
+    shared.routing.withhold(&mut found, limit, shared.mono());
 
     let mut candidates_by_node: BTreeMap<NodeId, Vec<Candidate>> = BTreeMap::new();
     for candidate in found.candidates {

@@ -53,15 +53,11 @@ impl Routing {
         state.breakers().tripped(now).map(|(agent, capability, phase)| ((agent, capability.clone()), phase)).collect()
     }
 
-    /// Leaves out whoever no call would be given to now.
-    pub(in crate::node) fn withhold(&self, answer: &mut Answer, now: Duration) {
-        let state = lock(&self.state);
-        for candidate in std::mem::take(&mut answer.candidates) {
-            match state.obstacle(&candidate, now) {
-                None => answer.candidates.push(candidate),
-                Some(reason) => answer.reject(&candidate.entry, reason),
-            }
-        }
+    /// Leaves out whoever no call would be given to now, until `limit` are left.
+    pub(in crate::node) fn withhold(&self, answer: &mut Answer, limit: usize, now: Duration) {
+        // There may be as many as agents are known, and those that are not needed are let go of once the lock is free again.
+        let mut candidates = std::mem::take(&mut answer.candidates).into_iter();
+        lock(&self.state).withhold(&mut candidates, answer, limit, now);
     }
 }
 
@@ -155,18 +151,21 @@ pub(super) async fn run(shared: &Arc<Shared>, request: &InvokeRequest, id: Invoc
     let mut now = started;
     loop {
         let ranking = outside(&request.hops, rank(shared, request, now));
-        let names = || shared.routes.load().names().cloned().collect();
-        let step = machine.next(&ranking, &mut lock(&shared.routing.state), names, now, &mut rand::rng());
+        let step = machine.next(&ranking, &mut lock(&shared.routing.state), now, &mut rand::rng());
+        let told = |failure: Failure, explained: Option<Answer>| {
+            let answer = request.explain.then(|| explained.unwrap_or_else(|| considered(shared, &ranking, None, now)));
+            let explanation = answer.map(|answer| explanation(answer, &machine, now.saturating_sub(started)).document(shared.node()));
+            match explanation {
+                Some(document) => failure.with("explain", document),
+                None => failure,
+            }
+        };
         match step {
             Step::Fail(failure) => {
                 let failure = if machine.attempts().is_empty() { circle(&request.hops, &ranking).unwrap_or(failure) } else { failure };
-                let answer = request.explain.then(|| explained.unwrap_or_else(|| considered(shared, &ranking, None, now)));
-                let explanation = answer.map(|answer| explanation(answer, &machine, now.saturating_sub(started)).document(shared.node()));
-                return Err(match explanation {
-                    Some(document) => failure.with("explain", document),
-                    None => failure,
-                });
+                return Err(told(failure, explained));
             }
+            Step::Unknown => return Err(told(call::unknown(&request.capability, &shared.routes.load()), explained)),
             Step::Search => {
                 let wait = deadline.saturating_sub(now).min(find::SEARCH_MAX);
                 let _ = Box::pin(tokio::time::timeout(wait, find::find(shared, query_of(request), 1))).await;

@@ -6,6 +6,7 @@
 //! have taught something since. In between, a call costs the same whether one or a thousand agents offer what it asks for.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,13 @@ impl Routes {
     /// The names and headings under which anybody is known.
     pub fn names(&self) -> impl Iterator<Item = &CapabilityName> {
         self.entries_by_name.keys()
+    }
+
+    /// Those of the names that are next to `asked` in their order, so that they begin like it: at most `count` on either side.
+    pub fn names_beside(&self, asked: &CapabilityName, count: usize) -> impl Iterator<Item = &CapabilityName> {
+        let before = self.entries_by_name.range(..asked).rev().take(count);
+        let behind = self.entries_by_name.range((Bound::Excluded(asked), Bound::Unbounded)).take(count);
+        before.chain(behind).map(|(name, _)| name)
     }
 
     /// Every known agent once, in the order of their ids.
@@ -133,6 +141,15 @@ impl Rankings {
             oldest.and_then(|name| self.kept_by_name.remove(&name));
         }
         self.kept_by_name.insert(name, Kept { ranking, generation: routes.generation, at: now });
+    }
+}
+
+#[cfg(test)]
+impl Routes {
+    /// Names that somebody offers; who does not matter.
+    pub(crate) fn named(names: &[&str]) -> Self {
+        let named = names.iter().map(|name| (name.parse().expect("a valid name"), Arc::from([])));
+        Self { entries_by_name: named.collect(), generation: 0 }
     }
 }
 

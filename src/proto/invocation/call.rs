@@ -13,6 +13,7 @@ use rand::Rng;
 
 use super::routing::{self, Choice, Why};
 use crate::model::{AgentId, CapabilityName, ErrorCode, Failure, NodeId, nearest};
+use crate::proto::directory::Routes;
 use crate::proto::directory::rank::{Ranking, Rejection};
 
 /// How calls are tried.
@@ -64,6 +65,9 @@ pub enum Step {
     Search,
     /// Give up.
     Fail(Failure),
+    /// Give up, because nobody offers it; [`unknown`] says so. To look for a better name takes time, and `next` has others waiting for
+    /// what calls share.
+    Unknown,
 }
 
 /// The state of one call.
@@ -113,16 +117,9 @@ impl State {
         &self.attempts
     }
 
-    /// Decides the next step from a ranking; that of a call with a named agent holds this one alone. `known_names` is asked only where
-    /// nobody is there. Must not be called while an attempt runs.
-    pub fn next(
-        &mut self,
-        ranking: &Ranking,
-        routing: &mut routing::State,
-        known_names: impl FnOnce() -> Vec<CapabilityName>,
-        now: Duration,
-        rng: &mut impl Rng,
-    ) -> Step {
+    /// Decides the next step from a ranking; that of a call with a named agent holds this one alone. Must not be called while an
+    /// attempt runs.
+    pub fn next(&mut self, ranking: &Ranking, routing: &mut routing::State, now: Duration, rng: &mut impl Rng) -> Step {
         if now >= self.deadline {
             return Step::Fail(self.timeout());
         }
@@ -140,7 +137,7 @@ impl State {
                 return Step::Search;
             }
             let nobody = self.attempts.is_empty();
-            return Step::Fail(if nobody { self.nobody(ranking, routing, known_names, now) } else { self.verdict() });
+            return if nobody { self.nobody(ranking, routing, now).map_or(Step::Unknown, Step::Fail) } else { Step::Fail(self.verdict()) };
         };
         match last {
             None => routing.budget().on_first(),
@@ -199,13 +196,8 @@ impl State {
         best.unwrap_or_else(|| self.timeout()).with("attempts", self.attempts.len())
     }
 
-    fn nobody(
-        &self,
-        ranking: &Ranking,
-        routing: &routing::State,
-        known_names: impl FnOnce() -> Vec<CapabilityName>,
-        now: Duration,
-    ) -> Failure {
+    /// Why nobody can be asked; `None` if nobody is known.
+    fn nobody(&self, ranking: &Ranking, routing: &routing::State, now: Duration) -> Option<Failure> {
         let obstacles = ranking.candidates().iter().filter_map(|candidate| Some((candidate, routing.obstacle(candidate, now)?)));
         let obstacles: Vec<_> = obstacles.take(REASONS_MAX).collect();
         let blocked = obstacles.iter().map(|(candidate, reason)| (candidate.entry.record.name.as_str(), reason));
@@ -228,28 +220,43 @@ impl State {
             let reason = reasons.next().map_or_else(|| "it is not known here".to_owned(), |(_, reason)| reason.to_string());
             let message = format!("agent {named} cannot do `{}`: {reason}", self.capability);
             let failure = if is_for_a_time { later(message) } else { Failure::new(ErrorCode::AgentNotFound, message) };
-            return failure.with("agent_id", named.to_string());
+            return Some(failure.with("agent_id", named.to_string()));
         }
         let reasons: Vec<String> = reasons.take(REASONS_MAX).map(|(name, reason)| format!("{name}: {reason}")).collect();
-        if !reasons.is_empty() {
-            let list = reasons.join("; ");
-            let failure = if is_for_a_time {
-                later(format!("no agent can do `{}` now: {list}", self.capability))
-            } else {
-                Failure::new(ErrorCode::CapabilityNotFound, format!("no agent that offers `{}` will do: {list}", self.capability))
-            };
-            return failure.with("rejected", reasons);
+        if reasons.is_empty() {
+            return None;
         }
-        let names = known_names();
-        let names: Vec<&str> = names.iter().map(CapabilityName::as_str).collect();
-        let failure = Failure::new(ErrorCode::CapabilityNotFound, format!("no agent offers `{}`", self.capability));
-        let failure = failure.with("available_capabilities", names.iter().take(32).copied().collect::<Vec<_>>());
-        match nearest(self.capability.as_str(), names.iter().copied().filter(|name| *name != self.capability.as_str())) {
-            Some(near) => failure.with("suggestion", format!("Try '{near}' instead")),
-            None => failure,
-        }
+        let list = reasons.join("; ");
+        let failure = if is_for_a_time {
+            later(format!("no agent can do `{}` now: {list}", self.capability))
+        } else {
+            Failure::new(ErrorCode::CapabilityNotFound, format!("no agent that offers `{}` will do: {list}", self.capability))
+        };
+        Some(failure.with("rejected", reasons))
     }
 }
+
+/// The end of a call for what nobody offers, with what is offered instead.
+pub fn unknown(capability: &CapabilityName, routes: &Routes) -> Failure {
+    let names: Vec<&str> = routes.names().take(NAMES_LISTED_MAX).map(CapabilityName::as_str).collect();
+    let failure = Failure::new(ErrorCode::CapabilityNotFound, format!("no agent offers `{capability}`"));
+    let failure = failure.with("available_capabilities", names);
+    match nearest_name(capability, routes) {
+        Some(near) => failure.with("suggestion", format!("Try '{near}' instead")),
+        None => failure,
+    }
+}
+
+/// The known name or heading most like `asked`, but for itself.
+pub fn nearest_name<'a>(asked: &CapabilityName, routes: &'a Routes) -> Option<&'a str> {
+    nearest(asked.as_str(), routes.names_beside(asked, NAMES_COMPARED_MAX / 2).map(CapabilityName::as_str))
+}
+
+/// Known names that a failure lists.
+const NAMES_LISTED_MAX: usize = 32;
+/// Known names that one which nobody offers is compared with: those beside it, since likeness is greatest where names begin alike. It keeps
+/// a question that anybody can ask as often as he likes under a millisecond.
+const NAMES_COMPARED_MAX: usize = 1_000;
 
 /// Reasons that a failure lists.
 const REASONS_MAX: usize = 8;
@@ -377,7 +384,7 @@ mod tests {
         assert_eq!(call.next(&[agent(1)]), Searched);
         for (reason, code) in [(Rejection::Suspect, ErrorCode::Unavailable), (Rejection::Version, ErrorCode::AgentNotFound)] {
             let answer = Answer { candidates: Vec::new(), rejected: vec![rejected(2, reason.clone())] };
-            let failure = call.failure(&Ranking::new(answer), &[]);
+            let failure = call.failure(&Ranking::new(answer));
             assert_eq!((failure.code, failure.retryable), (code, code == ErrorCode::Unavailable));
             assert!(failure.message.ends_with(&reason.to_string()), "{failure}");
             assert_eq!(failure.details["agent_id"], id(2).to_string());
@@ -388,7 +395,7 @@ mod tests {
     fn a_named_agent_that_nobody_knows_is_said_to_be_unknown() {
         let mut call = Call::named(2);
         assert_eq!(call.next(&[]), Searched);
-        let failure = call.failure(&Ranking::default(), &[]);
+        let failure = call.failure(&Ranking::default());
         assert_eq!(failure.code, ErrorCode::AgentNotFound);
         assert!(failure.message.ends_with("it is not known here"), "{failure}");
     }
@@ -411,7 +418,7 @@ mod tests {
         assert_eq!(call.next(&candidates), Asked(1));
         call.fails(ErrorCode::Unavailable, NOT_BEGUN);
         call.now = DEADLINE;
-        let failure = call.failure(&ranking(&candidates), &[]);
+        let failure = call.failure(&ranking(&candidates));
         assert_eq!(failure.code, ErrorCode::Timeout);
         assert_eq!((failure.details["timeout_ms"].as_u64(), failure.details["attempts"].as_u64()), (Some(60_000), Some(1)));
     }
@@ -452,7 +459,7 @@ mod tests {
     fn when_nobody_is_there_the_mesh_is_searched_exactly_once() {
         let mut call = Call::new();
         assert_eq!(call.next(&[]), Searched);
-        assert_eq!(call.next(&[]), Failed(ErrorCode::CapabilityNotFound));
+        assert_eq!(call.next(&[]), Unknown);
     }
 
     #[test]
@@ -467,7 +474,8 @@ mod tests {
     fn an_unknown_capability_fails_with_the_nearest_known_one() {
         let mut call = Call::new();
         assert_eq!(call.next(&[]), Searched);
-        let failure = call.failure(&Ranking::default(), &["summarization", "text-anaylsis"]);
+        assert_eq!(call.next(&[]), Unknown);
+        let failure = unknown(&name("text-analysis"), &Routes::named(&["summarization", "text-anaylsis"]));
         assert_eq!(failure.code, ErrorCode::CapabilityNotFound);
         assert!(!failure.retryable);
         assert_eq!(failure.details["suggestion"], "Try 'text-anaylsis' instead");
@@ -476,10 +484,21 @@ mod tests {
 
     #[test]
     fn nothing_is_suggested_where_nothing_is_near() {
-        let mut call = Call::new();
-        assert_eq!(call.next(&[]), Searched);
-        let failure = call.failure(&Ranking::default(), &["quantum"]);
+        let failure = unknown(&name("text-analysis"), &Routes::named(&["quantum"]));
         assert!(!failure.details.contains_key("suggestion"));
+        assert_eq!(nearest_name(&name("quantum"), &Routes::named(&["quantum"])), None, "not itself");
+    }
+
+    /// However many names there are, a question for one that nobody offers costs the same.
+    #[test]
+    fn only_names_beside_the_unknown_one_are_compared_and_listed() {
+        let names: Vec<String> = (0..2_000).map(|number| format!("test.n{number:04}")).collect();
+        let routes = Routes::named(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let asked = name("test.n1000x");
+        assert_eq!(routes.names_beside(&asked, NAMES_COMPARED_MAX / 2).count(), NAMES_COMPARED_MAX);
+        let failure = unknown(&asked, &routes);
+        assert_eq!(failure.details["suggestion"], "Try 'test.n1000' instead");
+        assert_eq!(failure.details["available_capabilities"].as_array().map(Vec::len), Some(NAMES_LISTED_MAX));
     }
 
     #[test]
@@ -487,7 +506,7 @@ mod tests {
         let mut call = Call::new();
         assert_eq!(call.next(&[]), Searched);
         let answer = Answer { candidates: Vec::new(), rejected: vec![rejected(1, Rejection::Version), rejected(2, Rejection::Language)] };
-        let failure = call.failure(&Ranking::new(answer), &["text-anaylsis"]);
+        let failure = call.failure(&Ranking::new(answer));
         assert_eq!((failure.code, failure.retryable), (ErrorCode::CapabilityNotFound, false), "nothing but another question helps");
         let reasons = ["agent 1: no version fits", "agent 2: it does not support the language"];
         assert_eq!(failure.details["rejected"], serde_json::json!(reasons));
@@ -501,7 +520,7 @@ mod tests {
             assert_eq!(call.next(&[]), Searched);
             let told = format!("agent 2: {reason}");
             let rejected = vec![rejected(1, Rejection::Version), rejected(2, reason)];
-            let failure = call.failure(&Ranking::new(Answer { candidates: Vec::new(), rejected }), &[]);
+            let failure = call.failure(&Ranking::new(Answer { candidates: Vec::new(), rejected }));
             assert_eq!((failure.code, failure.retryable, failure.retry_after_ms()), (ErrorCode::Unavailable, true, None));
             assert_eq!(failure.details["rejected"][0], told.as_str(), "what decides stands first");
         }
@@ -533,7 +552,7 @@ mod tests {
         let mut call = Call::named(1);
         assert_eq!(call.next(&[agent(1)]), Asked(1));
         call.fails(ErrorCode::Busy, NOT_BEGUN);
-        assert_eq!(call.failure(&ranking(&[agent(1)]), &[]).details["attempts"], 1);
+        assert_eq!(call.failure(&ranking(&[agent(1)])).details["attempts"], 1);
     }
 
     #[test]
@@ -583,7 +602,7 @@ mod tests {
         assert_eq!(call.next(&candidates), Asked(2));
         call.fails(ErrorCode::Busy, NOT_BEGUN);
 
-        let failure = call.failure(&ranking(&candidates), &[]);
+        let failure = call.failure(&ranking(&candidates));
 
         assert_eq!((failure.code, failure.details["attempts"].as_u64()), (ErrorCode::Busy, Some(2)));
         let spent = failure.details["retry_budget"].as_str().expect("a reason");
@@ -602,14 +621,14 @@ mod tests {
         }
         call.state = state(None, false);
         assert_eq!(call.next(&candidates), Searched);
-        let failure = call.failure(&ranking(&candidates), &[]);
+        let failure = call.failure(&ranking(&candidates));
         assert!(failure.retryable && failure.message.contains("its breaker is open for another"), "{failure}");
         assert_eq!(failure.code, ErrorCode::Unavailable);
         assert!(failure.retry_after_ms().is_some_and(|ms| (800..=1_200).contains(&ms)), "{failure:?}");
 
         call.state = state(Some(id(1)), false);
         assert_eq!(call.next(&candidates), Searched);
-        let failure = call.failure(&ranking(&candidates), &[]);
+        let failure = call.failure(&ranking(&candidates));
         assert_eq!((failure.code, failure.retryable), (ErrorCode::Unavailable, true));
         assert!(failure.message.contains("its breaker is open for another"), "{failure}");
     }
@@ -646,7 +665,7 @@ mod tests {
                         prop_assert!(!std::mem::replace(&mut searched, true), "searched again");
                         continue;
                     }
-                    Failed(_) => break,
+                    Failed(_) | Unknown => break,
                 };
                 prop_assert!(!asked.contains(&number), "{} was asked before", number);
                 asked.push(number);
@@ -684,8 +703,9 @@ mod tests {
         Asked(u8),
         Searched,
         Failed(ErrorCode),
+        Unknown,
     }
-    use Did::{Asked, Failed, Searched};
+    use Did::{Asked, Failed, Searched, Unknown};
 
     struct Call {
         state: State,
@@ -709,11 +729,7 @@ mod tests {
         }
 
         fn step(&mut self, ranking: &Ranking) -> Step {
-            let names = || {
-                assert!(ranking.candidates().is_empty(), "names are not needed while somebody is there");
-                Vec::new()
-            };
-            self.state.next(ranking, &mut self.routing, names, self.now, &mut self.rng)
+            self.state.next(ranking, &mut self.routing, self.now, &mut self.rng)
         }
 
         fn next(&mut self, candidates: &[Agent]) -> Did {
@@ -724,6 +740,7 @@ mod tests {
                 Step::Ask(choice) => Asked(number_of(ranking.candidates()[choice.index].agent())),
                 Step::Search => Searched,
                 Step::Fail(failure) => Failed(failure.code),
+                Step::Unknown => Unknown,
             }
         }
 
@@ -746,17 +763,19 @@ mod tests {
             code
         }
 
-        fn failure(&mut self, ranking: &Ranking, known: &[&str]) -> Failure {
-            let names = || known.iter().map(|name| name.parse().expect("a valid name")).collect();
-            let step = self.state.next(ranking, &mut self.routing, names, self.now, &mut self.rng);
+        fn failure(&mut self, ranking: &Ranking) -> Failure {
+            let step = self.step(ranking);
             let Step::Fail(failure) = step else { panic!("not over: {step:?}") };
             failure
         }
     }
 
+    fn name(text: &str) -> CapabilityName {
+        text.parse().expect("a valid name")
+    }
+
     fn state(named: Option<AgentId>, repeatable: bool) -> State {
-        let capability = "text-analysis".parse().expect("a valid name");
-        State::new(Config { attempts_max: 3 }, capability, named, repeatable, Duration::ZERO, DEADLINE)
+        State::new(Config { attempts_max: 3 }, name("text-analysis"), named, repeatable, Duration::ZERO, DEADLINE)
     }
 
     fn rejected(number: u8, reason: Rejection) -> Rejected {

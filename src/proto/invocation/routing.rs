@@ -20,7 +20,7 @@ use super::budget::Budget;
 use super::evidence::Evidence;
 use super::exploration::{Exploration, Try};
 use crate::model::{AgentId, Balance};
-use crate::proto::directory::rank::{Candidate, Ranking, Rejection, Standing};
+use crate::proto::directory::rank::{Answer, Candidate, Ranking, Rejection, Standing};
 use crate::proto::peers::trust;
 
 /// Candidates behind the first that are compared with it, or looked at for room, when the front of the ranking cannot take the call.
@@ -130,6 +130,17 @@ impl State {
             Phase::Open { left } => Some(Rejection::Breaker(left)),
             Phase::HalfOpen { probed: true } => Some(Rejection::Probed),
             Phase::Closed | Phase::HalfOpen { probed: false } => None,
+        }
+    }
+
+    /// Adds `candidates` that a call would be given to now until there are `limit`, and no more of them than that takes are looked at.
+    pub fn withhold(&self, candidates: &mut impl Iterator<Item = Candidate>, answer: &mut Answer, limit: usize, now: Duration) {
+        while answer.candidates.len() < limit {
+            let Some(candidate) = candidates.next() else { return };
+            match self.obstacle(&candidate, now) {
+                None => answer.candidates.push(candidate),
+                Some(reason) => answer.reject(&candidate.entry, reason),
+            }
         }
     }
 
@@ -365,6 +376,24 @@ mod tests {
         assert_eq!(desk.ask(&ranking), 2, "the probe is out");
         desk.end(&ranking, probe, breaker::Outcome::Success);
         assert_eq!(desk.ask(&ranking), 1);
+    }
+
+    #[test]
+    fn no_more_candidates_are_looked_at_than_it_takes_to_find_enough() {
+        let candidates = [agent(1).score(0.9), agent(2).score(0.5), agent(3).score(0.4), agent(4).score(0.3)];
+        let ranking = ranking(&candidates);
+        let mut desk = Desk::new();
+        for _ in 0..3 {
+            let choice = desk.choice(&ranking);
+            desk.end(&ranking, choice, breaker::Outcome::Failure);
+        }
+        let (mut all, mut answer) = (ranking.candidates().iter().cloned(), Answer::default());
+
+        desk.state.withhold(&mut all, &mut answer, 2, desk.now);
+
+        let numbers = |candidates: &[Candidate]| -> Vec<u8> { candidates.iter().map(|candidate| number_of(candidate.agent())).collect() };
+        assert_eq!((numbers(&answer.candidates), answer.rejected.len()), (vec![2, 3], 1));
+        assert_eq!(numbers(&all.collect::<Vec<_>>()), [4], "nobody looked at it");
     }
 
     /// A call costs the same work however many agents there are, good ones and fallen ones.

@@ -243,8 +243,8 @@ impl World {
             let mut machine = call::State::new(call::Config { attempts_max: 4 }, name(), None, false, self.now, deadline);
             loop {
                 let ranking = self.ranking();
-                match machine.next(&ranking, &mut self.routing, Vec::new, self.now, &mut self.rng) {
-                    Step::Fail(_) => break,
+                match machine.next(&ranking, &mut self.routing, self.now, &mut self.rng) {
+                    Step::Fail(_) | Step::Unknown => break,
                     Step::Search => {}
                     Step::Ask(choice) => {
                         let candidate = &ranking.candidates()[choice.index];
