@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn the_caller_that_holds_the_most_makes_room() {
         let keep = |state: &mut State<i32, &'static str>, caller, word: &str, bytes, second| {
-            assert_eq!(state.on_call(key_of(caller, word), [0; 32], 0, s(second)), Admission::Run(0), "{word}");
+            assert_eq!(state.on_call(key_of(caller, word), [0; 32], 0, s(second)), Verdict::Run(0), "{word}");
             state.handle_done(&key_of(caller, word), Some((&success(), bytes)), s(second));
         };
         let mut state = keeping(4, 100);
@@ -382,7 +382,7 @@ mod tests {
             let mut kept: BTreeMap<Key, u64> = BTreeMap::new();
             for (number, (caller, bytes)) in (0..).zip(ends) {
                 let key = key_of(caller, &number.to_string());
-                prop_assert_eq!(state.on_call(key.clone(), [0; 32], 0, s(0)), Admission::Run(0));
+                prop_assert_eq!(state.on_call(key.clone(), [0; 32], 0, s(0)), Verdict::Run(0));
                 state.handle_done(&key, Some((&success(), bytes)), Duration::from_millis(number));
                 if bytes <= BYTES_MAX {
                     kept.insert(key, bytes);
