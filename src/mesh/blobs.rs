@@ -1,7 +1,7 @@
 //! Blobs: large bodies, each on a substream of its own (design.md section 5).
 //!
-//! The sender writes a head and the bytes and closes; the receiver reads as many bytes as were announced and checks their hash as they
-//! come. What was announced, and by whom, is decided in [`crate::proto::invocation::blobs`]; nothing is read before it was. Bytes have to
+//! The sender writes a head and the bytes and closes; the receiver reads as many bytes as were announced, checks their hash as they
+//! come, and drops the substream, by which the sender knows that they were taken. What was announced, and by whom, is decided in [`crate::proto::invocation::blobs`]; nothing is read before it was. Bytes have to
 //! keep coming at a minimum rate (threat T4).
 
 use std::time::Duration;
@@ -53,17 +53,22 @@ impl Error {
     }
 }
 
-/// Sends a blob.
+/// Sends a blob, and waits until the other side has taken it. It may wait for `patience` before it takes a piece, because it has no room yet.
 ///
 /// # Errors
-/// [`Error::Broken`] if the other side does not want it or is gone, [`Error::Slow`] if it does not take it in.
-pub async fn push(mut stream: Stream, head: &Head, bytes: &Bytes) -> Result<(), Error> {
+/// [`Error::Broken`] if the other side does not want it or is gone, [`Error::Slow`] if it does not take it in. Not all bytes have been
+/// sent then.
+pub async fn push(mut stream: Stream, head: &Head, bytes: &Bytes, patience: Duration) -> Result<(), Error> {
+    let piece_max = PIECE_MAX.max(patience);
     let broken = |_| Error::Broken;
     timeout(HEAD_MAX, stream.write_all(&head.encode())).await.map_err(|_| Error::Slow)?.map_err(broken)?;
     for piece in bytes.chunks(PIECE_BYTES) {
-        timeout(PIECE_MAX, stream.write_all(piece)).await.map_err(|_| Error::Slow)?.map_err(broken)?;
+        timeout(piece_max, stream.write_all(piece)).await.map_err(|_| Error::Slow)?.map_err(broken)?;
     }
-    timeout(PIECE_MAX, stream.close()).await.map_err(|_| Error::Slow)?.map_err(broken)
+    // Whoever has all bytes may drop the substream before it is closed here, so what goes wrong from now on is no failure.
+    let taken = async { (stream.close().await, stream.read(&mut [0]).await) };
+    let _ = timeout(piece_max, taken).await;
+    Ok(())
 }
 
 /// Reads the head of a blob.

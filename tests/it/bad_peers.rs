@@ -33,6 +33,8 @@ const LARGE: usize = 1_000_000;
 const HELD_MAX: u64 = 32 * 1024 * 1024;
 /// How long a frame may take, or output may wait for somebody to take it.
 const PROGRESS_MAX: Duration = Duration::from_secs(10);
+/// How long a body is kept whose announcement does not come.
+const EARLY_MAX: Duration = Duration::from_secs(5);
 /// How long an agent is kept free for a caller that does not say `Go`.
 const GO_WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -233,11 +235,11 @@ async fn a_go_or_a_chunk_out_of_place_ends_the_lane() {
 /// What a caller may push that is not what it announced.
 const PUSHED: [(&str, Result<(), ErrorCode>); 7] = [
     ("other bytes", Err(ErrorCode::InvalidRequest)),
-    ("fewer bytes", Err(ErrorCode::Unavailable)),
+    ("fewer bytes", Err(ErrorCode::Busy)),
     ("more bytes", Ok(())),
-    ("another blob", Err(ErrorCode::Unavailable)),
-    ("nothing", Err(ErrorCode::Unavailable)),
-    ("drips", Err(ErrorCode::Unavailable)),
+    ("another blob", Err(ErrorCode::Busy)),
+    ("nothing", Err(ErrorCode::Busy)),
+    ("drips", Err(ErrorCode::Busy)),
     ("what it announced", Ok(())),
 ];
 
@@ -301,6 +303,80 @@ async fn a_blob_that_is_not_what_was_announced_fails_its_call_alone() {
     assert_eq!(outcomes, PUSHED);
     assert_eq!(host.node.metric("meshwork_penalties_total").await, 1, "only other bytes are surely meant");
     host.serves_others().await;
+}
+
+/// MEAP-7, MAOP-10: a large output is not sent before the answer that announces it, which waits for the last part as long as its reader does.
+#[tokio::test]
+async fn a_large_output_waits_for_the_parts_before_it() {
+    let host = Host::start().await;
+    let peer = HostilePeer::joined(&host.node).await;
+    let mut lane = peer.open_lane(&host.node).await;
+    let steps = json!({ "steps": [{ "chunks": 3, "bytes": PART }, { "sized": LARGE }] });
+    // The last part waits for credit, for longer than anybody keeps an output whose announcement does not come.
+    lane.call(1, Request { window_bytes: 2 * PART as u64, confirm: false, ..host.asks(&steps) }).await;
+    for _ in 0..2 {
+        assert!(matches!(lane.next().await, Some(Frame::Chunk { id: 1, .. })));
+    }
+    host.is_free().await;
+    let early = tokio::time::timeout(EARLY_MAX + IN_TIME, peer.accept_blob()).await;
+    assert!(early.is_err(), "it was pushed before its announcement");
+
+    lane.send(&[Frame::Credit { id: 1, bytes: PART as u64 }]).await;
+
+    assert!(matches!(lane.next().await, Some(Frame::Chunk { id: 1, .. })));
+    let Some(Frame::Result { success, .. }) = lane.next().await else { panic!("the end follows the last part") };
+    let (head, bytes) = peer.accept_blob().await;
+    assert_eq!((Body::Blob(head.blob), bytes.len()), (success.body, LARGE));
+    host.serves_others().await;
+}
+
+/// MEAP-7, MAOP-10: a large output is taken when it comes, whether or not the client has read the parts before it.
+#[tokio::test]
+async fn a_large_output_is_taken_while_nobody_reads_the_parts_before_it() {
+    let node = echoing().await;
+    let forger = Forger::new();
+    let record = fast(&forger, "streaming");
+    let capability = record.capabilities[0].id.to_string();
+    let hostile = trap(&node, forger, &record, Habits::default()).await;
+    let mut stream = node.stream(json!({ "capability": capability, "input": "?", "timeout_ms": 60_000 })).await;
+    let mut lane = hostile.accept_lane().await;
+    let (id, call) = lane.next_call().await.expect("a call");
+    let part = Bytes::from(serde_json::to_vec(&"x".repeat(PART)).expect("JSON"));
+    let (mut credit, mut sent) = (call.window_bytes, 0);
+    lane.send(&[Frame::Accepted { id }]).await;
+    // Until everything between here and the client is full.
+    loop {
+        while let Some(left) = credit.checked_sub(part.len() as u64) {
+            credit = left;
+            sent += 1;
+            lane.send(&[Frame::Chunk { id, chunk: part.clone() }]).await;
+        }
+        let granted = async {
+            loop {
+                match lane.next().await {
+                    Some(Frame::Credit { bytes, .. }) => return bytes,
+                    Some(Frame::Ping { nonce }) => lane.send(&[Frame::Pong { nonce }]).await,
+                    frame => assert!(matches!(frame, Some(Frame::Go { .. })), "{frame:?}"),
+                }
+            }
+        };
+        match tokio::time::timeout(IN_TIME, granted).await {
+            Ok(bytes) => credit += bytes,
+            Err(_) => break,
+        }
+    }
+
+    let (_, head, bytes) = announced(*call, LARGE, 1);
+    lane.send(&[Frame::Result { id, success: Success { units: None, execution_us: 1, body: Body::Blob(head.blob) } }]).await;
+    let mut blob = hostile.open_blob(&node).await;
+    assert!(blob.write(&Head { part: Part::Output, ..head }.encode()).await && blob.write(&bytes).await);
+    blob.refused().await;
+
+    let events = stream.rest().await;
+    let (last, parts) = events.split_last().expect("an end");
+    assert!(parts.len() == sent && parts.iter().all(|(name, _)| name == "chunk"), "{} of {sent} parts", parts.len());
+    assert!(last.1["output"] == serde_json::from_slice::<Value>(&bytes).expect("JSON"), "{}", last.0);
+    serves(&node).await;
 }
 
 /// MAOP-10: what is announced beyond the limit is refused at once, as is the same blob twice, and the lane goes on.

@@ -113,8 +113,15 @@ impl Lane {
     }
 
     /// Makes one call and waits for its end. The chunks of a streamed answer go to `chunks`, and the other side may send more as these are
-    /// taken. Dropping the future cancels the call, also at the other end.
-    pub async fn call(&self, mut request: Box<Request>, deadline: Duration, chunks: Option<&mpsc::Sender<Bytes>>) -> Outcome {
+    /// taken. What its end needs besides is done by `finish`, while chunks may still be handed on. Dropping the future cancels the call, also at
+    /// the other end.
+    pub async fn call<F: Future<Output = Outcome>>(
+        &self,
+        mut request: Box<Request>,
+        deadline: Duration,
+        chunks: Option<&mpsc::Sender<Bytes>>,
+        finish: impl FnOnce(Outcome) -> F,
+    ) -> Outcome {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
         self.outstanding.fetch_add(1, Ordering::Relaxed);
@@ -131,7 +138,7 @@ impl Lane {
         }
         guard.armed = true;
         // The task settles every call that it took; without an answer it never took this one.
-        let answer = async { answer.await.unwrap_or(Outcome::Lost { begun: false }) };
+        let answer = async { finish(answer.await.unwrap_or(Outcome::Lost { begun: false })).await };
         let outcome = match chunks.zip(arrived) {
             Some((chunks, arrived)) => Box::pin(self.stream(id, deadline, answer, chunks, arrived)).await,
             None => answer.await,

@@ -35,6 +35,8 @@ pub struct Orders {
     pub chunks: Option<mpsc::Sender<Bytes>>,
     /// To be told once the agent is free, and what to wait for before it begins, if the caller wants to confirm.
     pub confirm: Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>,
+    /// Ends once all chunks of the answer are on their way, if the caller wants them.
+    pub drained: Option<oneshot::Receiver<()>>,
 }
 
 /// Whoever does the work: the node, through its agents.
@@ -209,7 +211,7 @@ impl Answering {
         let cancel = CancellationToken::new();
         let quick = matches!(&request.body, Body::Inline(bytes) if bytes.len() <= INLINE_WORK_BYTES_MAX);
         if !request.confirm && request.window_bytes == 0 {
-            let orders = Orders { cancel: cancel.clone(), chunks: None, confirm: None };
+            let orders = Orders { cancel: cancel.clone(), chunks: None, confirm: None, drained: None };
             let mut execution = Arc::clone(&self.executor).execute(self.peer, request, deadline, orders);
             if quick && let Some(result) = execution.as_mut().now_or_never() {
                 return self.done(id, result);
@@ -228,7 +230,9 @@ impl Answering {
         let next = Arc::new(Semaphore::new(1));
         let confirm = request.confirm.then_some((ready, gone));
         let chunks = (request.window_bytes > 0).then_some(chunks);
-        let orders = Orders { cancel: cancel.clone(), chunks, confirm };
+        let (draining, drained) = oneshot::channel();
+        let drained = chunks.is_some().then_some(drained);
+        let orders = Orders { cancel: cancel.clone(), chunks, confirm, drained };
         self.calls_by_id.insert(id, Call { cancel: cancel.clone(), go: Some(go), next: Some(Arc::clone(&next)) });
         let (executor, peer, reports) = (Arc::clone(&self.executor), self.peer, self.reports.clone());
         tokio::spawn(async move {
@@ -238,20 +242,31 @@ impl Answering {
                     let _ = told.send(Report::Accepted(id)).await;
                 }
             };
-            let pass_on = pass_on(id, arriving, &next, &reports, &cancel);
+            let pass_on = pass_on(id, arriving, &next, &reports, draining, &cancel);
             let ((), (), result) = tokio::join!(tell, pass_on, executor.execute(peer, request, deadline, orders));
             let _ = reports.send(Report::Done(id, result)).await;
         });
     }
 }
 
-/// Reports chunks one at a time, each when the one before it is on its way.
-async fn pass_on(id: u64, mut chunks: mpsc::Receiver<Bytes>, next: &Semaphore, reports: &mpsc::Sender<Report>, cancel: &CancellationToken) {
+/// Reports chunks one at a time, each when the one before it is on its way. Drops `draining` when the last one is, if anybody waits for that.
+async fn pass_on(
+    id: u64,
+    mut chunks: mpsc::Receiver<Bytes>,
+    next: &Semaphore,
+    reports: &mpsc::Sender<Report>,
+    mut draining: oneshot::Sender<()>,
+    cancel: &CancellationToken,
+) {
     let passing = async {
         while let Some(chunk) = chunks.recv().await {
             let Ok(permit) = next.acquire().await else { return };
             permit.forget();
             let _ = reports.send(Report::Chunk(id, chunk)).await;
+        }
+        tokio::select! {
+            _ = next.acquire() => {}
+            () = draining.closed() => {}
         }
     };
     tokio::select! {

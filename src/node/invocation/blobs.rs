@@ -1,7 +1,8 @@
 //! Large bodies on their way: expected from peers, pushed to them.
 //!
-//! What is expected from whom is decided in `proto::invocation::blobs`; here the streams are read and written, under two budgets: bytes that
-//! peers have announced, and bytes that they have asked for and do not take.
+//! What is expected from whom is decided in `proto::invocation::blobs`; here the streams are read and written. A body is announced only
+//! once it has a place among those that are pushed to its peer, and keeps it until the peer has taken it: there are never more at once than
+//! the peer reads, and none waits for its announcement or for its stream behind another that waits for it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use libp2p::Stream;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::mesh::blobs::{self, Error};
@@ -27,6 +29,8 @@ const STREAM_WAIT_MAX: Duration = Duration::from_secs(5);
 const OPEN_MAX: Duration = Duration::from_secs(5);
 /// Substreams of one peer whose heads are being read.
 const HEADS_PER_PEER_MAX: usize = 16;
+/// Bodies that are pushed to one peer at once: fewer than its [`HEADS_PER_PEER_MAX`] and its streams that wait.
+const PUSHES_PER_PEER_MAX: usize = 12;
 /// Bytes that are pushed to one peer at once.
 const PUSHED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes that one peer may have asked for and not taken; beyond it its answers are dropped, and it is told why.
@@ -35,8 +39,9 @@ const OWED_BYTES_MAX: u64 = 4 * PUSHED_BYTES_MAX;
 /// What is pushed to one peer.
 #[derive(Debug)]
 struct Pushing {
+    places: Arc<Semaphore>,
     /// One permit per KiB.
-    room: Semaphore,
+    room: Arc<Semaphore>,
     owed_bytes: AtomicU64,
 }
 
@@ -44,6 +49,8 @@ struct Pushing {
 #[derive(Debug)]
 pub(in crate::node) struct Blobs {
     state: Mutex<State<Stream, oneshot::Sender<Stream>>>,
+    /// Told whenever room becomes free.
+    freed: Notify,
     heads_by_peer: Mutex<BTreeMap<NodeId, usize>>,
     pushing_by_peer: Mutex<BTreeMap<NodeId, Arc<Pushing>>>,
     clock: Clock,
@@ -52,7 +59,7 @@ pub(in crate::node) struct Blobs {
 impl Blobs {
     pub(in crate::node) fn new(config: Config, clock: Clock) -> Self {
         let state = Mutex::new(State::new(config));
-        Self { state, heads_by_peer: Mutex::default(), pushing_by_peer: Mutex::default(), clock }
+        Self { state, freed: Notify::new(), heads_by_peer: Mutex::default(), pushing_by_peer: Mutex::default(), clock }
     }
 
     /// Refuses streams that nobody announced in time.
@@ -81,8 +88,8 @@ impl Blobs {
         let mut pushing = lock(&self.pushing_by_peer);
         pushing.retain(|_, pushing| Arc::strong_count(pushing) > 1);
         let fresh = || {
-            let room = Semaphore::new(usize::try_from(PUSHED_BYTES_MAX / 1_024).unwrap_or(usize::MAX));
-            Arc::new(Pushing { room, owed_bytes: AtomicU64::new(0) })
+            let room = Arc::new(Semaphore::new(usize::try_from(PUSHED_BYTES_MAX / 1_024).unwrap_or(usize::MAX)));
+            Arc::new(Pushing { places: Arc::new(Semaphore::new(PUSHES_PER_PEER_MAX)), room, owed_bytes: AtomicU64::new(0) })
         };
         Arc::clone(pushing.entry(peer).or_insert_with(fresh))
     }
@@ -102,10 +109,22 @@ pub(super) struct Expected<'a> {
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
         lock(&self.blobs.state).handle_done(&self.key);
+        self.blobs.freed.notify_waiters();
     }
 }
 
 impl Expected<'_> {
+    /// Waits for room for all of it, and no longer than `until`.
+    async fn room(&self, until: Instant) -> Result<(), Failure> {
+        loop {
+            let mut freed = std::pin::pin!(self.blobs.freed.notified());
+            // What becomes free after the look counts.
+            freed.as_mut().enable();
+            let Err(failure) = lock(&self.blobs.state).handle_room(&self.key) else { return Ok(()) };
+            timeout_at(until, freed).await.map_err(|_| failure)?;
+        }
+    }
+
     /// Waits for the bytes.
     async fn pull(mut self) -> Result<Bytes, Error> {
         let Some(stream) = self.stream.take() else { return Err(Error::Broken) };
@@ -152,13 +171,14 @@ fn blame(shared: &Shared, peer: NodeId, error: Error) {
     }
 }
 
-/// The bytes of a body from `peer`, wherever they travel.
+/// The bytes of a body from `peer`, wherever they travel; if there is no room for them until then, `BUSY`.
 pub(super) async fn bytes_of(
     shared: &Shared,
     peer: NodeId,
     invocation: InvocationId,
     part: Part,
     body: Body,
+    room_until: Instant,
     cancel: &CancellationToken,
 ) -> Result<Bytes, Failure> {
     let blob = match body {
@@ -169,14 +189,23 @@ pub(super) async fn bytes_of(
     let at_agent = part == Part::Input;
     check_length(shared, part, blob.length_bytes, at_agent)?;
     let expected = shared.blobs.expect((peer, invocation, part), blob)?;
+    let pulling = async {
+        expected.room(room_until).await?;
+        Ok(expected.pull().await)
+    };
     let pulled = tokio::select! {
-        pulled = expected.pull() => pulled,
+        pulled = pulling => pulled?,
         () = cancel.cancelled() => return Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled")),
     };
     pulled.map_err(|error| {
         blame(shared, peer, error);
         let what = what(part);
-        let code = if error.blames_peer() { ErrorCode::InvalidRequest } else { ErrorCode::Unavailable };
+        let code = match (error.blames_peer(), at_agent) {
+            (true, _) => ErrorCode::InvalidRequest,
+            // Not UNAVAILABLE: that an input does not arrive is no fault of the agent, which is there.
+            (false, true) => ErrorCode::Busy,
+            (false, false) => ErrorCode::Unavailable,
+        };
         Failure::new(code, format!("the {what} of {} bytes did not arrive: {error}", blob.length_bytes))
     })
 }
@@ -217,32 +246,57 @@ pub(super) fn take_body(request: &mut Request) -> Body {
     std::mem::replace(&mut request.body, Body::Inline(Bytes::new()))
 }
 
-/// Pushes a blob to `peer`. Waits while much is on its way there.
+/// A place among the bodies that are pushed to one peer.
+pub(super) struct Place {
+    owed: Owed,
+    _place: OwnedSemaphorePermit,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// Waits for a place for so many bytes.
+    ///
+    /// # Errors
+    /// `INSUFFICIENT_RESOURCES` if the peer takes nothing of what it asked for.
+    pub(super) async fn wait(shared: &Shared, peer: NodeId, bytes: u64) -> Result<Self, Failure> {
+        let pushing = shared.blobs.pushing(peer);
+        let owed = Owed::new(Arc::clone(&pushing), bytes)?;
+        let permits = u32::try_from(bytes.min(PUSHED_BYTES_MAX).div_ceil(1_024)).unwrap_or(u32::MAX);
+        let closed = |_| Failure::new(ErrorCode::Internal, "the places for large bodies are gone");
+        let place = Arc::clone(&pushing.places).acquire_owned().await.map_err(closed)?;
+        let room = Arc::clone(&pushing.room).acquire_many_owned(permits).await.map_err(closed)?;
+        Ok(Self { owed, _place: place, _room: room })
+    }
+}
+
+/// Pushes a blob to `peer`, and waits until it was taken. The peer may wait for `patience` before it takes anything.
 ///
 /// # Errors
-/// `INSUFFICIENT_RESOURCES` if the peer takes nothing of what it asked for; else whatever broke.
-pub(super) async fn push(shared: &Shared, peer: NodeId, head: Head, bytes: Bytes) -> Result<(), Failure> {
-    let pushing = shared.blobs.pushing(peer);
-    let _owed = Owed::new(&pushing, head.blob.length_bytes)?;
-    let permits = u32::try_from(head.blob.length_bytes.min(PUSHED_BYTES_MAX).div_ceil(1_024)).unwrap_or(u32::MAX);
-    let unavailable =
-        |what: String| Failure::new(ErrorCode::Unavailable, format!("{} bytes for node {}: {what}", head.blob.length_bytes, peer.short()));
-    let _room = pushing.room.acquire_many(permits).await.map_err(|error| unavailable(error.to_string()))?;
+/// `BUSY` whatever broke: nothing of it is a fault of an agent. The peer has not received all bytes then.
+pub(super) async fn push(shared: &Shared, peer: NodeId, place: Place, head: Head, bytes: Bytes, patience: Duration) -> Result<(), Failure> {
+    let failed = |what: String| {
+        let message = format!("{} bytes could not be sent to node {}: {what}", place.owed.bytes, peer.short());
+        Failure::new(ErrorCode::Busy, message).with("retry_after_ms", 100)
+    };
     let (reply, opened) = oneshot::channel();
     let asked = shared.commands.try_send(Command::OpenBlob { node: peer, reply });
-    asked.map_err(|_| unavailable("this node is too busy".to_owned()))?;
+    asked.map_err(|_| failed("this node is too busy".to_owned()))?;
     let stream = tokio::time::timeout(OPEN_MAX, opened).await.ok().and_then(Result::ok);
-    let stream = stream.ok_or_else(|| unavailable("no substream".to_owned()))?;
-    blobs::push(stream, &head, &bytes).await.map_err(|error| unavailable(error.to_string()))
+    let stream = stream.ok_or_else(|| failed("no substream".to_owned()))?;
+    blobs::push(stream, &head, &bytes, patience).await.map_err(|error| failed(error.to_string()))
 }
 
 /// Counts what a peer has not taken yet.
-struct Owed<'a>(&'a Pushing, u64);
+struct Owed {
+    pushing: Arc<Pushing>,
+    bytes: u64,
+}
 
-impl<'a> Owed<'a> {
-    fn new(pushing: &'a Pushing, bytes: u64) -> Result<Self, Failure> {
-        let owed = Self(pushing, bytes);
-        if pushing.owed_bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) > OWED_BYTES_MAX {
+impl Owed {
+    fn new(pushing: Arc<Pushing>, bytes: u64) -> Result<Self, Failure> {
+        let before = pushing.owed_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let owed = Self { pushing, bytes };
+        if before.saturating_add(bytes) > OWED_BYTES_MAX {
             let failure = Failure::new(ErrorCode::InsufficientResources, "too many large bodies wait to be taken");
             return Err(failure.with("limit", OWED_BYTES_MAX));
         }
@@ -250,8 +304,8 @@ impl<'a> Owed<'a> {
     }
 }
 
-impl Drop for Owed<'_> {
+impl Drop for Owed {
     fn drop(&mut self) {
-        self.0.owed_bytes.fetch_sub(self.1, Ordering::Relaxed);
+        self.pushing.owed_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::blobs;
@@ -18,7 +19,7 @@ use crate::node::shared::{Counted, Shared};
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::chain;
 use crate::telemetry::Side;
-use crate::wire::blob::Part;
+use crate::wire::blob::{Head, Part};
 use crate::wire::invocation::{Body, Request, Success};
 
 pub(super) use crate::agents::schema_failure;
@@ -42,7 +43,7 @@ impl AgentsHere {
         caller: NodeId,
         mut request: Box<Request>,
         deadline: Duration,
-        orders: Orders,
+        mut orders: Orders,
     ) -> Result<Success, AttemptFailure> {
         self.shared.rates.peer(caller, || self.shared.mono()).map_err(not_begun)?;
         let limits = &self.shared.config.limits;
@@ -60,20 +61,52 @@ impl AgentsHere {
         if let Body::Blob(_) = request.body {
             let input = blobs::take_body(&mut request);
             // Boxed, like whatever else is rare on this path: a future is moved about at its full size.
-            let bytes = Box::pin(blobs::bytes_of(&self.shared, caller, invocation, Part::Input, input, &orders.cancel));
+            let room_until = Instant::now();
+            let bytes = Box::pin(blobs::bytes_of(&self.shared, caller, invocation, Part::Input, input, room_until, &orders.cancel));
             request.body = Body::Inline(bytes.await.map_err(not_begun)?);
         }
+        let (drained, cancel) = (orders.drained.take(), orders.cancel.clone());
         let success = execute(&self.shared, caller, request, deadline, orders).await?;
         let (body, blob) = blobs::announced(invocation, Part::Output, success.body);
         if let Some((head, bytes)) = blob {
-            let shared = Arc::clone(&self.shared);
-            tokio::spawn(async move {
-                if let Err(failure) = blobs::push(&shared, caller, head, bytes).await {
-                    tracing::debug!(%invocation, %failure, "an output was not taken");
-                }
-            });
+            let pushed = Box::pin(self.push(caller, head, bytes, drained, deadline, &cancel)).await;
+            pushed.map_err(|failure| AttemptFailure { failure, begun: true })?;
         }
         Ok(Success { body, ..success })
+    }
+
+    /// Begins to push an output when the answer that announces it can go out at once: no chunk waits before it, and it has a place.
+    async fn push(
+        &self,
+        caller: NodeId,
+        head: Head,
+        bytes: Bytes,
+        drained: Option<oneshot::Receiver<()>>,
+        deadline: Duration,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
+        let shared = Arc::clone(&self.shared);
+        let until = shared.clock.zero() + deadline;
+        let ready = async {
+            if let Some(drained) = drained {
+                let _ = drained.await;
+            }
+            blobs::Place::wait(&shared, caller, head.blob.length_bytes).await
+        };
+        let place = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled")),
+            place = ready => place?,
+            () = sleep_until(until) => return Err(Failure::new(ErrorCode::Busy, "too many large outputs went to this caller until the deadline")),
+        };
+        tokio::spawn(async move {
+            // The caller may have no room for it until its deadline.
+            let patience = until.saturating_duration_since(Instant::now());
+            if let Err(failure) = blobs::push(&shared, caller, place, head, bytes, patience).await {
+                tracing::debug!(invocation = %head.invocation, %failure, "an output was not taken");
+            }
+        });
+        Ok(())
     }
 }
 
@@ -93,7 +126,7 @@ pub(super) async fn here(
     let _guard = cancel.clone().drop_guard();
     let task = {
         let (shared, caller) = (Arc::clone(shared), shared.node());
-        let orders = Orders { cancel, chunks, confirm: None };
+        let orders = Orders { cancel, chunks, confirm: None, drained: None };
         // The agent is told to stop by the token, and must be able to hear it after this future is gone.
         tokio::spawn(async move { execute(&shared, caller, request, deadline, orders).await })
     };

@@ -35,6 +35,9 @@ use crate::wire::invocation::{Body, Hop, KEY_BYTES_MAX, Request, Success};
 /// How long a call waits for the schemas of an agent; without them only the agent's node checks.
 const SCHEMAS_WAIT_MAX: Duration = Duration::from_secs(1);
 
+/// How long a call whose input could not be sent waits for a word of the other side about it.
+const WORD_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// One call, as a client asks for it.
 #[derive(Debug, Clone)]
 pub struct InvokeRequest {
@@ -357,27 +360,56 @@ async fn ask(
     let invocation = request.invocation;
     let (body, blob) = blobs::announced(invocation, Part::Input, blobs::take_body(&mut request));
     request.body = body;
-    let call = lane.call(request, deadline, chunks.as_ref());
-    let outcome = match blob {
-        None => call.await,
-        Some((head, bytes)) => {
-            let push = Box::pin(async {
-                // Whoever does not take it says why on the lane.
-                if let Err(failure) = blobs::push(shared, node, head, bytes).await {
-                    tracing::debug!(%invocation, %failure, "an input was not taken");
-                }
-                std::future::pending().await
-            });
-            tokio::select! {
-                outcome = call => outcome,
-                () = push => return Err(refuse(Failure::new(ErrorCode::Internal, "an endless wait ended"))),
-            }
-        }
+    let place = match &blob {
+        None => None,
+        Some((head, _)) => Some(Box::pin(place(shared, &mut request, node, head.blob.length_bytes, deadline)).await.map_err(refuse)?),
     };
-    let success = settled(node, outcome)?;
-    match success.body {
-        Body::Inline(_) => Ok(success),
-        Body::Blob(_) => Box::pin(fetched(shared, node, invocation, success, deadline)).await,
+    let call = lane.call(request, deadline, chunks.as_ref(), |outcome| with_output(shared, node, invocation, deadline, outcome));
+    let outcome = match blob.zip(place) {
+        None => call.await,
+        Some(((head, bytes), place)) => Box::pin(with_input(call, blobs::push(shared, node, place, head, bytes, Duration::ZERO))).await,
+    };
+    settled(node, outcome)
+}
+
+/// A place for an input of this call on its way to `node`, before the call is sent.
+async fn place(shared: &Shared, request: &mut Request, node: NodeId, bytes: u64, deadline: Duration) -> Result<blobs::Place, Failure> {
+    let place = tokio::time::timeout_at(shared.clock.zero() + deadline, blobs::Place::wait(shared, node, bytes)).await;
+    let place =
+        place.unwrap_or_else(|_| Err(Failure::new(ErrorCode::Busy, "too many large inputs went to the agent's node until the deadline")));
+    request.budget_ms = u64::try_from(deadline.saturating_sub(shared.mono()).as_millis()).unwrap_or(u64::MAX);
+    place
+}
+
+/// Waits for the end of a call while its input is pushed.
+async fn with_input(call: impl Future<Output = LaneOutcome>, push: impl Future<Output = Result<(), Failure>>) -> LaneOutcome {
+    let mut call = std::pin::pin!(call);
+    let pushed = tokio::select! {
+        outcome = &mut call => return outcome,
+        pushed = push => pushed,
+    };
+    match pushed {
+        Ok(()) => call.await,
+        // Whoever does not take an input says why on the lane; else it is this node that failed, before the agent could begin.
+        Err(failure) => {
+            let said = tokio::time::timeout(WORD_WAIT_MAX, call).await;
+            said.unwrap_or(LaneOutcome::Failed { failure, begun: false })
+        }
+    }
+}
+
+/// The end of a call with its output, also if that comes as a blob.
+async fn with_output(
+    shared: &Arc<Shared>,
+    node: NodeId,
+    invocation: InvocationId,
+    deadline: Duration,
+    outcome: LaneOutcome,
+) -> LaneOutcome {
+    let LaneOutcome::Success(success @ Success { body: Body::Blob(_), .. }) = outcome else { return outcome };
+    match Box::pin(fetched(shared, node, invocation, success, deadline)).await {
+        Ok(success) => LaneOutcome::Success(success),
+        Err(AttemptFailure { failure, begun }) => LaneOutcome::Failed { failure, begun },
     }
 }
 
@@ -389,10 +421,10 @@ async fn fetched(
     success: Success,
     deadline: Duration,
 ) -> Result<Success, AttemptFailure> {
-    let (cancel, left) = (CancellationToken::new(), deadline.saturating_sub(shared.mono()));
-    let body = blobs::bytes_of(shared, node, invocation, Part::Output, success.body, &cancel);
+    let (cancel, until) = (CancellationToken::new(), shared.clock.zero() + deadline);
+    let body = blobs::bytes_of(shared, node, invocation, Part::Output, success.body, until, &cancel);
     let late = |_| Err(Failure::new(ErrorCode::Timeout, "the output did not arrive before the deadline"));
-    match tokio::time::timeout(left, body).await.unwrap_or_else(late) {
+    match tokio::time::timeout_at(until, body).await.unwrap_or_else(late) {
         Ok(text) => Ok(Success { body: Body::Inline(text), ..success }),
         Err(failure) => {
             // The agent has done its work, so nobody may read this as a call that was not begun.

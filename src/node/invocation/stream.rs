@@ -58,13 +58,19 @@ pub(super) async fn pass_on(
         let Some(chunk) = chunk else { break };
         reader.streamed = true;
         let since = Instant::now();
-        tokio::select! {
-            // A client that has gone misses nothing.
-            _ = client.send(chunk) => {}
-            () = sleep_until(patience.deadline) => {
-                let failure = Failure::new(ErrorCode::Timeout, "the client did not take the answer before the deadline");
-                reader.held += since.elapsed();
-                return (Err(AttemptFailure { failure, begun: true }), reader);
+        let mut sending = std::pin::pin!(client.send(chunk));
+        loop {
+            tokio::select! {
+                biased;
+                // A client that has gone misses nothing.
+                _ = &mut sending => break,
+                // A large output may come meanwhile, which its sender does not keep for ever.
+                end = &mut call, if ended.is_none() => ended = Some(end),
+                () = sleep_until(patience.deadline) => {
+                    let failure = Failure::new(ErrorCode::Timeout, "the client did not take the answer before the deadline");
+                    reader.held += since.elapsed();
+                    return (Err(AttemptFailure { failure, begun: true }), reader);
+                }
             }
         }
         reader.held += since.elapsed();

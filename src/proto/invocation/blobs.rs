@@ -1,8 +1,9 @@
 //! Which blobs are expected from whom, and what becomes of those that arrive.
 //!
 //! A lane announces a blob, a substream brings it, and nothing orders the two: a stream that comes first is held for a moment, within a
-//! bound, and one that nobody announced is refused. What is expected counts against a budget of bytes from the announcement on, so that
-//! announcements cannot promise more memory than the node has to give (threats T4, T27). `S` is a stream, `W` is whoever waits for it.
+//! bound, and one that nobody announced is refused. No byte of a blob is read before there is room for all of it in a budget, so that
+//! announcements cannot promise more memory than the node has to give (threats T4, T27). An input without room is refused, and its call may
+//! go elsewhere; an output is work that has been done, so its stream waits until there is room. `S` is a stream, `W` is whoever waits for it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,9 +12,9 @@ use crate::model::{ErrorCode, Failure, InvocationId, NodeId};
 use crate::wire::blob::{Head, Part};
 use crate::wire::invocation::BlobId;
 
-/// How long a stream waits for its announcement.
-pub const EARLY_MAX: Duration = Duration::from_secs(2);
-/// Streams of one peer that may wait for their announcements.
+/// How long a stream waits for its announcement: as long as a lane with much to write may need for it.
+pub const EARLY_MAX: Duration = Duration::from_secs(5);
+/// Streams of one peer that may wait for their announcements, and as many for room.
 pub const EARLY_PER_PEER_MAX: usize = 16;
 
 /// Bounds of what is under way.
@@ -35,6 +36,8 @@ struct Expected<W> {
     blob: BlobId,
     /// `None` once its stream has come.
     waiter: Option<W>,
+    /// Whether it has room in the budget.
+    has_room: bool,
 }
 
 /// What becomes of a stream.
@@ -64,13 +67,14 @@ impl<S, W> State<S, W> {
         Self { config, expected_by_key: BTreeMap::new(), early_by_key: BTreeMap::new(), bytes_by_peer: BTreeMap::new(), bytes_total: 0 }
     }
 
-    /// A lane announced a blob. Returns its stream with the waiter if it is there already. Must be followed by one
-    /// [`State::handle_done`].
+    /// A lane announced a blob. Returns its stream with the waiter if it is there already; it is to be read after
+    /// [`State::handle_room`]. Must be followed by one [`State::handle_done`].
     ///
     /// # Errors
-    /// `PAYLOAD_TOO_LARGE`, `BUSY` while too much is under way, `CONFLICT` if the same blob is under way; nothing has changed then.
+    /// `PAYLOAD_TOO_LARGE`, `CONFLICT` if the same blob is under way; nothing has changed then.
     pub fn handle_expect(&mut self, key: Key, blob: BlobId, waiter: W) -> Result<Option<(S, W)>, Failure> {
-        let Config { bytes_max, bytes_per_peer_max, bytes_total_max } = self.config;
+        // What is larger than a budget would wait for room for ever.
+        let bytes_max = self.config.bytes_max.min(self.config.bytes_per_peer_max).min(self.config.bytes_total_max);
         if blob.length_bytes > bytes_max {
             let message = format!("{} bytes were announced, at most {bytes_max} are allowed", blob.length_bytes);
             return Err(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", bytes_max));
@@ -78,24 +82,35 @@ impl<S, W> State<S, W> {
         if self.expected_by_key.contains_key(&key) {
             return Err(Failure::new(ErrorCode::Conflict, "the same blob is under way"));
         }
-        let of_peer = self.bytes_by_peer.get(&key.0).copied().unwrap_or_default().saturating_add(blob.length_bytes);
-        let total = self.bytes_total.saturating_add(blob.length_bytes);
+        let early = self.early_by_key.remove(&key).filter(|(_, said, _)| *said == blob);
+        let waiter = if early.is_some() { (None, Some(waiter)) } else { (Some(waiter), None) };
+        self.expected_by_key.insert(key, Expected { blob, waiter: waiter.0, has_room: false });
+        Ok(early.map(|(stream, ..)| stream).zip(waiter.1))
+    }
+
+    /// Takes room for a blob that is expected, unless it has it.
+    ///
+    /// # Errors
+    /// `BUSY` while too much is under way; [`State::handle_done`] of another makes room.
+    pub fn handle_room(&mut self, key: &Key) -> Result<(), Failure> {
+        let Config { bytes_per_peer_max, bytes_total_max, .. } = self.config;
+        let Some(expected) = self.expected_by_key.get_mut(key).filter(|expected| !expected.has_room) else { return Ok(()) };
+        let of_peer = self.bytes_by_peer.get(&key.0).copied().unwrap_or_default().saturating_add(expected.blob.length_bytes);
+        let total = self.bytes_total.saturating_add(expected.blob.length_bytes);
         if of_peer > bytes_per_peer_max || total > bytes_total_max {
             let limit = if of_peer > bytes_per_peer_max { bytes_per_peer_max } else { bytes_total_max };
             let failure = Failure::new(ErrorCode::Busy, "too many large bodies are under way");
             return Err(failure.with("limit", limit).with("retry_after_ms", 100));
         }
+        expected.has_room = true;
         self.bytes_by_peer.insert(key.0, of_peer);
         self.bytes_total = total;
-        let early = self.early_by_key.remove(&key).filter(|(_, said, _)| *said == blob);
-        let waiter = if early.is_some() { (None, Some(waiter)) } else { (Some(waiter), None) };
-        self.expected_by_key.insert(key, Expected { blob, waiter: waiter.0 });
-        Ok(early.map(|(stream, ..)| stream).zip(waiter.1))
+        Ok(())
     }
 
     /// What was expected has come, or is expected no longer.
     pub fn handle_done(&mut self, key: &Key) {
-        let Some(expected) = self.expected_by_key.remove(key) else { return };
+        let Some(expected) = self.expected_by_key.remove(key).filter(|expected| expected.has_room) else { return };
         self.bytes_total = self.bytes_total.saturating_sub(expected.blob.length_bytes);
         if let Some(of_peer) = self.bytes_by_peer.get_mut(&key.0) {
             *of_peer = of_peer.saturating_sub(expected.blob.length_bytes);
@@ -108,8 +123,13 @@ impl<S, W> State<S, W> {
     /// A stream arrived and has shown its head.
     pub fn on_stream(&mut self, peer: NodeId, head: &Head, stream: S, now: Duration) -> Arrival<S, W> {
         let key = (peer, head.invocation, head.part);
+        let waits = |(key, expected): (&Key, &Expected<W>)| key.0 == peer && expected.waiter.is_none() && !expected.has_room;
+        let waiting = self.expected_by_key.iter().filter(|expected| waits(*expected)).count();
         match self.expected_by_key.get_mut(&key) {
             Some(expected) if expected.blob != head.blob => Arrival::Refuse(stream, "another blob than was announced"),
+            Some(expected) if !expected.has_room && waiting >= EARLY_PER_PEER_MAX => {
+                Arrival::Refuse(stream, "too many blobs wait for room")
+            }
             Some(expected) => match expected.waiter.take() {
                 Some(waiter) => Arrival::Deliver(stream, waiter),
                 None => Arrival::Refuse(stream, "the same blob twice"),
@@ -199,18 +219,39 @@ mod tests {
         let mut state: State<char, char> = State::new(CONFIG);
         let expect = |state: &mut State<char, char>, from: NodeId, number: u128, length: usize| {
             let head = head(number, blob(length));
-            state.handle_expect(key(from, &head), head.blob, 'w').map_err(|failure| failure.code)
+            let key = key(from, &head);
+            state.handle_expect(key, head.blob, 'w').map_err(|failure| failure.code)?;
+            state.handle_room(&key).map_err(|failure| failure.code)
         };
         assert_eq!(expect(&mut state, us, 1, 101), Err(ErrorCode::PayloadTooLarge));
-        assert_eq!(expect(&mut state, us, 2, 100), Ok(None));
+        assert_eq!(expect(&mut state, us, 2, 100), Ok(()));
         assert_eq!(expect(&mut state, us, 2, 100), Err(ErrorCode::Conflict));
         assert_eq!(expect(&mut state, us, 3, 51), Err(ErrorCode::Busy));
-        assert_eq!(expect(&mut state, us, 4, 50), Ok(None));
+        assert_eq!(expect(&mut state, us, 4, 50), Ok(()));
         assert_eq!(expect(&mut state, them, 5, 71), Err(ErrorCode::Busy));
         state.handle_done(&key(us, &head(2, blob(100))));
         state.handle_done(&key(us, &head(2, blob(100))));
-        assert_eq!(state.bytes_total(), 50);
-        assert_eq!(expect(&mut state, them, 5, 71), Ok(None));
+        state.handle_done(&key(us, &head(3, blob(51))));
+        assert_eq!(state.bytes_total(), 50, "what had no room gives none back");
+        let waits = key(them, &head(5, blob(71)));
+        assert_eq!((state.handle_room(&waits), state.handle_room(&waits)), (Ok(()), Ok(())), "what waited finds the room, once");
+        assert_eq!(state.bytes_total(), 121);
+    }
+
+    #[test]
+    fn streams_that_wait_for_room_are_bounded() {
+        let peer = peer();
+        let mut state: State<u128, char> = State::new(CONFIG);
+        for number in 0..17 {
+            let head = head(number, blob(100));
+            assert_eq!(state.handle_expect(key(peer, &head), head.blob, 'w'), Ok(None));
+        }
+        for number in 0..16 {
+            assert_eq!(state.on_stream(peer, &head(number, blob(100)), number, Duration::ZERO), Arrival::Deliver(number, 'w'));
+        }
+        assert_eq!(state.on_stream(peer, &head(16, blob(100)), 16, Duration::ZERO), Arrival::Refuse(16, "too many blobs wait for room"));
+        assert_eq!(state.handle_room(&key(peer, &head(0, blob(100)))), Ok(()));
+        assert_eq!(state.on_stream(peer, &head(16, blob(100)), 16, Duration::ZERO), Arrival::Deliver(16, 'w'));
     }
 
     #[test]
