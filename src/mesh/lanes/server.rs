@@ -31,7 +31,7 @@ const INLINE_WORK_BYTES_MAX: usize = 4 * 1024;
 pub struct Orders {
     /// Cancelled when the caller no longer waits.
     pub cancel: CancellationToken,
-    /// Where the parts of the answer go, if the caller wants them.
+    /// Where the chunks of the answer go, if the caller wants them.
     pub chunks: Option<mpsc::Sender<Bytes>>,
     /// To be told once the agent is free, and what to wait for before it begins, if the caller wants to confirm.
     pub confirm: Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>,

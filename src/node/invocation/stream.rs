@@ -94,25 +94,25 @@ mod tests {
         let patience = Patience { first: Some(SECOND * 3), idle: Some(SECOND * 2), deadline: Instant::now() + SECOND * 60 };
         let silent = || std::future::pending::<Result<Success, AttemptFailure>>();
 
-        let (_keep, parts) = mpsc::channel(1);
+        let (_keep, chunks) = mpsc::channel(1);
         let (client, _takes) = mpsc::channel(1);
-        let (end, reader) = pass_on(silent(), parts, &client, patience).await;
+        let (end, reader) = pass_on(silent(), chunks, &client, patience).await;
         assert_eq!(end.expect_err("nothing came").failure.code, ErrorCode::Timeout);
         assert_eq!(reader, Reader { streamed: false, held: Duration::ZERO, silence: Some(SECOND * 3) });
 
-        let (agent, parts) = mpsc::channel(2);
+        let (agent, chunks) = mpsc::channel(2);
         let (client, mut takes) = mpsc::channel(1);
         let slow = async {
-            for part in 0..2 {
-                agent.send(Bytes::from(format!("{part}"))).await.expect("it is read");
+            for chunk in 0..2 {
+                agent.send(Bytes::from(format!("{chunk}"))).await.expect("it is read");
             }
             tokio::time::sleep(SECOND * 5).await;
-            takes.recv().await.expect("the first part");
+            takes.recv().await.expect("the first chunk");
             // The second has been taken from the agent, and this end of the client stays open.
             std::future::pending::<()>().await
         };
         let (end, reader) = tokio::select! {
-            told = pass_on(silent(), parts, &client, patience) => told,
+            told = pass_on(silent(), chunks, &client, patience) => told,
             () = slow => panic!("it does not end"),
         };
         assert_eq!(end.expect_err("nothing more came").failure.code, ErrorCode::Timeout);

@@ -6,8 +6,8 @@
 //!
 //! They are kept for a while, and within bounds of number and bytes. Where room is short, the oldest of whichever caller holds the most
 //! makes it, bytes where bytes are short and results where results are, so that nobody who holds no more than its even share loses any of
-//! it to others (threat T23). One that is larger than all the room is not kept at all. However a result goes, its key is free from then on, and a call that repeats it runs again. A run under way is never let
-//! go of, whatever is kept.
+//! it to others (threat T23). One that is larger than all the room is not kept at all. However a result goes, its key is free from then
+//! on, and a call that repeats it runs again. A run under way is never let go of, whatever is kept.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
