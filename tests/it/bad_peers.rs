@@ -311,9 +311,9 @@ async fn a_large_output_waits_for_the_parts_before_it() {
     let host = Host::start().await;
     let peer = HostilePeer::joined(&host.node).await;
     let mut lane = peer.open_lane(&host.node).await;
-    let steps = json!({ "steps": [{ "chunks": 3, "bytes": PART }, { "sized": LARGE }] });
+    let steps = json!({ "steps": [{ "chunks": 3, "bytes": CHUNK_BYTES }, { "sized": LARGE }] });
     // The last part waits for credit, for longer than anybody keeps an output whose announcement does not come.
-    lane.call(1, Request { window_bytes: 2 * PART as u64, confirm: false, ..host.asks(&steps) }).await;
+    lane.call(1, Request { window_bytes: 2 * CHUNK_BYTES as u64, confirm: false, ..host.asks(&steps) }).await;
     for _ in 0..2 {
         assert!(matches!(lane.next().await, Some(Frame::Chunk { id: 1, .. })));
     }
@@ -321,7 +321,7 @@ async fn a_large_output_waits_for_the_parts_before_it() {
     let early = tokio::time::timeout(EARLY_MAX + IN_TIME, peer.accept_blob()).await;
     assert!(early.is_err(), "it was pushed before its announcement");
 
-    lane.send(&[Frame::Credit { id: 1, bytes: PART as u64 }]).await;
+    lane.send(&[Frame::Credit { id: 1, bytes: CHUNK_BYTES as u64 }]).await;
 
     assert!(matches!(lane.next().await, Some(Frame::Chunk { id: 1, .. })));
     let Some(Frame::Result { success, .. }) = lane.next().await else { panic!("the end follows the last part") };
@@ -341,15 +341,15 @@ async fn a_large_output_is_taken_while_nobody_reads_the_parts_before_it() {
     let mut stream = node.stream(json!({ "capability": capability, "input": "?", "timeout_ms": 60_000 })).await;
     let mut lane = hostile.accept_lane().await;
     let (id, call) = lane.next_call().await.expect("a call");
-    let part = Bytes::from(serde_json::to_vec(&"x".repeat(PART)).expect("JSON"));
+    let chunk = Bytes::from(serde_json::to_vec(&"x".repeat(CHUNK_BYTES)).expect("JSON"));
     let (mut credit, mut sent) = (call.window_bytes, 0);
     lane.send(&[Frame::Accepted { id }]).await;
     // Until everything between here and the client is full.
     loop {
-        while let Some(left) = credit.checked_sub(part.len() as u64) {
+        while let Some(left) = credit.checked_sub(chunk.len() as u64) {
             credit = left;
             sent += 1;
-            lane.send(&[Frame::Chunk { id, chunk: part.clone() }]).await;
+            lane.send(&[Frame::Chunk { id, chunk: chunk.clone() }]).await;
         }
         let granted = async {
             loop {
