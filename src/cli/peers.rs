@@ -12,9 +12,14 @@ use super::{
 
 /// Arguments of `peers`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
+#[command(
+    after_help = "Of the calls since a peer connected, SENT went to it, FAILED of those were refused, failed, lost or late, LATENCY is the
+mean of those that succeeded, and RECEIVED came from it.
+
+Examples:
   meshwork peers --long
-  meshwork peers --json | jq -r '.peers[].node_id'")]
+  meshwork peers --json | jq -r '.peers[].node_id'"
+)]
 pub(crate) struct Args {
     /// Show whole ids of nodes.
     #[arg(long)]
@@ -43,6 +48,17 @@ struct Peer {
     connected_ms: u64,
     #[serde(default)]
     agent_version: Option<String>,
+    #[serde(default)]
+    calls: Calls,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Calls {
+    sent: u64,
+    received: u64,
+    failed: u64,
+    latency_ms: Value,
 }
 
 /// Lists the connected peers.
@@ -56,7 +72,9 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
 }
 
 fn text(peers: &[Peer], long: bool, colour: bool) -> String {
-    let mut table = Table::new(["node", "address", "direction", "transport", "rtt", "agents", "connected", "version"]);
+    let heads =
+        ["node", "address", "direction", "transport", "rtt", "agents", "connected", "sent", "failed", "latency", "received", "version"];
+    let mut table = Table::new(heads);
     for peer in peers {
         let more = if peer.addresses.len() > 1 { format!(" +{}", peer.addresses.len() - 1) } else { String::new() };
         table.row([
@@ -67,6 +85,10 @@ fn text(peers: &[Peer], long: bool, colour: bool) -> String {
             figures::figure(&peer.rtt_ms, figures::millis),
             peer.agents.to_string(),
             figures::span(peer.connected_ms),
+            peer.calls.sent.to_string(),
+            peer.calls.failed.to_string(),
+            figures::figure(&peer.calls.latency_ms, figures::millis),
+            peer.calls.received.to_string(),
             peer.agent_version.clone().unwrap_or_else(|| figures::NOTHING.to_owned()),
         ]);
     }

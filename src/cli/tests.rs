@@ -316,7 +316,8 @@ async fn peers_status_and_trust_are_readable() {
     let node = Node::start(|call, _| match call {
         "GET /v1/peers" => {
             let peer = json!({ "node_id": NODE, "addresses": ["/ip4/10.0.0.2/tcp/1", "/ip4/10.0.0.3/tcp/1"], "direction": "outbound",
-                "transport": "tcp", "rtt_ms": 1.25, "agents": 2, "connected_ms": 61_000, "agent_version": null });
+                "transport": "tcp", "rtt_ms": 1.25, "agents": 2, "connected_ms": 61_000, "agent_version": null,
+                "calls": { "sent": 9, "received": 4, "failed": 2, "latency_ms": 12.25 } });
             answer(200, json!({ "peers": [peer] }))
         }
         "GET /v1/trust" => {
@@ -348,6 +349,12 @@ async fn peers_status_and_trust_are_readable() {
         out.contains("…vnc6iDEp") && out.contains("/ip4/10.0.0.2/tcp/1 +1") && out.contains("1.25 ms") && out.contains("1 min"),
         "{out}"
     );
+    let words = |line: &str| line.split("  ").map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    let columns: Vec<(String, String)> =
+        words(out.lines().next().expect("a head")).into_iter().zip(words(out.lines().nth(1).expect("a row"))).collect();
+    for (head, figure) in [("SENT", "9"), ("FAILED", "2"), ("LATENCY", "12 ms"), ("RECEIVED", "4")] {
+        assert!(columns.contains(&(head.to_owned(), figure.to_owned())), "{columns:?}");
+    }
     let (_, out, _) = node.run(&["peers", "--long"]).await;
     assert!(out.contains(NODE) && !out.contains('…'), "{out}");
     let (_, out, _) = node.run(&["trust"]).await;

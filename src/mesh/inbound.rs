@@ -49,6 +49,7 @@ impl Mesh {
                 if num_established == 0 {
                     self.links_by_node.remove(&node);
                     self.programs_by_node.remove(&node);
+                    self.tallies_by_node.remove(&node);
                     // It may come back at another address, which must be proven anew.
                     self.proven.remove(&node);
                     let in_order = self.closing.remove(&node);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
@@ -13,6 +14,7 @@ use super::address::{self, AddressClass, AddressClasses, DialBudget, Policy};
 use super::behaviour::Behaviour;
 use super::event::Event;
 use super::inbound::root_cause;
+use super::lanes::{Tally, Totals};
 use super::{blobs, control, gossip, kademlia, lanes, limits, substreams, transport};
 use crate::model::{CapabilityName, NodeId, Priority, Shard};
 use crate::wire::NodeKey;
@@ -132,6 +134,8 @@ pub struct Peer {
     pub rtt: Option<Duration>,
     /// Program and version it names.
     pub program: Option<String>,
+    /// What the calls to and from it came to, since its oldest connection.
+    pub calls: Totals,
 }
 
 /// Why a dial was made.
@@ -155,6 +159,8 @@ pub struct Mesh {
     pub(super) clock: Instant,
     pub(super) links_by_node: BTreeMap<NodeId, BTreeMap<ConnectionId, Link>>,
     pub(super) programs_by_node: BTreeMap<NodeId, String>,
+    /// Of connected peers with lanes.
+    pub(super) tallies_by_node: BTreeMap<NodeId, Arc<Tally>>,
     pub(super) proven: BTreeSet<NodeId>,
     pub(super) closing: BTreeSet<NodeId>,
     pub(super) purposes_by_dial: BTreeMap<ConnectionId, Purpose>,
@@ -220,6 +226,7 @@ impl Mesh {
             clock: settings.clock,
             links_by_node: BTreeMap::new(),
             programs_by_node: BTreeMap::new(),
+            tallies_by_node: BTreeMap::new(),
             proven: BTreeSet::new(),
             closing: BTreeSet::new(),
             purposes_by_dial: BTreeMap::new(),
@@ -455,9 +462,15 @@ impl Mesh {
                 connected: oldest.since.elapsed(),
                 rtt: links.values().filter_map(|link| link.rtt).min(),
                 program: self.programs_by_node.get(node).cloned(),
+                calls: self.tallies_by_node.get(node).map(|tally| tally.totals()).unwrap_or_default(),
             })
         };
         self.links_by_node.iter().filter_map(peer).collect()
+    }
+
+    /// Where the lanes with a peer count; a peer that has gone meanwhile is counted for nobody.
+    pub fn tally(&mut self, node: NodeId) -> Arc<Tally> {
+        if self.is_connected(node) { Arc::clone(self.tallies_by_node.entry(node).or_default()) } else { Arc::default() }
     }
 
     /// Connections refused by range, rate and ban, since the start.

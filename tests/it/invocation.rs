@@ -11,7 +11,11 @@ use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Node, SETTLE, builtin, eventually, script, slow, with};
+use crate::support::{
+    Answer, Node, SETTLE, builtin, eventually, script, slow, stepper,
+    stepping::{stepping, until_count},
+    with,
+};
 
 /// The document that the program's own demonstration works on.
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/agents/builtin/assets/sample.pdf");
@@ -31,6 +35,71 @@ async fn any_node_calls_an_agent_on_any_other() {
         assert_eq!(answer["agent_id"], host.agent_id("echo").await.as_str());
         assert!(answer["latency_ms"].is_number() && answer["invocation_id"].as_str().is_some_and(|id| id.len() == 32), "{answer}");
     }
+}
+
+/// MEAP-6: of each connected peer it is told what the calls to it and from it came to, and that begins anew with its connection.
+#[tokio::test]
+async fn the_calls_of_each_connection_are_counted_by_how_they_ended() {
+    let first = Node::builder().agent(builtin("echo", "echo")).spawn().await;
+    let builder = Node::builder();
+    let (agent, journal) = stepper("worker", builder.home(), json!({ "id": "test.work" }));
+    let second = builder.agent(agent).join(&first).spawn().await;
+    let idle = Node::builder().join(&first).spawn().await;
+    first.meets(&idle).await;
+    first.knows("test.work", &["worker"]).await;
+    second.knows("echo", &["echo"]).await;
+    const WORK_MS: u64 = 100;
+
+    for _ in 0..3 {
+        first.invoke(stepping("test.work", &[json!({ "ms": WORK_MS }), json!({ "output": 1 })])).await.ok();
+    }
+    first.invoke(stepping("test.work", &[json!({ "error": { "message": "no" } })])).await.refused(502, "AGENT_FAILED");
+    let late = with(stepping("test.work", &[json!({ "ms": 400 }), json!({ "output": 1 })]), json!({ "timeout_ms": 200 }));
+    first.invoke(late).await.refused(504, "TIMEOUT");
+    let served = async || (first.invoke(stepping("test.work", &[json!({ "output": 1 })])).await.status == 200).then_some(());
+    eventually("it serves again", SETTLE, served).await;
+    let before = calls_of(&first, &second).await;
+    let started = journal.count("started");
+    let id = format!("{:032x}", 7);
+    let taken_back = first.invoke(with(stepping("test.work", &[json!({ "ms": 30_000 })]), json!({ "invocation_id": id })));
+    let (answer, ()) = tokio::join!(taken_back, async {
+        until_count(&journal, "started", started + 1).await;
+        first.send(first.request(Method::DELETE, &format!("/v1/invocations/{id}"))).await.ok();
+    });
+    answer.error("CANCELLED");
+    second.call("echo", json!(1)).await;
+
+    let counted = calls_of(&first, &second).await;
+    let (sent, failed) = (counted["sent"].as_u64().expect("a count"), counted["failed"].as_u64().expect("a count"));
+    assert!(sent >= 7 && failed >= 2 && failed <= sent - 5, "{counted}");
+    assert_eq!(
+        (&json!(sent - 1), &counted["failed"]),
+        (&before["sent"], &before["failed"]),
+        "to take a call back is no failure of the peer"
+    );
+    assert_eq!(counted["received"], 1, "{counted}");
+    assert!(counted["latency_ms"].as_f64().is_some_and(|ms| (WORK_MS as f64 * 0.7..5_000.0).contains(&ms)), "{counted}");
+    let mirrored = calls_of(&second, &first).await;
+    assert_eq!((&mirrored["received"], &mirrored["sent"], &mirrored["failed"]), (&counted["sent"], &json!(1), &json!(0)), "{mirrored}");
+    let nothing = json!({ "sent": 0, "received": 0, "failed": 0, "latency_ms": null });
+    assert_eq!(calls_of(&first, &idle).await, nothing);
+    let shown = first.cli(&["peers", "--long"]).await;
+    let row = shown.text().lines().find(|line| line.starts_with(second.id())).expect("a row").to_owned();
+    let words: Vec<&str> = row.split("  ").map(str::trim).filter(|word| !word.is_empty()).collect();
+    let (sent, failed) = (sent.to_string(), failed.to_string());
+    assert!(words.windows(2).any(|pair| pair == [sent.as_str(), failed.as_str()]), "{words:?}");
+
+    let second = second.restart().await;
+    first.meets(&second).await;
+    assert_eq!(calls_of(&first, &second).await, nothing);
+}
+
+/// What a node tells of the calls to and from a peer.
+async fn calls_of(node: &Node, peer: &Node) -> Value {
+    let listing = node.get("/v1/peers").await.ok();
+    let rows = listing["peers"].as_array().unwrap_or_else(|| panic!("peers: {listing}"));
+    let row = rows.iter().find(|row| row["node_id"] == peer.id()).unwrap_or_else(|| panic!("no row of {}: {listing}", peer.id()));
+    row["calls"].clone()
 }
 
 #[tokio::test]

@@ -16,8 +16,10 @@ pub(super) async fn node(State(handle): State<Handle>) -> Result<Json<Value>, Ap
     Ok(Json(json!(view)))
 }
 
-/// Who is connected.
-#[utoipa::path(get, path = "/v1/peers", responses((status = 200, description = "Connected peers", body = Value)))]
+/// Who is connected. `calls` says what the calls to and from each peer came to since it connected: how many were `sent` to it and how many
+/// `received` from it, how many of those sent have `failed` (refused, failed, lost, or late; not those that their caller took back), and the
+/// mean `latency_ms` of those sent that succeeded, null before the first.
+#[utoipa::path(get, path = "/v1/peers", responses((status = 200, description = "Connected peers, each with the figures of its calls", body = Value)))]
 pub(super) async fn peers(State(handle): State<Handle>) -> Result<Json<Value>, ApiError> {
     let peers = handle.peers().await?;
     let row = |(peer, agents): &(crate::node::Peer, usize)| {
@@ -32,6 +34,12 @@ pub(super) async fn peers(State(handle): State<Handle>) -> Result<Json<Value>, A
             "agents": agents,
             "connected_ms": u64::try_from(peer.connected.as_millis()).unwrap_or(u64::MAX),
             "agent_version": peer.program,
+            "calls": {
+                "sent": peer.calls.sent,
+                "received": peer.calls.received,
+                "failed": peer.calls.failed,
+                "latency_ms": peer.calls.latency.map(|latency| latency.as_secs_f64() * 1_000.0),
+            },
         })
     };
     Ok(Json(json!({ "peers": peers.iter().map(row).collect::<Vec<_>>() })))

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::io::{self, OUTPUT_HIGH_BYTES};
+use super::tally::Tally;
 use crate::model::{ErrorCode, Failure, NodeId, Priority};
 use crate::proto::invocation::client::{Closed, Outcome, Output, State};
 use crate::wire::invocation::{CHUNK_COST_MIN, Frame, Request, chunk_cost};
@@ -33,6 +34,13 @@ enum Command {
     Call { id: u64, request: Box<Request>, deadline: Duration, reply: oneshot::Sender<Outcome>, chunks: Option<mpsc::Sender<Bytes>> },
     Taken { id: u64, cost: u64 },
     Cancel { id: u64 },
+}
+
+/// Who waits for a call.
+struct Caller {
+    id: u64,
+    since: Duration,
+    reply: oneshot::Sender<Outcome>,
 }
 
 /// Why a lane ended.
@@ -82,13 +90,20 @@ impl Drop for CancelOnDrop<'_> {
 
 impl Lane {
     /// The calling end of `stream`, and the task that drives it. `clock` is the zero of every deadline.
-    pub fn new(node: NodeId, priority: Priority, stream: Stream, clock: Instant) -> (Self, impl Future<Output = LaneEnd> + Send) {
+    pub fn new(
+        node: NodeId,
+        priority: Priority,
+        stream: Stream,
+        clock: Instant,
+        tally: Arc<Tally>,
+    ) -> (Self, impl Future<Output = LaneEnd> + Send) {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let lane = Self { node, priority, commands, ids: Arc::default(), outstanding: Arc::default(), clock };
         let (reader, writer) = io::split(stream);
-        let machine = State::new(PENDING_MAX, clock.elapsed());
+        let now = clock.elapsed();
+        let machine = State::new(PENDING_MAX, now);
         let (chunks_by_id, outbox, outputs) = (HashMap::new(), VecDeque::new(), Vec::new());
-        let task = Task { reader, writer, inbox, machine, chunks_by_id, outbox, outputs, clock };
+        let task = Task { reader, writer, inbox, machine, chunks_by_id, outbox, outputs, clock, now, tally };
         (lane, task.run())
     }
 
@@ -202,12 +217,15 @@ struct Task<R, W> {
     reader: io::Reader<R>,
     writer: io::Writer<W>,
     inbox: mpsc::Receiver<Command>,
-    machine: State<(u64, oneshot::Sender<Outcome>)>,
+    machine: State<Caller>,
     chunks_by_id: HashMap<u64, mpsc::Sender<Bytes>>,
     /// Frames for which the writer has no room yet. A call whose request waits here has a deadline like any other.
     outbox: VecDeque<Frame>,
-    outputs: Vec<Output<(u64, oneshot::Sender<Outcome>)>>,
+    outputs: Vec<Output<Caller>>,
     clock: Instant,
+    /// When the input came that is handled.
+    now: Duration,
+    tally: Arc<Tally>,
 }
 
 impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
@@ -246,11 +264,11 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
                 // Callers that are about to call are let in first: what is written at once costs little more than a single call. Even
                 // one alone gains, since the connection that this wakes then runs here and not on another thread.
                 tokio::task::yield_now().await;
-                let now = self.clock.elapsed();
-                self.handle(command, now);
+                self.now = self.clock.elapsed();
+                self.handle(command);
                 for _ in 1..COMMANDS_PER_TURN {
                     match self.inbox.try_recv() {
-                        Ok(command) => self.handle(command, now),
+                        Ok(command) => self.handle(command),
                         Err(_) => break,
                     }
                 }
@@ -273,7 +291,8 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
                 if stuck.is_some_and(|stuck| stuck <= Instant::now()) {
                     return Some(LaneEnd::Silent);
                 }
-                self.machine.handle_timeout(self.clock.elapsed(), &mut self.outputs);
+                self.now = self.clock.elapsed();
+                self.machine.handle_timeout(self.now, &mut self.outputs);
             }
         }
         self.apply()
@@ -281,11 +300,11 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
 
     fn on_bytes(&mut self) {
         let instant = Instant::now();
-        let now = instant.saturating_duration_since(self.clock);
-        self.machine.on_alive(now);
+        self.now = instant.saturating_duration_since(self.clock);
+        self.machine.on_alive(self.now);
         loop {
             match self.reader.frame(instant) {
-                Ok(Some(frame)) => self.machine.on_frame(frame, now, &mut self.outputs),
+                Ok(Some(frame)) => self.machine.on_frame(frame, self.now, &mut self.outputs),
                 Ok(None) => break,
                 Err(_) => {
                     self.machine.on_garbage(&mut self.outputs);
@@ -295,13 +314,15 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
         }
     }
 
-    fn handle(&mut self, command: Command, now: Duration) {
+    fn handle(&mut self, command: Command) {
         match command {
             Command::Call { id, request, deadline, reply, chunks } => {
                 if let Some(chunks) = chunks {
                     self.chunks_by_id.insert(id, chunks);
                 }
-                self.machine.handle_call(id, request, (id, reply), deadline, now, &mut self.outputs);
+                self.tally.on_sent();
+                let caller = Caller { id, since: self.now, reply };
+                self.machine.handle_call(id, request, caller, deadline, self.now, &mut self.outputs);
             }
             Command::Taken { id, cost } => self.machine.handle_taken(id, cost, &mut self.outputs),
             Command::Cancel { id } => self.machine.handle_cancel(id, &mut self.outputs),
@@ -341,7 +362,8 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
                         let _ = chunks.try_send(chunk);
                     }
                 }
-                Output::Settle((id, reply), outcome) => {
+                Output::Settle(Caller { id, since, reply }, outcome) => {
+                    self.tally.on_end(&outcome, self.now.saturating_sub(since));
                     if !self.chunks_by_id.is_empty() {
                         self.chunks_by_id.remove(&id);
                     }

@@ -1,14 +1,17 @@
 //! Lanes: long-lived substreams on which calls travel, one per peer and priority (design.md section 5).
 //!
 //! [`Lane`] is the calling end, driven by a task of its own around [`crate::proto::invocation::client`]; [`serve`] drives the answering
-//! end around [`crate::proto::invocation::server`] and an [`Executor`]. The substreams themselves come from [`super::substreams`].
+//! end around [`crate::proto::invocation::server`] and an [`Executor`]. Both count into the [`Tally`] of the peer. The substreams themselves
+//! come from [`super::substreams`].
 
 mod client;
 mod io;
 mod server;
+mod tally;
 
 pub use client::{Lane, LaneEnd};
 pub use server::{Executing, Executor, Orders, serve};
+pub use tally::{Tally, Totals};
 
 use libp2p::StreamProtocol;
 

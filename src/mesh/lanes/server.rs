@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::io::{self, OUTPUT_HIGH_BYTES};
+use super::tally::Tally;
 use crate::model::{ErrorCode, Failure, NodeId};
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::server::{Output, State};
@@ -72,6 +73,7 @@ pub async fn serve(
     calls_max: usize,
     clock: Instant,
     drain: CancellationToken,
+    tally: Arc<Tally>,
 ) -> Option<&'static str> {
     let (mut reader, mut writer) = io::split(stream);
     let (reports, mut inbox) = mpsc::channel(REPORTS_MAX);
@@ -111,7 +113,12 @@ pub async fn serve(
                 let now = instant.saturating_duration_since(clock);
                 let malformed = loop {
                     match reader.frame(instant) {
-                        Ok(Some(frame)) => lane.machine.on_frame(frame, now, &mut lane.outputs),
+                        Ok(Some(frame)) => {
+                            if matches!(frame, Frame::Request { .. }) {
+                                tally.on_received();
+                            }
+                            lane.machine.on_frame(frame, now, &mut lane.outputs);
+                        }
                         Ok(None) => break false,
                         Err(_) => break true,
                     }
