@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, HttpAgent, Journal, Node, SETTLE, builtin, eventually, script, stepper, stepping::until_it_serves, within};
+use crate::support::{
+    Answer, HttpAgent, Journal, Node, SETTLE, builtin, eventually, script, stepper, stepping::until_it_serves, with, within,
+};
 
 /// What a node may hold more than before while an agent pours out bytes that nobody wants, in bytes.
 const HELD_MAX: u64 = 80 * 1024 * 1024;
@@ -32,6 +34,38 @@ async fn an_answer_after_the_deadline_is_nobodys() {
             assert_eq!(answer["output"], "prompt", "{capability}");
         }
     }
+    mesh.serves_others().await;
+}
+
+/// MEAP-9: an agent that does not heed that nobody waits any more, and writes its answer all the same, is heard by nobody: neither its caller,
+/// who has had the timeout, nor the next one. It stays as it is.
+#[tokio::test]
+async fn a_late_answer_that_is_written_all_the_same_is_nobodys() {
+    let mesh = Mesh::start().await;
+    let deaf = [json!({ "deaf_ms": 1_000, "output": "late" })];
+    for node in mesh.nodes() {
+        for capability in KINDS {
+            let journal = mesh.journal(capability);
+            let done = journal.count("done");
+            if capability == "test.process" {
+                // A program is replaced at the deadline of its call, so its caller loses patience before: it is told, and has a time of grace.
+                let call = with(body(capability, &deaf, 20_000), json!({ "first_chunk_timeout_ms": 300 }));
+                let events = node.stream(call).await.rest().await;
+                let [(name, end)] = events.as_slice() else { panic!("nothing but an end: {events:?}") };
+                assert_eq!((name.as_str(), &end["error"]["code"]), ("error", &json!("TIMEOUT")));
+            } else {
+                ask(node, capability, &deaf, 300).await.refused(504, "TIMEOUT");
+            }
+
+            let next = ask(node, capability, &[json!({ "output": "prompt" })], 10_000).await.ok();
+            assert_eq!(next["output"], "prompt", "{capability}");
+
+            let written = async || (journal.count("done") == done + 2).then_some(());
+            eventually("the late answer is written", SETTLE, written).await;
+            until_it_serves(node, capability, capability).await;
+        }
+    }
+    assert!(!mesh.host.log().contains("an agent's process"), "it was given the time to answer: {}", mesh.host.log());
     mesh.serves_others().await;
 }
 
@@ -231,6 +265,7 @@ const KINDS: [&str; 3] = ["test.process", "test.events", "test.whole"];
 struct Mesh {
     host: Node,
     caller: Node,
+    process_journal: Journal,
     http_journal: Journal,
     _http: HttpAgent,
 }
@@ -239,7 +274,7 @@ impl Mesh {
     async fn start() -> Self {
         let http = HttpAgent::start().await;
         let builder = Node::builder();
-        let (process, _) = stepper("process", builder.home(), json!({ "id": "test.process" }));
+        let (process, process_journal) = stepper("process", builder.home(), json!({ "id": "test.process" }));
         let events = unwatched(http.stepper("events", json!({ "id": "test.events" })));
         let whole = unwatched(http.whole_stepper("whole", json!({ "id": "test.whole" })));
         let host = builder.agent(process).agent(events).agent(whole).agent(builtin("echo", "echo")).spawn().await;
@@ -250,12 +285,17 @@ impl Mesh {
             }
             node.knows("echo", &["echo"]).await;
         }
-        Self { host, caller, http_journal: http.journal(), _http: http }
+        Self { host, caller, process_journal, http_journal: http.journal(), _http: http }
     }
 
     /// Where a call may come from: the agent's own node and another one.
     fn nodes(&self) -> [&Node; 2] {
         [&self.host, &self.caller]
+    }
+
+    /// What the agent for this capability has noted.
+    fn journal(&self, capability: &str) -> &Journal {
+        if capability == "test.process" { &self.process_journal } else { &self.http_journal }
     }
 
     fn resident_bytes(&self) -> [u64; 2] {

@@ -535,6 +535,38 @@ async fn calls_on_a_lane_that_nobody_reads_end_by_their_deadline() {
     serves(&node).await;
 }
 
+/// MEAP-9: a node that answers after the deadline of its caller does nothing wrong. The caller has had the timeout, nobody gets the answer, and
+/// the lane serves the next calls.
+#[tokio::test]
+async fn a_result_after_the_callers_deadline_is_nobodys_and_the_lane_goes_on() {
+    let node = echoing().await;
+    let forger = Forger::new();
+    let record = fast(&forger, "late");
+    let hostile = trap(&node, forger, &record, Habits::default()).await;
+    let waiting = async {
+        let mut lane = hostile.accept_lane().await;
+        let (id, _) = lane.next_call().await.expect("a call");
+        lane.send(&[Frame::Accepted { id }]).await;
+        assert_eq!(lane.next_cancel().await, Some(id), "its caller waits no longer");
+        (lane, id)
+    };
+    let (answer, (mut lane, late)) = tokio::join!(invoke(&node, "test.late", 1_000), waiting);
+    answer.refused(504, "TIMEOUT");
+
+    lane.send(&[result(late, "\"late\"")]).await;
+    for (number, output) in ["1", "2"].into_iter().enumerate() {
+        let answering = async {
+            let (id, _) = lane.next_call().await.expect("the lane goes on");
+            assert_ne!(id, late);
+            lane.send(&[Frame::Accepted { id }, result(id, output)]).await;
+        };
+        let (answer, ()) = tokio::join!(invoke(&node, "test.late", 20_000), answering);
+        assert_eq!(answer.ok()["output"], number + 1);
+    }
+    assert_eq!(node.metric("meshwork_penalties_total").await, 0);
+    serves(&node).await;
+}
+
 /// A node with an agent that echoes and one that does what it is told, and an honest neighbour.
 struct Host {
     node: Node,

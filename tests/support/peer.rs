@@ -523,13 +523,13 @@ impl HostilePeer {
     pub(crate) async fn open_lane(&self, node: &Node) -> RawLane {
         let node = peer_of(node);
         let opened = self.order("the lane opens", |told| Order::OpenLane { node, told }).await;
-        RawLane { stream: opened.expect("the node takes lanes"), unread: Vec::new() }
+        RawLane::new(opened.expect("the node takes lanes"))
     }
 
     /// The next lane that the node opens to call it.
     pub(crate) async fn accept_lane(&self) -> RawLane {
         let stream = within("the node opens a lane", SETTLE, async { self.lanes.lock().await.recv().await }).await;
-        RawLane { stream: stream.expect("the hostile peer runs"), unread: Vec::new() }
+        RawLane::new(stream.expect("the hostile peer runs"))
     }
 
     /// Opens a substream for a blob.
@@ -539,11 +539,15 @@ impl HostilePeer {
         RawBlob { stream: opened.expect("the node takes blobs") }
     }
 
+    /// The substream of the next blob that the node pushes to it, from which nothing has been read.
+    pub(crate) async fn accept_raw_blob(&self) -> RawBlob {
+        let stream = within("the node pushes a blob", SETTLE, async { self.blobs.lock().await.recv().await }).await;
+        RawBlob { stream: stream.expect("the hostile peer runs") }
+    }
+
     /// The next blob that the node pushes to it.
     pub(crate) async fn accept_blob(&self) -> (Head, Vec<u8>) {
-        let stream = within("the node pushes a blob", SETTLE, async { self.blobs.lock().await.recv().await }).await;
-        let mut blob = RawBlob { stream: stream.expect("the hostile peer runs") };
-        let bytes = blob.rest().await;
+        let bytes = self.accept_raw_blob().await.rest().await;
         let (head, bytes) = bytes.split_first_chunk::<HEAD_BYTES>().expect("a blob has a head");
         (Head::decode(head).expect("a node sends heads"), bytes.to_vec())
     }
@@ -840,7 +844,8 @@ impl RawBlob {
         self.rest().await;
     }
 
-    async fn rest(&mut self) -> Vec<u8> {
+    /// What comes until the node has closed or dropped the substream.
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         // A reset is an end like any other.
         let _ = within("the blob's substream ends", SETTLE, self.stream.read_to_end(&mut bytes)).await;
@@ -853,9 +858,14 @@ impl RawBlob {
 pub(crate) struct RawLane {
     stream: Stream,
     unread: Vec<u8>,
+    priority: Option<Priority>,
 }
 
 impl RawLane {
+    fn new(stream: Stream) -> Self {
+        Self { stream, unread: Vec::new(), priority: None }
+    }
+
     /// Writes bytes; a lane that the node has closed swallows them.
     pub(crate) async fn write(&mut self, bytes: &[u8]) {
         let writing = async {
@@ -910,11 +920,16 @@ impl RawLane {
         }
     }
 
-    /// The next call on a lane that the node opened, with its number; signs of life are given in passing.
+    /// The next call on a lane that the node opened, with its number; signs of life are given in passing. A lane is for calls of one
+    /// priority, which only they tell.
     pub(crate) async fn next_call(&mut self) -> Option<(u64, Box<Request>)> {
         loop {
             match self.next().await? {
-                Frame::Request { id, request } => return Some((id, request)),
+                Frame::Request { id, request } => {
+                    let priority = *self.priority.get_or_insert(request.priority);
+                    assert_eq!(request.priority, priority, "a lane is for calls of one priority");
+                    return Some((id, request));
+                }
                 Frame::Ping { nonce } => self.send(&[Frame::Pong { nonce }]).await,
                 Frame::Cancel { .. }
                 | Frame::Accepted { .. }
@@ -926,6 +941,27 @@ impl RawLane {
                 | Frame::Go { .. } => {}
             }
         }
+    }
+
+    /// The number of the next call that the node takes back on a lane that it opened; signs of life are given in passing.
+    pub(crate) async fn next_cancel(&mut self) -> Option<u64> {
+        let reading = async {
+            loop {
+                match self.next().await? {
+                    Frame::Cancel { id } => return Some(id),
+                    Frame::Ping { nonce } => self.send(&[Frame::Pong { nonce }]).await,
+                    Frame::Request { .. }
+                    | Frame::Accepted { .. }
+                    | Frame::Result { .. }
+                    | Frame::Error { .. }
+                    | Frame::Pong { .. }
+                    | Frame::Chunk { .. }
+                    | Frame::Credit { .. }
+                    | Frame::Go { .. } => {}
+                }
+            }
+        };
+        within("a call is taken back", SETTLE, reading).await
     }
 
     /// Gives signs of life and nothing else until the node closes the lane.

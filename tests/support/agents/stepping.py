@@ -3,13 +3,14 @@
 `{"chunk": value}`; `{"chunks": count, "bytes": size}`, numbered chunks of that size as JSON; `{"text": "..."}`, written as it stands with
 `ID` for the id of the call, and `"times"` over; `{"drip": bytes}`, the input as the output in pieces of so many bytes, with a pause of
 `"pause_ms"` after each; `{"sized": bytes}`, a string whose JSON text has so many bytes as the output; `{"flood": text}`, the same text for
-ever, whoever says stop; `{"ms": pause}`, of the program `"of"` alone if that is named; `{"exit": name}`, the end of the program whose
-name that is; `{"output": value}`; `{"error": {...}}`.
+ever, whoever says stop; `{"ms": pause}`, of the program `"of"` alone if that is named; `{"deaf_ms": pause}`, whoever says stop;
+`{"exit": name}`, the end of the program whose name that is; `{"output": value}`; `{"error": {...}}`.
 Below a folder the file `journal` takes `started ID`, `cancelled ID` and `done ID`, and `emitted` the number of the last numbered chunk.
 """
 
 import json
 import os
+import time
 
 
 class Journal:
@@ -67,6 +68,7 @@ def run(call, name, journal, frame, send, wait):
             say(output="x" * (step["sized"] - 2))
         while "flood" in step:
             send(step["flood"])
+        time.sleep(step.get("deaf_ms", 0) / 1000)
         if "error" in step:
             say(error=step["error"])
         if "output" in step:
