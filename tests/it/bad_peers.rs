@@ -202,7 +202,7 @@ async fn a_flood_of_frames_does_not_hold_an_agent() {
     assert!(began.elapsed() < GO_WAIT_MAX + IN_TIME, "{:?}", began.elapsed());
     assert_eq!(host.journal.count("started"), 0, "nobody said go");
     let Some((1, end @ Frame::Error { begun: false, .. })) = lane.end().await else { panic!("the call has an end, and has not begun") };
-    assert_eq!(failure(&end).code, ErrorCode::Timeout);
+    assert_eq!(failure(&end).code, ErrorCode::Busy);
     host.serves_others().await;
 }
 
@@ -530,8 +530,9 @@ async fn calls_on_a_lane_that_nobody_reads_end_by_their_deadline() {
     let (answers, _lane) = tokio::join!(calls, hostile.accept_lane());
 
     assert!(asked.elapsed() < Duration::from_secs(3) + IN_TIME, "{:?}", asked.elapsed());
-    let timeouts = answers.iter().filter(|answer| answer.status == 504).count();
-    assert!(timeouts > 0 && answers.iter().all(|answer| answer.status != 200), "{timeouts} of {}", answers.len());
+    // Whoever finds the peer silent before that says so.
+    let ended = |status| status == 503 || status == 504;
+    assert!(answers.iter().all(|answer| ended(answer.status)), "{answers:?}");
     serves(&node).await;
 }
 
