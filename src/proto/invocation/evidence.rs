@@ -5,7 +5,7 @@
 //! later than the agent claims is a broken promise (threat T16).
 //!
 //! A call that ran out of time counts only if there was time enough to answer, and if it was not its reader who used it up. It counts just
-//! the same whether the agent fell silent or said itself that time ran out, and no claim makes [`ENOUGH_MS`] too short.
+//! the same whether the agent fell silent or said itself that time ran out, and no claim makes `ENOUGH_MS` too short.
 
 use std::time::Duration;
 
