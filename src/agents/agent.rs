@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::builtin;
 use super::definition::{Checked, Offered};
-use super::exchange::{Answer, Attached, Confirm, Health, Invocation, cancelled, stopped, timed_out};
+use super::exchange::{Answer, Attached, Confirm, Health, Invocation, cancelled, off_workers, stopped, timed_out};
 use super::http::HttpAgent;
 use super::process::ProcessAgent;
 use super::schema::Fault;
@@ -191,13 +191,7 @@ impl Agent {
             Failure::new(ErrorCode::CapabilityNotFound, message)
         })?;
         // Bytes that go on unread must still be JSON, and an agent that takes anything gets nothing else.
-        let input = if self.reads_input(offered) { Input::Read(read_json(&invocation.input)?) } else { Input::Unread };
-        if let Input::Read(value) = &input {
-            check_input(offered, value)?;
-        } else {
-            read_json::<&RawValue>(&invocation.input)?;
-            check_depth(&invocation.input)?;
-        }
+        let input = off_workers(invocation.input.len(), || self.read_input(offered, &invocation.input))?;
         let line_max = usize::try_from(self.checked.definition.queue_len_max()).unwrap_or(usize::MAX);
         let permit = match self.slots.take(invocation.priority, line_max).map_err(|_| self.busy(invocation.priority))? {
             Place::Free(permit) => permit,
@@ -219,8 +213,19 @@ impl Agent {
         let answer = self.run(invocation, offered, input, working, cancel).await;
         let took = started.elapsed();
         let answer = answer?;
-        check_output(self.name(), offered, &answer.output)?;
+        off_workers(answer.output.len(), || check_output(self.name(), offered, &answer.output))?;
         Ok(Output { payload: answer.output, units: answer.units, took })
+    }
+
+    fn read_input(&self, offered: &Offered, text: &[u8]) -> Result<Input, Failure> {
+        if self.reads_input(offered) {
+            let value = read_json(text)?;
+            check_input(offered, &value)?;
+            return Ok(Input::Read(value));
+        }
+        read_json::<&RawValue>(text)?;
+        check_depth(text)?;
+        Ok(Input::Unread)
     }
 
     /// Whether anybody on this side looks into the input: a schema, a constraint, or a builtin agent other than `echo`.
@@ -317,8 +322,8 @@ const DEPTH_MAX: usize = 128;
 
 /// Refuses JSON that is nested too deeply; the text is known to be JSON.
 fn check_depth(text: &[u8]) -> Result<(), Failure> {
-    // Nothing is nested more deeply than it has openings, and those are counted much faster.
-    if text.iter().filter(|byte| matches!(byte, b'{' | b'[')).count() <= DEPTH_MAX {
+    // Nothing is nested more deeply than it has openings, and those are found much faster.
+    if memchr::memchr2_iter(b'{', b'[', text).nth(DEPTH_MAX).is_none() {
         return Ok(());
     }
     let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);

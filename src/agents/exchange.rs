@@ -6,6 +6,7 @@ use bytes::Bytes;
 use rust_decimal::Decimal;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -163,8 +164,22 @@ fn text(value: Box<RawValue>) -> Bytes {
     Bytes::from(String::from(Box::<str>::from(value)).into_bytes())
 }
 
+/// Text above this size is read off the workers: some tens of microseconds of work.
+const QUICK_BYTES_MAX: usize = 64 * 1024;
+
+/// Does work that takes time with the size of a text. While it takes long, the worker's other tasks are given to another thread, so that
+/// no small call waits for a large one.
+pub(crate) fn off_workers<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    let may = || Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if bytes > QUICK_BYTES_MAX && may() { tokio::task::block_in_place(work) } else { work() }
+}
+
 /// The line or body that an agent is sent.
 pub(super) fn request(invocation: &Invocation, capability: &CapabilityName) -> Result<Vec<u8>, Failure> {
+    off_workers(invocation.input.len(), || request_inner(invocation, capability))
+}
+
+fn request_inner(invocation: &Invocation, capability: &CapabilityName) -> Result<Vec<u8>, Failure> {
     let invalid = |error: serde_json::Error| Failure::new(ErrorCode::InvalidRequest, format!("the input is not JSON: {error}"));
     let input: &RawValue = serde_json::from_slice(&invocation.input).map_err(invalid)?;
     let line = Line {

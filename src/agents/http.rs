@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::definition::is_public;
 use super::events::{Events, TooLarge};
-use super::exchange::{Answer, Attached, Health, Invocation, Reply, cancelled, request, stopped, timed_out};
+use super::exchange::{Answer, Attached, Health, Invocation, Reply, cancelled, off_workers, request, stopped, timed_out};
 use crate::model::{CapabilityName, ErrorCode, Failure, HealthCheck, printable};
 
 /// What an answer may have beside the largest output.
@@ -135,7 +135,7 @@ impl HttpAgent {
             return self.read_events(response, invocation.chunks.as_ref()).await;
         }
         let body = self.read_body(response).await?;
-        let reply: Option<Reply> = serde_json::from_slice(&body).ok();
+        let reply: Option<Reply> = off_workers(body.len(), || serde_json::from_slice(&body).ok());
         match reply.and_then(|reply| reply.end(&self.name)) {
             Some(end) if status.is_success() || end.is_err() => end,
             Some(_) | None if status.is_success() => Err(self.failed("its answer has neither output nor error").retryable(false)),

@@ -17,5 +17,6 @@ pub mod schema;
 mod slots;
 
 pub use agent::{Agent, Failed, Output, schema_failure};
+pub(crate) use exchange::off_workers;
 pub use exchange::{Confirm, Health, Invocation};
 pub use registry::{Change, Registry};

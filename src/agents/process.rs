@@ -21,7 +21,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::exchange::{Answer, Attached, Health, Invocation, Reply, cancelled, request, stopped, timed_out};
+use super::exchange::{Answer, Attached, Health, Invocation, Reply, cancelled, off_workers, request, stopped, timed_out};
 use crate::model::{CapabilityName, ErrorCode, Failure, printable};
 
 /// What a line may have beside the largest output.
@@ -392,7 +392,8 @@ impl Slot<'_> {
 
     /// Reads the line that has just arrived as a chunk or the end of call `id`.
     fn answer(&mut self, id: &str) -> Option<Said> {
-        let reply: Option<Reply> = serde_json::from_slice(&self.pipes.partial).ok();
+        let line = &self.pipes.partial;
+        let reply: Option<Reply> = off_workers(line.len(), || serde_json::from_slice(line).ok());
         let said = reply.filter(|reply| reply.id.as_deref() == Some(id)).and_then(|mut reply| match reply.take_chunk(self.name) {
             Some(chunk) => Some(Said::Chunk(chunk)),
             None => reply.end(self.name).map(Said::End),

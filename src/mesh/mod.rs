@@ -2,7 +2,8 @@
 //!
 //! [`Mesh`] owns the swarm and is owned by the event loop; `inbound` turns what the swarm reports into the few [`Event`]s that the loop
 //! knows, and is the only file that names `SwarmEvent`. Calls do not pass through here: a lane, once open, is driven by its own task
-//! ([`lanes`]), and large bodies have substreams of their own ([`blobs`]); both are opened by [`substreams`]. Who may connect is
+//! ([`lanes`]), and large bodies have substreams of their own ([`blobs`]), on which they give way to calls ([`foreground`]); both are opened
+//! by [`substreams`]. Who may connect is
 //! [`limits`], whom we dial [`address`], what gossip is worth [`gossip`] (design.md section 4, security.md sections 2 and 5).
 
 pub mod address;
@@ -10,6 +11,7 @@ mod behaviour;
 pub mod blobs;
 mod control;
 mod event;
+pub mod foreground;
 pub mod gossip;
 mod inbound;
 mod kademlia;

@@ -23,6 +23,7 @@ use super::view::{Event, State};
 use crate::agents::Registry;
 use crate::config::Config;
 use crate::mesh::Peer;
+use crate::mesh::foreground::Foreground;
 use crate::mesh::lanes::Lane;
 use crate::model::{AgentId, CapabilityName, Failure, InvocationId, NodeId, Priority};
 use crate::proto::directory::rank::{Answer, Rules};
@@ -108,6 +109,8 @@ pub(super) struct Shared {
     pub(super) running: Running,
     pub(super) lanes: Lanes,
     pub(super) blobs: Blobs,
+    /// Calls that large bodies give way to.
+    pub(super) foreground: Arc<Foreground>,
     pub(super) schemas: Schemas,
     pub(super) calls_by_key: Arc<Calls<Arc<InvokeReply>>>,
     pub(super) results_by_key: Arc<Calls<Success>>,

@@ -250,6 +250,7 @@ impl Node {
             running: Running::default(),
             lanes: Lanes::default(),
             blobs: Blobs::new(blobs, clock),
+            foreground: Arc::default(),
             schemas: Schemas::default(),
             calls_by_key: Arc::new(Calls::new(kept, |reply| u64::try_from(reply.output.len()).unwrap_or(u64::MAX), clock)),
             results_by_key: Arc::new(Calls::new(kept, |success| success.body.len(), clock)),

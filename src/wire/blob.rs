@@ -1,7 +1,7 @@
 //! The head of a blob: which part of which call follows on this substream (design.md section 5).
 //!
 //! A body too large for a lane is announced there by hash and length, and pushed by its sender on a substream that carries this head and
-//! then the bytes, nothing else. Nobody can fetch a blob: what was not announced on a lane of the same peer is refused. The layout is fixed:
+//! then the bytes, nothing else; the receiver answers every [`PIECE_BYTES`] with one byte. Nobody can fetch a blob: what was not announced on a lane of the same peer is refused. The layout is fixed:
 //! 16 bytes of invocation, one for the part, 32 of BLAKE3, eight of length, big end first; a change takes another protocol name.
 
 use super::invocation::BlobId;
@@ -10,6 +10,8 @@ use crate::model::InvocationId;
 
 /// Bytes of a head.
 pub const HEAD_BYTES: usize = 57;
+/// After so many bytes the receiver writes one byte back, whatever its value, so that the sender knows what is still on its way.
+pub const PIECE_BYTES: usize = 32 * 1024;
 /// The largest blob that the protocol carries; a node's own limit (`limits.payload_bytes_max`) is usually smaller.
 pub const BLOB_BYTES_MAX: u64 = 64 * 1024 * 1024;
 

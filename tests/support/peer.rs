@@ -25,7 +25,7 @@ use meshwork::{
     model::{AgentId, CapabilityName, Claims, Constraints, Framework, InvocationId, NodeId, Priority, Shard, Timestamp},
     wire::{
         self,
-        blob::{HEAD_BYTES, Head},
+        blob::{HEAD_BYTES, Head, PIECE_BYTES},
         directory::{AgentPulse, Capability, Control, Gossip, GossipContent, LIFETIME_MS_MAX, Pulse, Record, Reply, SchemaHash},
         invocation::{Body, Frame, LENGTH_BYTES, Request},
         offer::Offers,
@@ -846,9 +846,15 @@ impl RawBlob {
 
     /// What comes until the node has closed or dropped the substream.
     pub(crate) async fn rest(&mut self) -> Vec<u8> {
-        let mut bytes = Vec::new();
+        let (mut bytes, mut told, mut piece) = (Vec::new(), 0, vec![0; PIECE_BYTES]);
         // A reset is an end like any other.
-        let _ = within("the blob's substream ends", SETTLE, self.stream.read_to_end(&mut bytes)).await;
+        while let Ok(read @ 1..) = within("more of the blob comes", SETTLE, self.stream.read(&mut piece)).await {
+            bytes.extend_from_slice(&piece[..read]);
+            let taken = bytes.len().saturating_sub(HEAD_BYTES) / PIECE_BYTES;
+            // A node that pushes nothing more does not listen.
+            let _ = self.write(&vec![0; taken - told]).await;
+            told = taken;
+        }
         bytes
     }
 }

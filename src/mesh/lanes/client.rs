@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::io::{self, OUTPUT_HIGH_BYTES};
-use super::tally::Tally;
+use super::{Observers, Tally};
 use crate::model::{ErrorCode, Failure, NodeId, Priority};
 use crate::proto::invocation::client::{Closed, Outcome, Output, State};
 use crate::wire::invocation::{CHUNK_COST_MIN, Frame, Request, chunk_cost};
@@ -95,15 +95,15 @@ impl Lane {
         priority: Priority,
         stream: Stream,
         clock: Instant,
-        tally: Arc<Tally>,
+        observers: Observers,
     ) -> (Self, impl Future<Output = LaneEnd> + Send) {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let lane = Self { node, priority, commands, ids: Arc::default(), outstanding: Arc::default(), clock };
-        let (reader, writer) = io::split(stream);
+        let (reader, writer) = io::split(stream, observers.foreground);
         let now = clock.elapsed();
         let machine = State::new(PENDING_MAX, now);
         let (chunks_by_id, outbox, outputs) = (HashMap::new(), VecDeque::new(), Vec::new());
-        let task = Task { reader, writer, inbox, machine, chunks_by_id, outbox, outputs, clock, now, tally };
+        let task = Task { reader, writer, inbox, machine, chunks_by_id, outbox, outputs, clock, now, tally: observers.tally };
         (lane, task.run())
     }
 

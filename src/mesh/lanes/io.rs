@@ -1,6 +1,7 @@
 //! Bytes of a lane: frames out of a stream and into it, with bounded buffers.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -8,8 +9,9 @@ use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::Stream;
 use tokio::time::Instant;
 
+use crate::mesh::foreground::Foreground;
 use crate::wire;
-use crate::wire::invocation::{FRAME_BYTES_MAX, Frame, LENGTH_BYTES};
+use crate::wire::invocation::{Body, FRAME_BYTES_MAX, Frame, LENGTH_BYTES};
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 32 * 1024;
@@ -34,15 +36,19 @@ pub(super) struct Writer<W> {
     buffer: Vec<u8>,
     written: usize,
     dirty: bool,
+    foreground: Arc<Foreground>,
+    /// Whether a body is among what was not flushed.
+    carries: bool,
     /// Since when no byte could be written although some wait.
     pub(super) stuck_since: Option<Instant>,
 }
 
 /// Both halves of a lane.
-pub(super) fn split(stream: Stream) -> (Reader<impl AsyncRead + Unpin>, Writer<impl AsyncWrite + Unpin>) {
+pub(super) fn split(stream: Stream, foreground: Arc<Foreground>) -> (Reader<impl AsyncRead + Unpin>, Writer<impl AsyncWrite + Unpin>) {
     let (reading, writing) = stream.split();
     let reader = Reader { half: reading, scratch: vec![0; READ_BYTES].into(), buffer: BytesMut::new(), partial_since: None };
-    (reader, Writer { half: writing, buffer: Vec::new(), written: 0, dirty: false, stuck_since: None })
+    let (buffer, stuck_since) = (Vec::new(), None);
+    (reader, Writer { half: writing, buffer, written: 0, dirty: false, foreground, carries: false, stuck_since })
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
@@ -83,6 +89,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 impl<W: AsyncWrite + Unpin> Writer<W> {
     /// Queues a frame.
     pub(super) fn push(&mut self, frame: &Frame) -> Result<(), wire::Error> {
+        self.carries |= carries_body(frame);
         frame.encode(&mut self.buffer)
     }
 
@@ -101,6 +108,9 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         if self.waiting() == 0 {
             self.half.flush().await?;
             self.dirty = false;
+            if std::mem::take(&mut self.carries) {
+                self.foreground.on_calls();
+            }
             return Ok(());
         }
         self.stuck_since.get_or_insert_with(Instant::now);
@@ -119,6 +129,22 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
             self.buffer.shrink_to(READ_BYTES);
         }
         Ok(())
+    }
+}
+
+/// Whether a call, an answer or a part of one travels in the frame itself.
+fn carries_body(frame: &Frame) -> bool {
+    match frame {
+        Frame::Request { request, .. } => matches!(request.body, Body::Inline(_)),
+        Frame::Result { success, .. } => matches!(success.body, Body::Inline(_)),
+        Frame::Chunk { .. } => true,
+        Frame::Cancel { .. }
+        | Frame::Ping { .. }
+        | Frame::Accepted { .. }
+        | Frame::Error { .. }
+        | Frame::Pong { .. }
+        | Frame::Credit { .. }
+        | Frame::Go { .. } => false,
     }
 }
 

@@ -15,8 +15,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::Observers;
 use super::io::{self, OUTPUT_HIGH_BYTES};
-use super::tally::Tally;
 use crate::model::{ErrorCode, Failure, NodeId};
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::server::{Output, State};
@@ -73,9 +73,9 @@ pub async fn serve(
     calls_max: usize,
     clock: Instant,
     drain: CancellationToken,
-    tally: Arc<Tally>,
+    observers: Observers,
 ) -> Option<&'static str> {
-    let (mut reader, mut writer) = io::split(stream);
+    let (mut reader, mut writer) = io::split(stream, observers.foreground);
     let (reports, mut inbox) = mpsc::channel(REPORTS_MAX);
     let mut lane = Answering {
         peer,
@@ -115,7 +115,7 @@ pub async fn serve(
                     match reader.frame(instant) {
                         Ok(Some(frame)) => {
                             if matches!(frame, Frame::Request { .. }) {
-                                tally.on_received();
+                                observers.tally.on_received();
                             }
                             lane.machine.on_frame(frame, now, &mut lane.outputs);
                         }

@@ -7,7 +7,7 @@ use libp2p::Multiaddr;
 use tokio::sync::oneshot;
 
 use super::turn::{Ended, EventLoop, LANES_PER_PEER_MAX, LaneReply, fault};
-use crate::mesh::lanes::{self, Lane, LaneEnd};
+use crate::mesh::lanes::{self, Lane, LaneEnd, Observers};
 use crate::mesh::substreams::Direction;
 use crate::model::{Failure, NodeId, Priority};
 use crate::node::invocation::blobs;
@@ -81,7 +81,8 @@ impl EventLoop {
     }
 
     pub(super) fn on_lane(&mut self, node: NodeId, direction: Direction, stream: libp2p::Stream) {
-        let (ended, clock, tally) = (self.inputs.ended.0.clone(), self.shared.clock.zero(), self.mesh.tally(node));
+        let (ended, clock) = (self.inputs.ended.0.clone(), self.shared.clock.zero());
+        let observers = Observers { tally: self.mesh.tally(node), foreground: Arc::clone(&self.shared.foreground) };
         match direction {
             Direction::Outbound(tag) => {
                 let Some(priority) = Priority::ALL.into_iter().find(|priority| *priority as u64 == tag) else { return };
@@ -90,7 +91,7 @@ impl EventLoop {
                     self.lane_opened(&lane);
                     return;
                 }
-                let (lane, task) = Lane::new(node, priority, stream, clock, tally);
+                let (lane, task) = Lane::new(node, priority, stream, clock, observers);
                 self.shared.lanes.insert(lane.clone());
                 tokio::spawn(async move {
                     let end = task.await;
@@ -110,7 +111,7 @@ impl EventLoop {
                 let calls_max = usize::try_from(self.shared.config.limits.calls_per_peer_max).unwrap_or(1);
                 let drain = self.shared.drain.clone();
                 tokio::spawn(async move {
-                    let violation = lanes::serve(node, stream, executor, calls_max, clock, drain, tally).await;
+                    let violation = lanes::serve(node, stream, executor, calls_max, clock, drain, observers).await;
                     let _ = ended.send(Ended::Served(node, violation)).await;
                 });
             }

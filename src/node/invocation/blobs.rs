@@ -25,6 +25,8 @@ use crate::wire::invocation::{BlobId, Body, INLINE_BYTES_MAX, Request};
 
 /// How long the substream of an announced blob may take to come.
 const STREAM_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Bytes that are hashed at once: some tens of microseconds.
+const HASHED_BYTES: usize = 128 * 1024;
 /// How long opening a substream may take.
 const OPEN_MAX: Duration = Duration::from_secs(5);
 /// Substreams of one peer whose heads are being read.
@@ -231,14 +233,25 @@ fn what(part: Part) -> &'static str {
 }
 
 /// The body that goes on a lane in place of `body`, and what has to be pushed beside it.
-pub(super) fn announced(invocation: InvocationId, part: Part, body: Body) -> (Body, Option<(Head, Bytes)>) {
+pub(super) async fn announced(shared: &Shared, invocation: InvocationId, part: Part, body: Body) -> (Body, Option<(Head, Bytes)>) {
     match body {
         Body::Inline(bytes) if bytes.len() > INLINE_BYTES_MAX => {
-            let blob = BlobId::of(&bytes);
+            // Boxed: what is rare must not make every call's future larger.
+            let blob = Box::pin(id_of(shared, &bytes)).await;
             (Body::Blob(blob), Some((Head { invocation, part, blob }, bytes)))
         }
         Body::Inline(_) | Body::Blob(_) => (body, None),
     }
+}
+
+/// The id of `bytes`, found in pieces between which calls are let past.
+async fn id_of(shared: &Shared, bytes: &[u8]) -> BlobId {
+    let mut hasher = blake3::Hasher::new();
+    for piece in bytes.chunks(HASHED_BYTES) {
+        hasher.update(piece);
+        shared.foreground.give_way().await;
+    }
+    BlobId { hash: *hasher.finalize().as_bytes(), length_bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX) }
 }
 
 /// Takes the body out of a request.
@@ -283,7 +296,7 @@ pub(super) async fn push(shared: &Shared, peer: NodeId, place: Place, head: Head
     asked.map_err(|_| failed("this node is too busy".to_owned()))?;
     let stream = tokio::time::timeout(OPEN_MAX, opened).await.ok().and_then(Result::ok);
     let stream = stream.ok_or_else(|| failed("no substream".to_owned()))?;
-    blobs::push(stream, &head, &bytes, patience).await.map_err(|error| failed(error.to_string()))
+    blobs::push(stream, &head, &bytes, patience, &shared.foreground).await.map_err(|error| failed(error.to_string()))
 }
 
 /// Counts what a peer has not taken yet.

@@ -67,7 +67,7 @@ impl AgentsHere {
         }
         let (drained, cancel) = (orders.drained.take(), orders.cancel.clone());
         let success = execute(&self.shared, caller, request, deadline, orders).await?;
-        let (body, blob) = blobs::announced(invocation, Part::Output, success.body);
+        let (body, blob) = blobs::announced(&self.shared, invocation, Part::Output, success.body).await;
         if let Some((head, bytes)) = blob {
             let pushed = Box::pin(self.push(caller, head, bytes, drained, deadline, &cancel)).await;
             pushed.map_err(|failure| AttemptFailure { failure, begun: true })?;

@@ -18,6 +18,7 @@ use super::lanes::lane_to;
 use super::routing::run;
 use super::stream;
 use crate::agents::definition::ANYTHING;
+use crate::agents::off_workers;
 use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, InvocationId, NodeId, Priority, VersionRequirement};
 use crate::node::explain::Explanation;
 use crate::node::schemas::schemas_of;
@@ -329,6 +330,10 @@ pub(super) async fn attempt(
 }
 
 fn check(schema: &crate::agents::schema::Schema, text: &[u8], what: &str) -> Result<(), Failure> {
+    off_workers(text.len(), || check_inner(schema, text, what))
+}
+
+fn check_inner(schema: &crate::agents::schema::Schema, text: &[u8], what: &str) -> Result<(), Failure> {
     let value: Value =
         serde_json::from_slice(text).map_err(|error| Failure::new(ErrorCode::InvalidSchema, format!("the {what} is not JSON: {error}")))?;
     schema.check(&value).map_err(|faults| execute::schema_failure(what, &faults))
@@ -358,7 +363,7 @@ async fn ask(
         None => Box::pin(lane_to(shared, node, request.priority, deadline)).await.map_err(refuse)?,
     };
     let invocation = request.invocation;
-    let (body, blob) = blobs::announced(invocation, Part::Input, blobs::take_body(&mut request));
+    let (body, blob) = blobs::announced(shared, invocation, Part::Input, blobs::take_body(&mut request)).await;
     request.body = body;
     let place = match &blob {
         None => None,

@@ -3,7 +3,7 @@
 //! [`call`] decides which agent is asked and what happens when it fails, [`routing`] with what all calls share: [`breaker`], [`balance`],
 //! [`exploration`] and the [`budget`] for retries; [`evidence`] says what an end means for an agent's standing. [`client`] and [`server`]
 //! are the two ends of a lane; [`dedup`] makes calls with one idempotency key one call, [`blobs`] matches large bodies with their
-//! announcements, [`chain`] bounds calls that agents make in turn, and [`offer`] says what a call would take before it is made. Invariant of
+//! announcements, [`window`] bounds what of one is on its way, [`chain`] bounds calls that agents make in turn, and [`offer`] says what a call would take before it is made. Invariant of
 //! all of them: what was accepted ends in exactly one reply.
 //! Implements design.md section 5; AMP-4, AOP-4, MEAP-4, MEAP-5, MEAP-9.
 
@@ -20,6 +20,7 @@ pub mod exploration;
 pub mod offer;
 pub mod routing;
 pub mod server;
+pub mod window;
 
 #[cfg(test)]
 mod simulation;
