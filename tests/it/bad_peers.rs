@@ -9,7 +9,7 @@ use futures::future::join_all;
 use meshwork::{
     model::{AgentId, ErrorCode, InvocationId},
     wire::{
-        blob::{Head, Part},
+        blob::{HEAD_BYTES, Head, Part},
         invocation::{BlobId, Body, Frame, Request, Success, WINDOW_BYTES_MAX},
     },
 };
@@ -302,6 +302,26 @@ async fn a_blob_that_is_not_what_was_announced_fails_its_call_alone() {
 
     assert_eq!(outcomes, PUSHED);
     assert_eq!(host.node.metric("meshwork_penalties_total").await, 1, "only other bytes are surely meant");
+    host.serves_others().await;
+}
+
+/// MAOP-10, threat T4: whoever says that it has taken what was never sent gets nothing more of it, and everybody else is served.
+#[tokio::test]
+async fn what_was_never_sent_cannot_be_taken() {
+    let host = Host::start().await;
+    let peer = HostilePeer::joined(&host.node).await;
+    let mut lane = peer.open_lane(&host.node).await;
+    let (call, head, bytes) = announced(request(host.echo, "echo", &json!(0)), LARGE, 1);
+    lane.call(1, call).await;
+    peer.open_blob(&host.node).await.push(&head, &bytes).await;
+    assert!(matches!(lane.end().await, Some((1, Frame::Result { .. }))));
+
+    let mut blob = peer.accept_raw_blob().await;
+    assert!(blob.write(&[0; 1_000]).await);
+
+    let output = blob.rest().await;
+    assert!(output.len() < HEAD_BYTES + LARGE, "all {} bytes came", output.len());
+    assert!(lane.is_alive().await);
     host.serves_others().await;
 }
 
