@@ -111,7 +111,7 @@ pub fn main() -> ExitCode {
         Err(error) => return refuse_arguments(&error, &arguments),
     };
     let global = cli.global.clone();
-    let outcome = match tokio::runtime::Runtime::new() {
+    let outcome = match crate::node::runtime() {
         Ok(runtime) => {
             let outcome = runtime.block_on(Box::pin(run(cli)));
             runtime.shutdown_timeout(SHUTDOWN_GRACE);

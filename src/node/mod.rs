@@ -14,6 +14,7 @@ mod handle;
 mod hosting;
 mod invocation;
 mod receipts;
+mod runtime;
 mod schemas;
 mod shared;
 mod start;
@@ -25,6 +26,7 @@ pub use handle::{AgentView, Handle, TrustView};
 pub use invocation::invoke::{InvokeReply, InvokeRequest};
 pub use invocation::offers::{Declined, Offered, OffersAnswer, OffersRequest};
 pub use receipts::{PinView, ReceiptView};
+pub use runtime::runtime;
 pub use start::{Node, StartError};
 pub use view::{Check, Event, Level, NodeView, State};
 

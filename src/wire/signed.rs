@@ -33,22 +33,27 @@ impl std::fmt::Debug for AgentKey {
 
 /// The key of this node.
 #[derive(Clone)]
-pub struct NodeKey(Keypair);
+pub struct NodeKey {
+    keypair: Keypair,
+    id: NodeId,
+}
 
 impl NodeKey {
     /// The same key as libp2p uses to prove who it is.
     pub fn new(keypair: Keypair) -> Self {
-        Self(keypair)
+        // Every call asks for the id, which takes a while to work out.
+        let id = keypair.public().to_peer_id().into();
+        Self { keypair, id }
     }
 
     /// The id that others know it by.
     pub fn id(&self) -> NodeId {
-        self.0.public().to_peer_id().into()
+        self.id
     }
 
     /// The key as libp2p wants it.
     pub fn keypair(&self) -> &Keypair {
-        &self.0
+        &self.keypair
     }
 }
 
@@ -119,7 +124,7 @@ impl<T: Signable> Signed<T> {
         let encoded = super::encode(&body)?;
         let message = message(T::DOMAIN, &encoded);
         let envelope = Envelope {
-            node_signature: node.0.sign(&message).map_err(|error| malformed(T::KIND, &error))?,
+            node_signature: node.keypair.sign(&message).map_err(|error| malformed(T::KIND, &error))?,
             agent_signature: agent.map(|key| key.0.sign(&message).to_bytes().to_vec()).unwrap_or_default(),
             body: encoded,
         };

@@ -63,9 +63,15 @@ enum Hidden {
     Role(Role),
 }
 
-#[tokio::main]
-async fn main() -> Result<ExitCode> {
+fn main() -> Result<ExitCode> {
     let args = Args::parse();
+    // A node runs as the program runs it, everybody else as their users would.
+    let is_node = matches!(args.hidden, Some(Hidden::Role(Role::MeshHost(_) | Role::MeshClient(_))));
+    let runtime = if is_node { meshwork::node::runtime()? } else { tokio::runtime::Runtime::new()? };
+    runtime.block_on(start(args))
+}
+
+async fn start(args: Args) -> Result<ExitCode> {
     if let Some(Hidden::Role(role)) = args.hidden {
         meshwork::telemetry::start_log("error", false).map_err(anyhow::Error::msg)?;
         Box::pin(role::run(role)).await?;
