@@ -350,6 +350,43 @@ async fn a_large_output_waits_for_the_parts_before_it() {
     host.serves_others().await;
 }
 
+/// MEAP-7, MAOP-10: a node that is told to stop first gives what is left of an answer, however slowly its caller takes it.
+#[tokio::test]
+async fn a_node_that_stops_gives_the_last_part_and_the_output_first() {
+    for bytes in [100, LARGE] {
+        let Host { mut node, echo, process, .. } = Host::start().await;
+        let peer = HostilePeer::joined(&node).await;
+        let mut lane = peer.open_lane(&node).await;
+        let steps = json!({ "steps": [{ "chunks": 3, "bytes": CHUNK_BYTES }, { "sized": bytes }] });
+        let call = request(process, "test.process", &steps);
+        lane.call(0, Request { window_bytes: 2 * CHUNK_BYTES as u64, confirm: false, ..call }).await;
+        for _ in 0..2 {
+            assert!(matches!(lane.next().await, Some(Frame::Chunk { id: 0, .. })));
+        }
+
+        let taking = async {
+            for id in 1.. {
+                lane.call(id, request(echo, "echo", &json!(0))).await;
+                let (_, end) = lane.end().await.expect("the node stands");
+                if matches!(end, Frame::Error { .. }) {
+                    assert_eq!(failure(&end).code, ErrorCode::Unavailable, "it stops");
+                    break;
+                }
+            }
+            assert!(tokio::time::timeout(Duration::from_secs(1), lane.next()).await.is_err(), "it waits for credit");
+            lane.send(&[Frame::Credit { id: 0, bytes: CHUNK_BYTES as u64 }]).await;
+            assert!(matches!(lane.next().await, Some(Frame::Chunk { id: 0, .. })));
+            let Some(Frame::Result { id: 0, success, .. }) = lane.next().await else { panic!("the end follows the last part") };
+            let Body::Blob(blob) = success.body else { return };
+            let mut pushed = peer.accept_raw_blob().await;
+            assert!(tokio::time::timeout(Duration::from_secs(1), lane.next()).await.is_err(), "it waits for whoever takes the output");
+            assert_eq!(pushed.rest().await.len(), HEAD_BYTES + usize::try_from(blob.length_bytes).expect("a length"));
+        };
+        let (status, ()) = tokio::join!(node.terminate(), taking);
+        assert!(status.success(), "{bytes} bytes");
+    }
+}
+
 /// MEAP-7, MAOP-10: a large output is taken when it comes, whether or not the client has read the parts before it.
 #[tokio::test]
 async fn a_large_output_is_taken_while_nobody_reads_the_parts_before_it() {

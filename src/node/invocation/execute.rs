@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +48,7 @@ impl AgentsHere {
         self.shared.rates.peer(caller, || self.shared.mono()).map_err(not_begun)?;
         let limits = &self.shared.config.limits;
         let running_max = usize::try_from(limits.calls_per_peer_max).unwrap_or(usize::MAX);
-        let _running = Counted::new(&self.running);
+        let (_running, _serving) = (Counted::new(&self.running), Counted::new(&self.shared.serving));
         if self.running.load(Ordering::Relaxed) > request.priority.room(running_max) {
             let message = request.priority.refused("of this peer", running_max, "run");
             let failure = Failure::new(ErrorCode::Busy, message + " (limits.calls_per_peer_max of the agent's node)");
@@ -67,32 +67,27 @@ impl AgentsHere {
         }
         let (drained, cancel) = (orders.drained.take(), orders.cancel.clone());
         let success = execute(&self.shared, caller, request, deadline, orders).await?;
+        // A node that stops waits for the last chunk too, and a large output is not announced before it.
+        if let Some(drained) = drained {
+            tokio::select! {
+                _ = drained => {}
+                () = cancel.cancelled() => {}
+            }
+        }
         let (body, blob) = blobs::announced(&self.shared, invocation, Part::Output, success.body).await;
         if let Some((head, bytes)) = blob {
-            let pushed = Box::pin(self.push(caller, head, bytes, drained, deadline, &cancel)).await;
+            let pushed = Box::pin(self.push(caller, head, bytes, deadline, &cancel)).await;
             pushed.map_err(|failure| AttemptFailure { failure, begun: true })?;
         }
         Ok(Success { body, ..success })
     }
 
-    /// Begins to push an output when the answer that announces it can go out at once: no chunk waits before it, and it has a place.
-    async fn push(
-        &self,
-        caller: NodeId,
-        head: Head,
-        bytes: Bytes,
-        drained: Option<oneshot::Receiver<()>>,
-        deadline: Duration,
-        cancel: &CancellationToken,
-    ) -> Result<(), Failure> {
+    /// Begins to push an output when the answer that announces it can go out at once, because it has a place.
+    async fn push(&self, caller: NodeId, head: Head, bytes: Bytes, deadline: Duration, cancel: &CancellationToken) -> Result<(), Failure> {
         let shared = Arc::clone(&self.shared);
+        let serving = Serving::new(&self.shared);
         let until = shared.clock.zero() + deadline;
-        let ready = async {
-            if let Some(drained) = drained {
-                let _ = drained.await;
-            }
-            blobs::Place::wait(&shared, caller, head.blob.length_bytes).await
-        };
+        let ready = blobs::Place::wait(&shared, caller, head.blob.length_bytes);
         let place = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled")),
@@ -100,6 +95,7 @@ impl AgentsHere {
             () = sleep_until(until) => return Err(Failure::new(ErrorCode::Busy, "too many large outputs went to this caller until the deadline")),
         };
         tokio::spawn(async move {
+            let _serving = serving;
             // The caller may have no room for it until its deadline.
             let patience = until.saturating_duration_since(Instant::now());
             if let Err(failure) = blobs::push(&shared, caller, place, head, bytes, patience).await {
@@ -107,6 +103,22 @@ impl AgentsHere {
             }
         });
         Ok(())
+    }
+}
+
+/// Counts a call whose output is on its way: a node that stops waits until it was taken.
+struct Serving(Arc<Shared>);
+
+impl Serving {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.serving.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.serving.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -128,7 +140,10 @@ pub(super) async fn here(
         let (shared, caller) = (Arc::clone(shared), shared.node());
         let orders = Orders { cancel, chunks, confirm: None, drained: None };
         // The agent is told to stop by the token, and must be able to hear it after this future is gone.
-        tokio::spawn(async move { execute(&shared, caller, request, deadline, orders).await })
+        tokio::spawn(async move {
+            let _serving = Counted::new(&shared.serving);
+            execute(&shared, caller, request, deadline, orders).await
+        })
     };
     let broke_off = |_| Err(AttemptFailure { failure: Failure::new(ErrorCode::Internal, "the call broke off"), begun: true });
     task.await.unwrap_or_else(broke_off)
@@ -141,7 +156,6 @@ async fn execute(
     deadline: Duration,
     orders: Orders,
 ) -> Result<Success, AttemptFailure> {
-    let _serving = Counted::new(&shared.serving);
     let result = under_key(shared, caller, request, deadline, orders).await;
     match &result {
         Ok(_) => shared.metrics.call_succeeded(Side::Agent),
