@@ -436,6 +436,44 @@ async fn a_large_output_is_taken_while_nobody_reads_the_parts_before_it() {
     serves(&node).await;
 }
 
+/// MAOP-10, threat T4: a caller that takes a large output by drips holds it until its deadline and no longer.
+#[tokio::test]
+async fn an_output_that_is_taken_by_drips_is_given_up_at_the_deadline() {
+    let host = Host::start().await;
+    let peer = HostilePeer::joined(&host.node).await;
+    let mut lane = peer.open_lane(&host.node).await;
+    let asked = Instant::now();
+    let steps = json!({ "steps": [{ "sized": PAYLOAD_MAX }] });
+    lane.call(1, Request { budget_ms: 3_000, confirm: false, ..host.asks(&steps) }).await;
+    assert!(matches!(lane.end().await, Some((1, Frame::Result { .. }))));
+
+    let mut blob = peer.accept_raw_blob().await;
+    let (mut taken, mut drips) = (0, tokio::time::interval(Duration::from_millis(50)));
+    while blob.take(16 * 1024).await {
+        taken += 16 * 1024;
+        drips.tick().await;
+    }
+
+    assert!(taken < PAYLOAD_MAX / 2 && asked.elapsed() < Duration::from_secs(3) + IN_TIME, "{taken} bytes in {:?}", asked.elapsed());
+    host.serves_others().await;
+}
+
+/// MAOP-10: an output that cannot be sent is not announced; its caller hears at once that it is not the agent that failed.
+#[tokio::test]
+async fn a_caller_that_takes_no_blobs_hears_so_instead_of_an_output() {
+    let host = Host::start().await;
+    let peer = HostilePeer::start(Forger::new(), Habits::default().without_blobs());
+    peer.connect(&host.node).await;
+    let mut lane = peer.open_lane(&host.node).await;
+    lane.call(1, Request { confirm: false, ..host.asks(&json!({ "steps": [{ "sized": LARGE }] })) }).await;
+
+    let Some((1, end @ Frame::Error { begun: true, .. })) = lane.end().await else { panic!("no error") };
+
+    let failure = failure(&end);
+    assert_eq!((failure.code, &failure.details["outcome"]), (ErrorCode::Busy, &json!("unknown")), "{failure}");
+    host.serves_others().await;
+}
+
 /// MAOP-10: what is announced beyond the limit is refused at once, as is the same blob twice, and the lane goes on.
 #[tokio::test]
 async fn an_absurd_announcement_is_refused_at_once() {

@@ -268,6 +268,7 @@ type Answer = Arc<dyn Fn(&Control) -> Option<Vec<u8>> + Send + Sync>;
 pub(crate) struct Habits {
     family: &'static str,
     lanes: bool,
+    blobs: bool,
     records: Vec<(Record, Vec<u8>)>,
     schemas: Vec<(SchemaHash, String)>,
     answer: Answer,
@@ -276,7 +277,8 @@ pub(crate) struct Habits {
 
 impl Default for Habits {
     fn default() -> Self {
-        Self { family: "meshwork/1", lanes: true, records: Vec::new(), schemas: Vec::new(), answer: Arc::new(|_| None), ignores: |_| false }
+        let (records, schemas) = (Vec::new(), Vec::new());
+        Self { family: "meshwork/1", lanes: true, blobs: true, records, schemas, answer: Arc::new(|_| None), ignores: |_| false }
     }
 }
 
@@ -290,6 +292,12 @@ impl Habits {
     /// Does not speak the lane protocol.
     pub(crate) fn without_lanes(mut self) -> Self {
         self.lanes = false;
+        self
+    }
+
+    /// Does not speak the blob protocol.
+    pub(crate) fn without_blobs(mut self) -> Self {
+        self.blobs = false;
         self
     }
 
@@ -381,7 +389,7 @@ struct Behaviour {
     control: request_response::Behaviour<Raw>,
     kademlia: kad::Behaviour<kad::store::MemoryStore>,
     lanes: Toggle<substreams::Behaviour>,
-    blobs: substreams::Behaviour,
+    blobs: Toggle<substreams::Behaviour>,
 }
 
 type Told<T> = oneshot::Sender<Result<T, String>>;
@@ -536,13 +544,13 @@ impl HostilePeer {
     pub(crate) async fn open_blob(&self, node: &Node) -> RawBlob {
         let node = peer_of(node);
         let opened = self.order("the blob's substream opens", |told| Order::OpenBlob { node, told }).await;
-        RawBlob { stream: opened.expect("the node takes blobs") }
+        RawBlob::new(opened.expect("the node takes blobs"))
     }
 
     /// The substream of the next blob that the node pushes to it, from which nothing has been read.
     pub(crate) async fn accept_raw_blob(&self) -> RawBlob {
         let stream = within("the node pushes a blob", SETTLE, async { self.blobs.lock().await.recv().await }).await;
-        RawBlob { stream: stream.expect("the hostile peer runs") }
+        RawBlob::new(stream.expect("the hostile peer runs"))
     }
 
     /// The next blob that the node pushes to it.
@@ -613,7 +621,7 @@ fn swarm(key: &Keypair, habits: &Habits) -> Swarm<Behaviour> {
         ),
         kademlia,
         lanes: habits.lanes.then(|| substreams::Behaviour::new(lanes::PROTOCOL, usize::MAX)).into(),
-        blobs: substreams::Behaviour::new(blobs::PROTOCOL, usize::MAX),
+        blobs: habits.blobs.then(|| substreams::Behaviour::new(blobs::PROTOCOL, usize::MAX)).into(),
     };
     SwarmBuilder::with_existing_identity(key.clone())
         .with_tokio()
@@ -688,10 +696,13 @@ impl Driver {
                 }
                 None => drop(told.send(Err("this peer speaks no lanes".to_owned()))),
             },
-            Order::OpenBlob { node, told } => {
-                behaviour.blobs.open(node, 0);
-                self.blob_openers.push_back(told);
-            }
+            Order::OpenBlob { node, told } => match behaviour.blobs.as_mut() {
+                Some(blobs) => {
+                    blobs.open(node, 0);
+                    self.blob_openers.push_back(told);
+                }
+                None => drop(told.send(Err("this peer speaks no blobs".to_owned()))),
+            },
             Order::Provide { node, address, key, told } => {
                 behaviour.kademlia.add_address(&node, address);
                 let query = behaviour.kademlia.start_providing(kad::RecordKey::new(&key)).expect("room for a provider record");
@@ -823,9 +834,16 @@ fn on_stream(event: substreams::Event, arrived: &mpsc::Sender<Stream>, openers: 
 #[derive(Debug)]
 pub(crate) struct RawBlob {
     stream: Stream,
+    /// Bytes taken, and pieces of which the node was told so.
+    taken: usize,
+    told: usize,
 }
 
 impl RawBlob {
+    fn new(stream: Stream) -> Self {
+        Self { stream, taken: 0, told: 0 }
+    }
+
     /// Writes bytes; whether the node still takes them.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> bool {
         let writing = async { self.stream.write_all(bytes).await.is_ok() && self.stream.flush().await.is_ok() };
@@ -839,6 +857,23 @@ impl RawBlob {
         let _ = self.stream.close().await;
     }
 
+    /// Takes so many bytes; whether they came.
+    pub(crate) async fn take(&mut self, bytes: usize) -> bool {
+        let mut taken = vec![0; bytes];
+        let came = within("bytes or the end of the blob's substream", SETTLE, self.stream.read_exact(&mut taken)).await.is_ok();
+        self.tell(bytes).await;
+        came
+    }
+
+    /// Says that so many bytes were taken.
+    async fn tell(&mut self, bytes: usize) {
+        self.taken += bytes;
+        let pieces = self.taken.saturating_sub(HEAD_BYTES) / PIECE_BYTES;
+        // A node that pushes nothing more does not listen.
+        let _ = self.write(&vec![0; pieces - self.told]).await;
+        self.told = pieces;
+    }
+
     /// Waits until the node has dropped the substream.
     pub(crate) async fn refused(&mut self) {
         self.rest().await;
@@ -846,14 +881,11 @@ impl RawBlob {
 
     /// What comes until the node has closed or dropped the substream.
     pub(crate) async fn rest(&mut self) -> Vec<u8> {
-        let (mut bytes, mut told, mut piece) = (Vec::new(), 0, vec![0; PIECE_BYTES]);
+        let (mut bytes, mut piece) = (Vec::new(), vec![0; PIECE_BYTES]);
         // A reset is an end like any other.
         while let Ok(read @ 1..) = within("more of the blob comes", SETTLE, self.stream.read(&mut piece)).await {
             bytes.extend_from_slice(&piece[..read]);
-            let taken = bytes.len().saturating_sub(HEAD_BYTES) / PIECE_BYTES;
-            // A node that pushes nothing more does not listen.
-            let _ = self.write(&vec![0; taken - told]).await;
-            told = taken;
+            self.tell(read).await;
         }
         bytes
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use libp2p::Stream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::mesh::blobs::{self, Error};
@@ -130,7 +130,7 @@ impl Expected<'_> {
     /// Waits for the bytes.
     async fn pull(mut self) -> Result<Bytes, Error> {
         let Some(stream) = self.stream.take() else { return Err(Error::Broken) };
-        match tokio::time::timeout(STREAM_WAIT_MAX, stream).await {
+        match timeout(STREAM_WAIT_MAX, stream).await {
             Ok(Ok(stream)) => blobs::pull(stream, &self.blob).await,
             Ok(Err(_)) | Err(_) => Err(Error::Broken),
         }
@@ -280,23 +280,46 @@ impl Place {
         let room = Arc::clone(&pushing.room).acquire_many_owned(permits).await.map_err(closed)?;
         Ok(Self { owed, _place: place, _room: room })
     }
+
+    fn failed(&self, peer: NodeId, what: &str) -> Failure {
+        let message = format!("{} bytes could not be sent to node {}: {what}", self.owed.bytes, peer.short());
+        Failure::new(ErrorCode::Busy, message).with("retry_after_ms", 100)
+    }
 }
 
-/// Pushes a blob to `peer`, and waits until it was taken. The peer may wait for `patience` before it takes anything.
-///
-/// # Errors
-/// `BUSY` whatever broke: nothing of it is a fault of an agent. The peer has not received all bytes then.
-pub(super) async fn push(shared: &Shared, peer: NodeId, place: Place, head: Head, bytes: Bytes, patience: Duration) -> Result<(), Failure> {
-    let failed = |what: String| {
-        let message = format!("{} bytes could not be sent to node {}: {what}", place.owed.bytes, peer.short());
-        Failure::new(ErrorCode::Busy, message).with("retry_after_ms", 100)
-    };
-    let (reply, opened) = oneshot::channel();
-    let asked = shared.commands.try_send(Command::OpenBlob { node: peer, reply });
-    asked.map_err(|_| failed("this node is too busy".to_owned()))?;
-    let stream = tokio::time::timeout(OPEN_MAX, opened).await.ok().and_then(Result::ok);
-    let stream = stream.ok_or_else(|| failed("no substream".to_owned()))?;
-    blobs::push(stream, &head, &bytes, patience, &shared.foreground).await.map_err(|error| failed(error.to_string()))
+/// A body that can be pushed at once.
+pub(super) struct Push {
+    peer: NodeId,
+    place: Place,
+    stream: Stream,
+}
+
+impl Push {
+    /// Opens the substream on which a body goes to `peer`.
+    ///
+    /// # Errors
+    /// `BUSY` if there is none: nothing of it is a fault of an agent.
+    pub(super) async fn open(shared: &Shared, peer: NodeId, place: Place) -> Result<Self, Failure> {
+        let (reply, opened) = oneshot::channel();
+        let opening = async {
+            shared.commands.send(Command::OpenBlob { node: peer, reply }).await.ok()?;
+            opened.await.ok()
+        };
+        match timeout(OPEN_MAX, opening).await.ok().flatten() {
+            Some(stream) => Ok(Self { peer, place, stream }),
+            None => Err(place.failed(peer, "no substream")),
+        }
+    }
+
+    /// Pushes the body, and waits until it was taken. The peer may wait for `patience` before it takes anything.
+    ///
+    /// # Errors
+    /// `BUSY` whatever broke: nothing of it is a fault of an agent. The peer has not received all bytes then.
+    pub(super) async fn run(self, shared: &Shared, head: Head, bytes: Bytes, patience: Duration) -> Result<(), Failure> {
+        let Self { peer, place, stream } = self;
+        let pushed = blobs::push(stream, &head, &bytes, patience, &shared.foreground).await;
+        pushed.map_err(|error| place.failed(peer, &error.to_string()))
+    }
 }
 
 /// Counts what a peer has not taken yet.

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::blobs;
+use super::blobs::{self, Place, Push};
 use super::keyed::Ask;
 use super::offers;
 use crate::agents::{Agent, Confirm, Invocation};
@@ -77,29 +77,36 @@ impl AgentsHere {
         let (body, blob) = blobs::announced(&self.shared, invocation, Part::Output, success.body).await;
         if let Some((head, bytes)) = blob {
             let pushed = Box::pin(self.push(caller, head, bytes, deadline, &cancel)).await;
-            pushed.map_err(|failure| AttemptFailure { failure, begun: true })?;
+            // The agent has done its work, so nobody may read this as a call that was not begun.
+            pushed.map_err(|failure| AttemptFailure { failure: failure.with("outcome", "unknown"), begun: true })?;
         }
         Ok(Success { body, ..success })
     }
 
-    /// Begins to push an output when the answer that announces it can go out at once, because it has a place.
+    /// Begins to push an output when the answer that announces it can go out at once, because it has a place and a substream. It ends with
+    /// the deadline, past which nobody waits for it.
     async fn push(&self, caller: NodeId, head: Head, bytes: Bytes, deadline: Duration, cancel: &CancellationToken) -> Result<(), Failure> {
         let shared = Arc::clone(&self.shared);
         let serving = Serving::new(&self.shared);
         let until = shared.clock.zero() + deadline;
-        let ready = blobs::Place::wait(&shared, caller, head.blob.length_bytes);
-        let place = tokio::select! {
+        let ready = async {
+            let place = Place::wait(&shared, caller, head.blob.length_bytes).await?;
+            Push::open(&shared, caller, place).await
+        };
+        let push = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled")),
-            place = ready => place?,
+            push = ready => push?,
             () = sleep_until(until) => return Err(Failure::new(ErrorCode::Busy, "too many large outputs went to this caller until the deadline")),
         };
         tokio::spawn(async move {
             let _serving = serving;
             // The caller may have no room for it until its deadline.
             let patience = until.saturating_duration_since(Instant::now());
-            if let Err(failure) = blobs::push(&shared, caller, place, head, bytes, patience).await {
-                tracing::debug!(invocation = %head.invocation, %failure, "an output was not taken");
+            match timeout_at(until, push.run(&shared, head, bytes, patience)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(failure)) => tracing::debug!(invocation = %head.invocation, %failure, "an output was not taken"),
+                Err(_) => tracing::debug!(invocation = %head.invocation, "an output was not taken before the deadline"),
             }
         });
         Ok(())

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::blobs;
+use super::blobs::{self, Place, Push};
 use super::execute;
 use super::keyed::Ask;
 use super::lanes::lane_to;
@@ -372,14 +372,17 @@ async fn ask(
     let call = lane.call(request, deadline, chunks.as_ref(), |outcome| with_output(shared, node, invocation, deadline, outcome));
     let outcome = match blob.zip(place) {
         None => call.await,
-        Some(((head, bytes), place)) => Box::pin(with_input(call, blobs::push(shared, node, place, head, bytes, Duration::ZERO))).await,
+        Some(((head, bytes), place)) => {
+            let push = async { Push::open(shared, node, place).await?.run(shared, head, bytes, Duration::ZERO).await };
+            Box::pin(with_input(call, push)).await
+        }
     };
     settled(node, outcome)
 }
 
 /// A place for an input of this call on its way to `node`, before the call is sent.
-async fn place(shared: &Shared, request: &mut Request, node: NodeId, bytes: u64, deadline: Duration) -> Result<blobs::Place, Failure> {
-    let place = tokio::time::timeout_at(shared.clock.zero() + deadline, blobs::Place::wait(shared, node, bytes)).await;
+async fn place(shared: &Shared, request: &mut Request, node: NodeId, bytes: u64, deadline: Duration) -> Result<Place, Failure> {
+    let place = tokio::time::timeout_at(shared.clock.zero() + deadline, Place::wait(shared, node, bytes)).await;
     let place =
         place.unwrap_or_else(|_| Err(Failure::new(ErrorCode::Busy, "too many large inputs went to the agent's node until the deadline")));
     request.budget_ms = u64::try_from(deadline.saturating_sub(shared.mono()).as_millis()).unwrap_or(u64::MAX);
