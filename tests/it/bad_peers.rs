@@ -325,6 +325,25 @@ async fn what_was_never_sent_cannot_be_taken() {
     host.serves_others().await;
 }
 
+/// MAOP-10: a stream that breaks off, as one does that a refused attempt has left, does not keep out the one that brings the input.
+#[tokio::test]
+async fn an_input_whose_first_stream_breaks_off_comes_on_the_next() {
+    let host = Host::start().await;
+    let peer = HostilePeer::joined(&host.node).await;
+    let mut lane = peer.open_lane(&host.node).await;
+    let (call, head, bytes) = announced(request(host.echo, "echo", &json!(0)), PAYLOAD_MAX, 1);
+    lane.call(1, call).await;
+    let mut first = peer.open_blob(&host.node).await;
+    assert!(first.write(&head.encode()).await && first.write(&bytes[..PAYLOAD_MAX / 2]).await, "the node has begun to read it");
+    drop(first);
+
+    peer.open_blob(&host.node).await.push(&head, &bytes).await;
+
+    let Some((1, Frame::Result { success, .. })) = lane.end().await else { panic!("a result") };
+    assert_eq!(success.body, Body::Blob(head.blob));
+    host.serves_others().await;
+}
+
 /// MEAP-7, MAOP-10: a large output is not sent before the answer that announces it, which waits for the last part as long as its reader does.
 #[tokio::test]
 async fn a_large_output_waits_for_the_parts_before_it() {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use libp2p::Stream;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,7 @@ use crate::mesh::blobs::{self, Error};
 use crate::model::{ErrorCode, Failure, InvocationId, NodeId};
 use crate::node::clock::Clock;
 use crate::node::shared::{Command, Shared, lock};
-use crate::proto::invocation::blobs::{Arrival, Config, Key, State};
+use crate::proto::invocation::blobs::{Arrival, Config, Key, STREAMS_MAX, State};
 use crate::wire::blob::{Head, Part};
 use crate::wire::invocation::{BlobId, Body, INLINE_BYTES_MAX, Request};
 
@@ -50,7 +50,7 @@ struct Pushing {
 /// The blobs of this node.
 #[derive(Debug)]
 pub(in crate::node) struct Blobs {
-    state: Mutex<State<Stream, oneshot::Sender<Stream>>>,
+    state: Mutex<State<Stream, mpsc::Sender<Stream>>>,
     /// Told whenever room becomes free.
     freed: Notify,
     heads_by_peer: Mutex<BTreeMap<NodeId, usize>>,
@@ -71,16 +71,16 @@ impl Blobs {
 
     /// From now on the blob with this key is welcome, until what is returned is dropped.
     pub(super) fn expect(&self, key: Key, blob: BlobId) -> Result<Expected<'_>, Failure> {
-        let (waiter, stream) = oneshot::channel();
-        if let Some((early, waiter)) = lock(&self.state).handle_expect(key, blob, waiter)? {
-            let _ = waiter.send(early);
+        let (waiter, streams) = mpsc::channel(STREAMS_MAX);
+        if let Some(early) = lock(&self.state).handle_expect(key, blob, waiter.clone())? {
+            let _ = waiter.try_send(early);
         }
-        Ok(Expected { blobs: self, key, blob, stream: Some(stream) })
+        Ok(Expected { blobs: self, key, blob, streams })
     }
 
     fn on_stream(&self, peer: NodeId, head: &Head, stream: Stream) {
         match lock(&self.state).on_stream(peer, head, stream, self.clock.now().mono) {
-            Arrival::Deliver(stream, waiter) => drop(waiter.send(stream)),
+            Arrival::Deliver(stream, waiter) => drop(waiter.try_send(stream)),
             Arrival::Held => {}
             Arrival::Refuse(_, why) => tracing::debug!(%peer, why, "a blob was refused"),
         }
@@ -105,7 +105,7 @@ pub(super) struct Expected<'a> {
     blobs: &'a Blobs,
     key: Key,
     blob: BlobId,
-    stream: Option<oneshot::Receiver<Stream>>,
+    streams: mpsc::Receiver<Stream>,
 }
 
 impl Drop for Expected<'_> {
@@ -127,13 +127,16 @@ impl Expected<'_> {
         }
     }
 
-    /// Waits for the bytes.
+    /// Waits for the bytes. An input whose stream breaks off may come on another: what broke may be left of an attempt before this one.
     async fn pull(mut self) -> Result<Bytes, Error> {
-        let Some(stream) = self.stream.take() else { return Err(Error::Broken) };
-        match timeout(STREAM_WAIT_MAX, stream).await {
-            Ok(Ok(stream)) => blobs::pull(stream, &self.blob).await,
-            Ok(Err(_)) | Err(_) => Err(Error::Broken),
+        let until = Instant::now() + STREAM_WAIT_MAX;
+        while let Ok(Some(stream)) = timeout_at(until, self.streams.recv()).await {
+            match blobs::pull(stream, &self.blob).await {
+                Err(Error::Broken) if self.key.2 == Part::Input => {}
+                end => return end,
+            }
         }
+        Err(Error::Broken)
     }
 }
 

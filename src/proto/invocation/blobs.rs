@@ -1,9 +1,11 @@
 //! Which blobs are expected from whom, and what becomes of those that arrive.
 //!
 //! A lane announces a blob, a substream brings it, and nothing orders the two: a stream that comes first is held for a moment, within a
-//! bound, and one that nobody announced is refused. No byte of a blob is read before there is room for all of it in a budget, so that
-//! announcements cannot promise more memory than the node has to give (threats T4, T27). An input without room is refused, and its call may
-//! go elsewhere; an output is work that has been done, so its stream waits until there is room. `S` is a stream, `W` is whoever waits for it.
+//! bound, and one that nobody announced is refused. A call that was refused and comes again under its id may find a stream that its first
+//! attempt has left, so whoever waits is given more than one, and of those that come first the last is held. No byte of a blob is read
+//! before there is room for all of it in a budget, so that announcements cannot promise more memory than the node has to give (threats T4,
+//! T27). An input without room is refused, and its call may go elsewhere; an output is work that has been done, so its stream waits until
+//! there is room. `S` is a stream, `W` is whoever waits for it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,6 +18,8 @@ use crate::wire::invocation::BlobId;
 pub const EARLY_MAX: Duration = Duration::from_secs(5);
 /// Streams of one peer that may wait for their announcements, and as many for room.
 pub const EARLY_PER_PEER_MAX: usize = 16;
+/// Streams that one announcement is given: that of its own attempt, and those that earlier ones of the same call have left.
+pub const STREAMS_MAX: usize = 4;
 
 /// Bounds of what is under way.
 #[derive(Debug, Clone, Copy)]
@@ -34,8 +38,9 @@ pub type Key = (NodeId, InvocationId, Part);
 #[derive(Debug)]
 struct Expected<W> {
     blob: BlobId,
-    /// `None` once its stream has come.
-    waiter: Option<W>,
+    waiter: W,
+    /// Streams that it has been given.
+    streams: usize,
     /// Whether it has room in the budget.
     has_room: bool,
 }
@@ -61,18 +66,18 @@ pub struct State<S, W> {
     bytes_total: u64,
 }
 
-impl<S, W> State<S, W> {
+impl<S, W: Clone> State<S, W> {
     /// Nothing is expected.
     pub fn new(config: Config) -> Self {
         Self { config, expected_by_key: BTreeMap::new(), early_by_key: BTreeMap::new(), bytes_by_peer: BTreeMap::new(), bytes_total: 0 }
     }
 
-    /// A lane announced a blob. Returns its stream with the waiter if it is there already; it is to be read after
-    /// [`State::handle_room`]. Must be followed by one [`State::handle_done`].
+    /// A lane announced a blob. Returns its stream if it is there already. Streams are to be read after [`State::handle_room`]. Must be
+    /// followed by one [`State::handle_done`].
     ///
     /// # Errors
     /// `PAYLOAD_TOO_LARGE`, `CONFLICT` if the same blob is under way; nothing has changed then.
-    pub fn handle_expect(&mut self, key: Key, blob: BlobId, waiter: W) -> Result<Option<(S, W)>, Failure> {
+    pub fn handle_expect(&mut self, key: Key, blob: BlobId, waiter: W) -> Result<Option<S>, Failure> {
         // What is larger than a budget would wait for room for ever.
         let bytes_max = self.config.bytes_max.min(self.config.bytes_per_peer_max).min(self.config.bytes_total_max);
         if blob.length_bytes > bytes_max {
@@ -83,9 +88,8 @@ impl<S, W> State<S, W> {
             return Err(Failure::new(ErrorCode::Conflict, "the same blob is under way"));
         }
         let early = self.early_by_key.remove(&key).filter(|(_, said, _)| *said == blob);
-        let waiter = if early.is_some() { (None, Some(waiter)) } else { (Some(waiter), None) };
-        self.expected_by_key.insert(key, Expected { blob, waiter: waiter.0, has_room: false });
-        Ok(early.map(|(stream, ..)| stream).zip(waiter.1))
+        self.expected_by_key.insert(key, Expected { blob, waiter, streams: usize::from(early.is_some()), has_room: false });
+        Ok(early.map(|(stream, ..)| stream))
     }
 
     /// Takes room for a blob that is expected, unless it has it.
@@ -123,22 +127,24 @@ impl<S, W> State<S, W> {
     /// A stream arrived and has shown its head.
     pub fn on_stream(&mut self, peer: NodeId, head: &Head, stream: S, now: Duration) -> Arrival<S, W> {
         let key = (peer, head.invocation, head.part);
-        let waits = |(key, expected): (&Key, &Expected<W>)| key.0 == peer && expected.waiter.is_none() && !expected.has_room;
-        let waiting = self.expected_by_key.iter().filter(|expected| waits(*expected)).count();
+        let without_room = self.expected_by_key.iter().filter(|(key, expected)| key.0 == peer && !expected.has_room);
+        let waiting: usize = without_room.map(|(_, expected)| expected.streams).sum();
         match self.expected_by_key.get_mut(&key) {
             Some(expected) if expected.blob != head.blob => Arrival::Refuse(stream, "another blob than was announced"),
             Some(expected) if !expected.has_room && waiting >= EARLY_PER_PEER_MAX => {
                 Arrival::Refuse(stream, "too many blobs wait for room")
             }
-            Some(expected) => match expected.waiter.take() {
-                Some(waiter) => Arrival::Deliver(stream, waiter),
-                None => Arrival::Refuse(stream, "the same blob twice"),
-            },
+            Some(expected) if expected.streams >= STREAMS_MAX => Arrival::Refuse(stream, "the same blob too often"),
+            Some(expected) => {
+                expected.streams = expected.streams.saturating_add(1);
+                Arrival::Deliver(stream, expected.waiter.clone())
+            }
             None => {
                 let of_peer = self.early_by_key.keys().filter(|(from, ..)| *from == peer).count();
-                if of_peer >= EARLY_PER_PEER_MAX || self.early_by_key.contains_key(&key) {
+                if of_peer >= EARLY_PER_PEER_MAX && !self.early_by_key.contains_key(&key) {
                     return Arrival::Refuse(stream, "too many blobs that nobody announced");
                 }
+                // Whoever sends a blob again has given up the stream before.
                 self.early_by_key.insert(key, (stream, head.blob, now.saturating_add(EARLY_MAX)));
                 Arrival::Held
             }
@@ -188,7 +194,7 @@ mod tests {
 
         let mut stream_first = State::new(CONFIG);
         assert_eq!(stream_first.on_stream(peer, &head, 's', Duration::ZERO), Arrival::Held);
-        assert_eq!(stream_first.handle_expect(key(peer, &head), head.blob, 'w'), Ok(Some(('s', 'w'))));
+        assert_eq!(stream_first.handle_expect(key(peer, &head), head.blob, 'w'), Ok(Some('s')));
         assert!(stream_first.handle_timeout(EARLY_MAX).is_empty());
     }
 
@@ -202,13 +208,26 @@ mod tests {
         let other = Head { blob: blob(11), ..head };
         assert_eq!(state.on_stream(us, &other, 't', Duration::ZERO), Arrival::Refuse('t', "another blob than was announced"));
         assert_eq!(state.on_stream(us, &head, 's', Duration::ZERO), Arrival::Deliver('s', 'w'));
-        assert_eq!(state.on_stream(us, &head, 'u', Duration::ZERO), Arrival::Refuse('u', "the same blob twice"));
+    }
+
+    /// MAOP-10: an attempt whose input was refused may leave a stream behind, which must not keep that of the next one out.
+    #[test]
+    fn a_stream_of_an_earlier_attempt_does_not_keep_the_next_one_out() {
+        let (peer, head) = (peer(), head(1, blob(10)));
+        let mut state: State<char, char> = State::new(CONFIG);
+        assert_eq!(state.on_stream(peer, &head, 'a', Duration::ZERO), Arrival::Held);
+        assert_eq!(state.on_stream(peer, &head, 'b', Duration::ZERO), Arrival::Held);
+        assert_eq!(state.handle_expect(key(peer, &head), head.blob, 'w'), Ok(Some('b')), "the last is the likeliest to be whole");
+        for stream in ['c', 'd', 'e'] {
+            assert_eq!(state.on_stream(peer, &head, stream, Duration::ZERO), Arrival::Deliver(stream, 'w'));
+        }
+        assert_eq!(state.on_stream(peer, &head, 'f', Duration::ZERO), Arrival::Refuse('f', "the same blob too often"));
     }
 
     #[test]
     fn an_early_stream_of_another_blob_does_not_serve() {
         let (peer, head) = (peer(), head(1, blob(10)));
-        let mut state = State::new(CONFIG);
+        let mut state: State<char, char> = State::new(CONFIG);
         assert_eq!(state.on_stream(peer, &Head { blob: blob(9), ..head }, 's', Duration::ZERO), Arrival::Held);
         assert_eq!(state.handle_expect(key(peer, &head), head.blob, 'w'), Ok(None));
     }
@@ -258,7 +277,7 @@ mod tests {
     fn streams_that_nobody_announced_are_bounded() {
         let peer = peer();
         let mut state: State<u128, char> = State::new(CONFIG);
-        for number in 0..16 {
+        for number in (0..16).chain([3]) {
             assert_eq!(state.on_stream(peer, &head(number, blob(1)), number, Duration::ZERO), Arrival::Held);
         }
         assert!(matches!(state.on_stream(peer, &head(16, blob(1)), 16, Duration::ZERO), Arrival::Refuse(16, _)));
