@@ -325,6 +325,25 @@ async fn what_was_never_sent_cannot_be_taken() {
     host.serves_others().await;
 }
 
+/// Threats T4, T27: an input that comes by drips holds its room no longer than its call may take.
+#[tokio::test]
+async fn an_input_that_comes_by_drips_is_given_up_at_the_deadline() {
+    let host = Host::start().await;
+    let peer = HostilePeer::joined(&host.node).await;
+    let mut lane = peer.open_lane(&host.node).await;
+    let (call, head, bytes) = announced(request(host.echo, "echo", &json!(0)), LARGE, 1);
+    let asked = Instant::now();
+    lane.call(1, Request { budget_ms: 1_000, ..call }).await;
+
+    let (end, ()) = tokio::join!(lane.end(), push(&peer, &host.node, &head, &bytes, "drips"));
+
+    let (_, end) = end.expect("the lane goes on");
+    assert!(matches!(end, Frame::Error { begun: false, .. }));
+    assert_eq!(failure(&end).code, ErrorCode::Timeout);
+    assert!(asked.elapsed() < IN_TIME, "{:?}", asked.elapsed());
+    host.serves_others().await;
+}
+
 /// MAOP-10: a stream that breaks off, as one does that a refused attempt has left, does not keep out the one that brings the input.
 #[tokio::test]
 async fn an_input_whose_first_stream_breaks_off_comes_on_the_next() {

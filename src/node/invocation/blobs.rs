@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use libp2p::Stream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::mesh::blobs::{self, Error};
@@ -176,14 +176,15 @@ fn blame(shared: &Shared, peer: NodeId, error: Error) {
     }
 }
 
-/// The bytes of a body from `peer`, wherever they travel; if there is no room for them until then, `BUSY`.
+/// The bytes of a body from `peer`, wherever they travel. An input that finds no room is refused at once, an output is work that has been
+/// done and waits for it; neither is waited for past `until`, the deadline of its call.
 pub(super) async fn bytes_of(
     shared: &Shared,
     peer: NodeId,
     invocation: InvocationId,
     part: Part,
     body: Body,
-    room_until: Instant,
+    until: Instant,
     cancel: &CancellationToken,
 ) -> Result<Bytes, Failure> {
     let blob = match body {
@@ -195,12 +196,17 @@ pub(super) async fn bytes_of(
     check_length(shared, part, blob.length_bytes, at_agent)?;
     let expected = shared.blobs.expect((peer, invocation, part), blob)?;
     let pulling = async {
-        expected.room(room_until).await?;
+        expected.room(if at_agent { Instant::now() } else { until }).await?;
         Ok(expected.pull().await)
     };
     let pulled = tokio::select! {
+        biased;
         pulled = pulling => pulled?,
         () = cancel.cancelled() => return Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled")),
+        () = sleep_until(until) => {
+            let message = format!("the {} of {} bytes did not arrive before the deadline", what(part), blob.length_bytes);
+            return Err(Failure::new(ErrorCode::Timeout, message));
+        }
     };
     pulled.map_err(|error| {
         blame(shared, peer, error);

@@ -61,8 +61,8 @@ impl AgentsHere {
         if let Body::Blob(_) = request.body {
             let input = blobs::take_body(&mut request);
             // Boxed, like whatever else is rare on this path: a future is moved about at its full size.
-            let room_until = Instant::now();
-            let bytes = Box::pin(blobs::bytes_of(&self.shared, caller, invocation, Part::Input, input, room_until, &orders.cancel));
+            let until = self.shared.clock.zero() + deadline;
+            let bytes = Box::pin(blobs::bytes_of(&self.shared, caller, invocation, Part::Input, input, until, &orders.cancel));
             request.body = Body::Inline(bytes.await.map_err(not_begun)?);
         }
         let (drained, cancel) = (orders.drained.take(), orders.cancel.clone());

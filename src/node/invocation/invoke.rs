@@ -430,9 +430,7 @@ async fn fetched(
     deadline: Duration,
 ) -> Result<Success, AttemptFailure> {
     let (cancel, until) = (CancellationToken::new(), shared.clock.zero() + deadline);
-    let body = blobs::bytes_of(shared, node, invocation, Part::Output, success.body, until, &cancel);
-    let late = |_| Err(Failure::new(ErrorCode::Timeout, "the output did not arrive before the deadline"));
-    match tokio::time::timeout_at(until, body).await.unwrap_or_else(late) {
+    match blobs::bytes_of(shared, node, invocation, Part::Output, success.body, until, &cancel).await {
         Ok(text) => Ok(Success { body: Body::Inline(text), ..success }),
         Err(failure) => {
             // The agent has done its work, so nobody may read this as a call that was not begun.
