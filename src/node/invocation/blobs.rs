@@ -35,7 +35,8 @@ const HEADS_PER_PEER_MAX: usize = 16;
 const PUSHES_PER_PEER_MAX: usize = 12;
 /// Bytes that are pushed to one peer at once.
 const PUSHED_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// Bytes that one peer may have asked for and not taken; beyond it its answers are dropped, and it is told why.
+/// Bytes of outputs that one peer may have asked for and not taken; beyond it its answers are dropped, and it is told why. Inputs are this
+/// node's own: as many as its clients may call wait until there is a place.
 const OWED_BYTES_MAX: u64 = 4 * PUSHED_BYTES_MAX;
 
 /// What is pushed to one peer.
@@ -270,7 +271,10 @@ pub(super) fn take_body(request: &mut Request) -> Body {
 
 /// A place among the bodies that are pushed to one peer.
 pub(super) struct Place {
-    owed: Owed,
+    bytes: u64,
+    _owed: Option<Owed>,
+    /// Places are counted as long as anybody has one.
+    _pushing: Arc<Pushing>,
     _place: OwnedSemaphorePermit,
     _room: OwnedSemaphorePermit,
 }
@@ -279,19 +283,22 @@ impl Place {
     /// Waits for a place for so many bytes.
     ///
     /// # Errors
-    /// `INSUFFICIENT_RESOURCES` if the peer takes nothing of what it asked for.
-    pub(super) async fn wait(shared: &Shared, peer: NodeId, bytes: u64) -> Result<Self, Failure> {
-        let pushing = shared.blobs.pushing(peer);
-        let owed = Owed::new(Arc::clone(&pushing), bytes)?;
+    /// `BUSY` for an output if the peer takes nothing of what it asked for, which is nobody's failure but its own.
+    pub(super) async fn wait(blobs: &Blobs, peer: NodeId, part: Part, bytes: u64) -> Result<Self, Failure> {
+        let pushing = blobs.pushing(peer);
+        let owed = match part {
+            Part::Input => None,
+            Part::Output => Some(Owed::new(Arc::clone(&pushing), bytes)?),
+        };
         let permits = u32::try_from(bytes.min(PUSHED_BYTES_MAX).div_ceil(1_024)).unwrap_or(u32::MAX);
         let closed = |_| Failure::new(ErrorCode::Internal, "the places for large bodies are gone");
         let place = Arc::clone(&pushing.places).acquire_owned().await.map_err(closed)?;
         let room = Arc::clone(&pushing.room).acquire_many_owned(permits).await.map_err(closed)?;
-        Ok(Self { owed, _place: place, _room: room })
+        Ok(Self { bytes, _owed: owed, _pushing: pushing, _place: place, _room: room })
     }
 
     fn failed(&self, peer: NodeId, what: &str) -> Failure {
-        let message = format!("{} bytes could not be sent to node {}: {what}", self.owed.bytes, peer.short());
+        let message = format!("{} bytes could not be sent to node {}: {what}", self.bytes, peer.short());
         Failure::new(ErrorCode::Busy, message).with("retry_after_ms", 100)
     }
 }
@@ -342,8 +349,8 @@ impl Owed {
         let before = pushing.owed_bytes.fetch_add(bytes, Ordering::Relaxed);
         let owed = Self { pushing, bytes };
         if before.saturating_add(bytes) > OWED_BYTES_MAX {
-            let failure = Failure::new(ErrorCode::InsufficientResources, "too many large bodies wait to be taken");
-            return Err(failure.with("limit", OWED_BYTES_MAX));
+            let failure = Failure::new(ErrorCode::Busy, "too many large outputs wait to be taken by this caller");
+            return Err(failure.with("limit", OWED_BYTES_MAX).with("retry_after_ms", 1_000));
         }
         Ok(owed)
     }
@@ -352,5 +359,50 @@ impl Owed {
 impl Drop for Owed {
     fn drop(&mut self) {
         self.pushing.owed_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use futures::future::join_all;
+
+    use super::*;
+
+    const BYTES: u64 = 5_000_000;
+    const FIT: usize = (OWED_BYTES_MAX / BYTES) as usize;
+
+    fn blobs() -> (Blobs, NodeId) {
+        let config = Config { bytes_max: BYTES, bytes_per_peer_max: BYTES, bytes_total_max: BYTES };
+        (Blobs::new(config, Clock::start()), libp2p::PeerId::random().into())
+    }
+
+    /// MAOP-10, T16: a caller that takes nothing of what it asked for is refused more, and no agent is blamed for it.
+    #[tokio::test]
+    async fn outputs_beyond_what_a_caller_may_owe_are_refused_until_it_takes_some() {
+        let (blobs, peer) = blobs();
+        let output = || Place::wait(&blobs, peer, Part::Output, BYTES);
+        let mut under_way = join_all((0..PUSHES_PER_PEER_MAX).map(|_| output())).await;
+        assert!(under_way.iter().all(Result::is_ok));
+        let mut waiting: Vec<_> = (PUSHES_PER_PEER_MAX..FIT).map(|_| output().boxed()).collect();
+        assert!(waiting.iter_mut().all(|place| place.now_or_never().is_none()));
+
+        let refused = output().await.err().expect("it owes all that it may");
+
+        assert_eq!((refused.code, refused.details["limit"].as_u64()), (ErrorCode::Busy, Some(OWED_BYTES_MAX)));
+        under_way.pop();
+        assert!(output().now_or_never().is_none(), "it may wait again");
+    }
+
+    /// MAOP-10: what this node's own clients send waits, however much it is, and comes to its turn.
+    #[tokio::test]
+    async fn inputs_wait_for_a_place_however_many_they_are() {
+        let (blobs, peer) = blobs();
+        let under_way = join_all((0..PUSHES_PER_PEER_MAX).map(|_| Place::wait(&blobs, peer, Part::Input, BYTES))).await;
+        assert!(under_way.iter().all(Result::is_ok));
+        assert!(Place::wait(&blobs, peer, Part::Input, BYTES).now_or_never().is_none(), "only so many go at once");
+        drop(under_way);
+        let inputs = (0..FIT * 2).map(|_| Place::wait(&blobs, peer, Part::Input, BYTES).map(|place| place.map(|place| place.bytes)));
+        assert_eq!(join_all(inputs).await, vec![Ok(BYTES); FIT * 2]);
     }
 }

@@ -90,7 +90,7 @@ impl AgentsHere {
         let serving = Serving::new(&self.shared);
         let until = shared.clock.zero() + deadline;
         let ready = async {
-            let place = Place::wait(&shared, caller, head.blob.length_bytes).await?;
+            let place = Place::wait(&shared.blobs, caller, Part::Output, head.blob.length_bytes).await?;
             Push::open(&shared, caller, place).await
         };
         let push = tokio::select! {

@@ -112,6 +112,7 @@ mod tests {
         {
             assert_eq!(ended(code, false, 10), Evidence::NONE, "{code}");
         }
+        assert_eq!(ended(ErrorCode::Busy, true, 10), Evidence::NONE, "the work is done, and the caller has no room for its output");
     }
 
     #[test]
