@@ -31,7 +31,7 @@ const WINDOW_BYTES: u64 = 256 * 1024;
 const CHUNKS_MAX: usize = (WINDOW_BYTES / CHUNK_COST_MIN) as usize;
 
 enum Command {
-    Call { id: u64, request: Box<Request>, deadline: Duration, reply: oneshot::Sender<Outcome>, chunks: Option<mpsc::Sender<Bytes>> },
+    Call { id: u64, request: Box<Request>, deadline: Duration, reply: oneshot::Sender<Settled>, chunks: Option<mpsc::Sender<Bytes>> },
     Taken { id: u64, cost: u64 },
     Cancel { id: u64 },
 }
@@ -40,8 +40,11 @@ enum Command {
 struct Caller {
     id: u64,
     since: Duration,
-    reply: oneshot::Sender<Outcome>,
+    reply: oneshot::Sender<Settled>,
 }
+
+/// How a call ended on the lane, and how long after it was sent; without that it never was.
+type Settled = (Outcome, Option<Duration>);
 
 /// Why a lane ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +66,7 @@ pub struct Lane {
     ids: Arc<AtomicU64>,
     outstanding: Arc<AtomicUsize>,
     clock: Instant,
+    tally: Arc<Tally>,
 }
 
 /// Tells the lane when a caller goes away before its answer.
@@ -98,7 +102,8 @@ impl Lane {
         observers: Observers,
     ) -> (Self, impl Future<Output = LaneEnd> + Send) {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let lane = Self { node, priority, commands, ids: Arc::default(), outstanding: Arc::default(), clock };
+        let (ids, outstanding, tally) = (Arc::default(), Arc::default(), Arc::clone(&observers.tally));
+        let lane = Self { node, priority, commands, ids, outstanding, clock, tally };
         let (reader, writer) = io::split(stream, observers.foreground);
         let now = clock.elapsed();
         let machine = State::new(PENDING_MAX, now);
@@ -128,8 +133,8 @@ impl Lane {
     }
 
     /// Makes one call and waits for its end. The chunks of a streamed answer go to `chunks`, and the other side may send more as these are
-    /// taken. What its end needs besides is done by `finish`, while chunks may still be handed on. Dropping the future cancels the call, also at
-    /// the other end.
+    /// taken. What its end needs besides is done by `finish`, while chunks may still be handed on; only then it counts as good or bad. Dropping
+    /// the future cancels the call, also at the other end.
     pub async fn call<F: Future<Output = Outcome>>(
         &self,
         mut request: Box<Request>,
@@ -153,13 +158,25 @@ impl Lane {
         }
         guard.armed = true;
         // The task settles every call that it took; without an answer it never took this one.
-        let answer = async { finish(answer.await.unwrap_or(Outcome::Lost { begun: false })).await };
+        let answer = async {
+            let (outcome, took) = answer.await.unwrap_or((Outcome::Lost { begun: false }, None));
+            let outcome = finish(outcome).await;
+            if let Some(took) = took {
+                self.tally.on_end(&outcome, took);
+            }
+            outcome
+        };
         let outcome = match chunks.zip(arrived) {
             Some((chunks, arrived)) => Box::pin(self.stream(id, deadline, answer, chunks, arrived)).await,
             None => answer.await,
         };
         guard.armed = false;
         outcome
+    }
+
+    /// Counts a call that was taken back because the other side did not take what belongs to it.
+    pub fn on_untaken(&self) {
+        self.tally.on_failed();
     }
 
     /// Hands the chunks of an answer on, each before the end that follows it.
@@ -239,7 +256,7 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
         self.inbox.close();
         while let Ok(command) = self.inbox.try_recv() {
             if let Command::Call { reply, .. } = command {
-                let _ = reply.send(Outcome::Lost { begun: false });
+                let _ = reply.send((Outcome::Lost { begun: false }, None));
             }
         }
         self.machine.on_closed(&mut self.outputs);
@@ -363,11 +380,10 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
                     }
                 }
                 Output::Settle(Caller { id, since, reply }, outcome) => {
-                    self.tally.on_end(&outcome, self.now.saturating_sub(since));
                     if !self.chunks_by_id.is_empty() {
                         self.chunks_by_id.remove(&id);
                     }
-                    let _ = reply.send(outcome);
+                    let _ = reply.send((outcome, Some(self.now.saturating_sub(since))));
                 }
                 Output::Close(Closed::Silent) => end = Some(LaneEnd::Silent),
                 Output::Close(Closed::Violation(what)) => end = Some(LaneEnd::Violation(what)),

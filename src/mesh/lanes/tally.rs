@@ -43,7 +43,7 @@ impl Tally {
         self.received.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A call that was sent has ended after so long.
+    /// A call that was sent has ended after so long, with the bodies that belong to it.
     pub(super) fn on_end(&self, outcome: &Outcome, took: Duration) {
         match outcome {
             Outcome::Success(_) => {
@@ -51,10 +51,13 @@ impl Tally {
                 self.latency_us.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
             }
             Outcome::Failed { failure, .. } if failure.code == ErrorCode::Cancelled => {}
-            Outcome::Failed { .. } | Outcome::Lost { .. } | Outcome::TimedOut { .. } => {
-                self.failed.fetch_add(1, Ordering::Relaxed);
-            }
+            Outcome::Failed { .. } | Outcome::Lost { .. } | Outcome::TimedOut { .. } => self.on_failed(),
         }
+    }
+
+    /// A call that was sent has failed.
+    pub(super) fn on_failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Reads all of it.
