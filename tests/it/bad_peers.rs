@@ -19,7 +19,7 @@ use crate::support::{
     Journal, Node, SETTLE, builtin, eventually,
     peer::{Forger, Habits, HostilePeer, request},
     stepper,
-    target::{IN_TIME, agent, announced, echoing, failure, fast, invoke, result, serves, still_serves, trap, until_dropped},
+    target::{IN_TIME, agent, announced, echoing, failure, fast, invoke, result, serves, still_serves, text, trap, until_dropped},
     within,
 };
 
@@ -603,7 +603,78 @@ async fn an_output_that_is_not_what_was_announced_fails_its_call_alone() {
         assert!(asked.elapsed() < IN_TIME * 2, "{how}: {:?}", asked.elapsed());
     }
     assert_eq!(node.metric("meshwork_penalties_total").await, 1, "only other bytes are surely meant");
+    let calls = calls_to(&node, &hostile).await;
+    assert_eq!((&calls["sent"], &calls["failed"]), (&json!(PUSHED.len()), &json!(5)), "an output that does not come is a failure");
     serves(&node).await;
+}
+
+/// Threat T16, MEAP-4: a node that is there and takes no inputs has failed, whatever it claims, and its breaker opens.
+#[tokio::test]
+async fn a_node_that_takes_no_inputs_is_blamed_for_it() {
+    let (node, forger) = (echoing().await, Forger::new());
+    let mut record = fast(&forger, "shut");
+    record.capabilities[0].constraints.response_time_ms = Some(60_000);
+    let hostile = trap(&node, forger, &record, Habits::default()).await;
+    let body = json!({ "capability": "test.shut", "input": text(LARGE, 1), "timeout_ms": 30_000 });
+
+    let calls = join_all((0..3).map(|_| node.invoke(body.clone())));
+    let alive = async {
+        let mut lane = hostile.accept_lane().await;
+        // Whether it closes a substream or leaves it open makes no difference.
+        tokio::join!(lane.keep_alive(), async { drop(hostile.accept_raw_blob().await) })
+    };
+    let answers = tokio::select! {
+        answers = calls => answers,
+        _ = alive => panic!("the lane goes on"),
+    };
+
+    for answer in answers {
+        answer.refused(504, "TIMEOUT");
+    }
+    let error = node.invoke(body).await.refused(503, "UNAVAILABLE");
+    assert!(error["message"].as_str().is_some_and(|message| message.contains("breaker")), "{error}");
+    assert_eq!(calls_to(&node, &hostile).await["failed"], 3);
+    serves(&node).await;
+}
+
+/// MEAP-9: the time that input and output are on their way is not held against the agent.
+#[tokio::test]
+async fn bodies_that_are_long_on_their_way_do_not_make_their_agent_late() {
+    let (node, forger) = (echoing().await, Forger::new());
+    let record = fast(&forger, "far");
+    let hostile = trap(&node, forger, &record, Habits::default()).await;
+    let answering = async {
+        let mut lane = hostile.accept_lane().await;
+        let (id, call) = lane.next_call().await.expect("a call");
+        let mut drips = tokio::time::interval(Duration::from_millis(100));
+        let taking = async {
+            let mut blob = hostile.accept_raw_blob().await;
+            while blob.take(64 * 1024).await {
+                drips.tick().await;
+            }
+        };
+        tokio::select! {
+            () = taking => {}
+            () = lane.keep_alive() => panic!("the lane goes on"),
+        }
+        let (_, head, bytes) = announced(*call, LARGE, 2);
+        let success = Success { units: None, execution_us: 1, body: Body::Blob(head.blob) };
+        lane.send(&[Frame::Accepted { id }, Frame::Result { id, success }]).await;
+        let mut blob = hostile.open_blob(&node).await;
+        assert!(blob.write(&Head { part: Part::Output, ..head }.encode()).await);
+        for piece in bytes.chunks(64 * 1024) {
+            assert!(blob.write(piece).await);
+            drips.tick().await;
+        }
+    };
+    let body = json!({ "capability": "test.far", "input": text(LARGE, 1), "timeout_ms": 30_000 });
+    let (answer, ()) = tokio::join!(node.invoke(body), answering);
+
+    let latency_ms = answer.ok()["latency_ms"].as_f64();
+    assert!(latency_ms.is_some_and(|ms| ms > 2_000.0), "{latency_ms:?}");
+    let learnt = async || Some(node.get("/v1/trust").await.ok()["agents"][0].clone()).filter(|row| row["successes"] != 0.0);
+    let row = eventually("the call counts", SETTLE, learnt).await;
+    assert_eq!(row["failures"], 0.0, "{row}");
 }
 
 /// Threat T16: a node that answers by no rule loses the lane, and the call on it has a clear end.
@@ -699,6 +770,13 @@ async fn a_result_after_the_callers_deadline_is_nobodys_and_the_lane_goes_on() {
     }
     assert_eq!(node.metric("meshwork_penalties_total").await, 0);
     serves(&node).await;
+}
+
+/// What the calls between the node and a peer came to.
+async fn calls_to(node: &Node, peer: &HostilePeer) -> Value {
+    let answer = node.get("/v1/peers").await.ok();
+    let peers = answer["peers"].as_array().expect("a list of peers");
+    peers.iter().find(|row| row["node_id"] == peer.id()).unwrap_or_else(|| panic!("it is connected: {answer}"))["calls"].clone()
 }
 
 /// A node with an agent that echoes and one that does what it is told, and an honest neighbour.

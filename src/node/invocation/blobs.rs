@@ -15,6 +15,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::own_side::OwnSide;
 use crate::mesh::blobs::{self, Error};
 use crate::model::{ErrorCode, Failure, InvocationId, NodeId};
 use crate::node::clock::Clock;
@@ -24,7 +25,7 @@ use crate::wire::blob::{Head, Part};
 use crate::wire::invocation::{BlobId, Body, INLINE_BYTES_MAX, Request};
 
 /// How long the substream of an announced blob may take to come.
-const STREAM_WAIT_MAX: Duration = Duration::from_secs(5);
+pub(super) const STREAM_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Bytes that are hashed at once: some tens of microseconds.
 const HASHED_BYTES: usize = 128 * 1024;
 /// How long opening a substream may take.
@@ -181,24 +182,29 @@ fn blame(shared: &Shared, peer: NodeId, error: Error) {
 /// done and waits for it; neither is waited for past `until`, the deadline of its call.
 pub(super) async fn bytes_of(
     shared: &Shared,
-    peer: NodeId,
-    invocation: InvocationId,
-    part: Part,
+    key: Key,
     body: Body,
     until: Instant,
     cancel: &CancellationToken,
+    own: &OwnSide,
 ) -> Result<Bytes, Failure> {
     let blob = match body {
         Body::Inline(bytes) => return Ok(bytes),
         Body::Blob(blob) => blob,
     };
+    let (peer, _, part) = key;
     // Inputs come to the node of an agent, outputs to the node of a caller.
     let at_agent = part == Part::Input;
     check_length(shared, part, blob.length_bytes, at_agent)?;
-    let expected = shared.blobs.expect((peer, invocation, part), blob)?;
+    let expected = shared.blobs.expect(key, blob)?;
     let pulling = async {
-        expected.room(if at_agent { Instant::now() } else { until }).await?;
-        Ok(expected.pull().await)
+        own.holds_up(expected.room(if at_agent { Instant::now() } else { until })).await?;
+        let began = Instant::now();
+        let pulled = expected.pull().await;
+        if pulled.is_ok() {
+            own.on_come(blob.length_bytes, began.elapsed());
+        }
+        Ok(pulled)
     };
     let pulled = tokio::select! {
         biased;

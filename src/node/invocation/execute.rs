@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::blobs::{self, Place, Push};
 use super::keyed::Ask;
 use super::offers;
+use super::own_side::OwnSide;
 use crate::agents::{Agent, Confirm, Invocation};
 use crate::mesh::lanes::{Executing, Executor, Orders};
 use crate::model::{ErrorCode, Failure, NodeId};
@@ -62,7 +63,8 @@ impl AgentsHere {
             let input = blobs::take_body(&mut request);
             // Boxed, like whatever else is rare on this path: a future is moved about at its full size.
             let until = self.shared.clock.zero() + deadline;
-            let bytes = Box::pin(blobs::bytes_of(&self.shared, caller, invocation, Part::Input, input, until, &orders.cancel));
+            let (key, own) = ((caller, invocation, Part::Input), OwnSide::default());
+            let bytes = Box::pin(blobs::bytes_of(&self.shared, key, input, until, &orders.cancel, &own));
             request.body = Body::Inline(bytes.await.map_err(not_begun)?);
         }
         let (drained, cancel) = (orders.drained.take(), orders.cancel.clone());

@@ -9,21 +9,25 @@ use rand::Rng;
 use rust_decimal::Decimal;
 use serde_json::Value;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::blobs::{self, Place, Push};
+use super::blobs::{self, Place, Push, STREAM_WAIT_MAX};
 use super::execute;
 use super::keyed::Ask;
 use super::lanes::lane_to;
+use super::own_side::OwnSide;
 use super::routing::run;
 use super::stream;
 use crate::agents::definition::ANYTHING;
 use crate::agents::off_workers;
+use crate::mesh::lanes::Lane;
 use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, InvocationId, NodeId, Priority, VersionRequirement};
 use crate::node::explain::Explanation;
 use crate::node::schemas::schemas_of;
 use crate::node::shared::{Counted, Shared, lock};
 use crate::proto::directory::rank::Candidate;
+use crate::proto::invocation::blobs::Key;
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::chain;
 use crate::proto::invocation::client::Outcome as LaneOutcome;
@@ -36,7 +40,7 @@ use crate::wire::invocation::{Body, Hop, KEY_BYTES_MAX, Request, Success};
 /// How long a call waits for the schemas of an agent; without them only the agent's node checks.
 const SCHEMAS_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// How long a call whose input could not be sent waits for a word of the other side about it.
+/// How long a call whose input could not be sent waits for a word of the other side about it, once that must have missed the input too.
 const WORD_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// One call, as a client asks for it.
@@ -313,14 +317,18 @@ pub(super) async fn attempt(
         window_bytes: 0,
         body: Body::Inline(request.input.clone()),
     });
+    let own = OwnSide::default();
     let (mut outcome, reader) = match &request.chunks {
         Some(chunks) => {
             let (sender, arriving) = mpsc::channel(1);
-            let call = ask(shared, record.node, wire, deadline, Some(sender));
-            Box::pin(stream::pass_on(call, arriving, chunks, stream::Patience::new(request, shared.clock.zero() + deadline))).await
+            let call = ask(shared, record.node, wire, deadline, Some(sender), &own);
+            let patience = stream::Patience::new(request, shared.clock.zero() + deadline);
+            Box::pin(stream::pass_on(call, arriving, chunks, patience, &own)).await
         }
-        None => (ask(shared, record.node, wire, deadline, None).await, Reader::default()),
+        None => (ask(shared, record.node, wire, deadline, None, &own).await, Reader::default()),
     };
+    let (own, untaken) = own.noted();
+    let reader = Reader { own, untaken, ..reader };
     if let (Ok(success), Some(schema)) = (&outcome, &output_schema)
         && let Err(failure) = check(schema, success_text(success), "output")
     {
@@ -353,6 +361,7 @@ async fn ask(
     mut request: Box<Request>,
     deadline: Duration,
     chunks: Option<mpsc::Sender<Bytes>>,
+    own: &OwnSide,
 ) -> Result<Success, AttemptFailure> {
     if node == shared.node() {
         return Box::pin(execute::here(shared, request, deadline, chunks)).await;
@@ -360,21 +369,25 @@ async fn ask(
     let refuse = |failure: Failure| AttemptFailure { failure, begun: false };
     let lane = match shared.lanes.get(node, request.priority) {
         Some(lane) => lane,
-        None => Box::pin(lane_to(shared, node, request.priority, deadline)).await.map_err(refuse)?,
+        None => Box::pin(own.holds_up(lane_to(shared, node, request.priority, deadline))).await.map_err(refuse)?,
     };
     let invocation = request.invocation;
     let (body, blob) = blobs::announced(shared, invocation, Part::Input, blobs::take_body(&mut request)).await;
     request.body = body;
     let place = match &blob {
         None => None,
-        Some((head, _)) => Some(Box::pin(place(shared, &mut request, node, head.blob.length_bytes, deadline)).await.map_err(refuse)?),
+        Some((head, _)) => {
+            let place = place(shared, &mut request, node, head.blob.length_bytes, deadline);
+            Some(Box::pin(own.holds_up(place)).await.map_err(refuse)?)
+        }
     };
-    let call = lane.call(request, deadline, chunks.as_ref(), |outcome| with_output(shared, node, invocation, deadline, outcome));
+    let call = lane.call(request, deadline, chunks.as_ref(), |outcome| with_output(shared, node, invocation, deadline, own, outcome));
     let outcome = match blob.zip(place) {
         None => call.await,
         Some(((head, bytes), place)) => {
             let push = async { Push::open(shared, node, place).await?.run(shared, head, bytes, Duration::ZERO).await };
-            Box::pin(with_input(call, push)).await
+            let push = own.sends(head.blob.length_bytes, push);
+            Box::pin(with_input(&lane, call, push, own)).await
         }
     };
     settled(node, outcome)
@@ -382,7 +395,7 @@ async fn ask(
 
 /// A place for an input of this call on its way to `node`, before the call is sent.
 async fn place(shared: &Shared, request: &mut Request, node: NodeId, bytes: u64, deadline: Duration) -> Result<Place, Failure> {
-    let place = tokio::time::timeout_at(shared.clock.zero() + deadline, Place::wait(&shared.blobs, node, Part::Input, bytes)).await;
+    let place = timeout_at(shared.clock.zero() + deadline, Place::wait(&shared.blobs, node, Part::Input, bytes)).await;
     let place =
         place.unwrap_or_else(|_| Err(Failure::new(ErrorCode::Busy, "too many large inputs went to the agent's node until the deadline")));
     request.budget_ms = u64::try_from(deadline.saturating_sub(shared.mono()).as_millis()).unwrap_or(u64::MAX);
@@ -390,20 +403,27 @@ async fn place(shared: &Shared, request: &mut Request, node: NodeId, bytes: u64,
 }
 
 /// Waits for the end of a call while its input is pushed.
-async fn with_input(call: impl Future<Output = LaneOutcome>, push: impl Future<Output = Result<(), Failure>>) -> LaneOutcome {
+async fn with_input(
+    lane: &Lane,
+    call: impl Future<Output = LaneOutcome>,
+    push: impl Future<Output = Result<(), Failure>>,
+    own: &OwnSide,
+) -> LaneOutcome {
+    let missed_at = Instant::now() + STREAM_WAIT_MAX;
     let mut call = std::pin::pin!(call);
     let pushed = tokio::select! {
         outcome = &mut call => return outcome,
         pushed = push => pushed,
     };
-    match pushed {
-        Ok(()) => call.await,
-        // Whoever does not take an input says why on the lane; else it is this node that failed, before the agent could begin.
-        Err(failure) => {
-            let said = tokio::time::timeout(WORD_WAIT_MAX, call).await;
-            said.unwrap_or(LaneOutcome::Failed { failure, begun: false })
-        }
-    }
+    let Err(failure) = pushed else { return call.await };
+    // Whoever cannot take an input says why on the lane. Of whoever takes none without a word the agent cannot have begun, but he is no
+    // better than one who does not answer.
+    let said = timeout_at(missed_at.max(Instant::now()) + WORD_WAIT_MAX, call).await;
+    said.unwrap_or_else(|_| {
+        lane.on_untaken();
+        own.on_untaken();
+        LaneOutcome::Failed { failure: Failure::new(ErrorCode::Timeout, failure.message), begun: false }
+    })
 }
 
 /// The end of a call with its output, also if that comes as a blob.
@@ -412,25 +432,20 @@ async fn with_output(
     node: NodeId,
     invocation: InvocationId,
     deadline: Duration,
+    own: &OwnSide,
     outcome: LaneOutcome,
 ) -> LaneOutcome {
     let LaneOutcome::Success(success @ Success { body: Body::Blob(_), .. }) = outcome else { return outcome };
-    match Box::pin(fetched(shared, node, invocation, success, deadline)).await {
+    match Box::pin(fetched(shared, (node, invocation, Part::Output), success, deadline, own)).await {
         Ok(success) => LaneOutcome::Success(success),
         Err(AttemptFailure { failure, begun }) => LaneOutcome::Failed { failure, begun },
     }
 }
 
 /// An answer whose output comes as a blob, once it has come.
-async fn fetched(
-    shared: &Arc<Shared>,
-    node: NodeId,
-    invocation: InvocationId,
-    success: Success,
-    deadline: Duration,
-) -> Result<Success, AttemptFailure> {
+async fn fetched(shared: &Arc<Shared>, key: Key, success: Success, deadline: Duration, own: &OwnSide) -> Result<Success, AttemptFailure> {
     let (cancel, until) = (CancellationToken::new(), shared.clock.zero() + deadline);
-    match blobs::bytes_of(shared, node, invocation, Part::Output, success.body, until, &cancel).await {
+    match blobs::bytes_of(shared, key, success.body, until, &cancel, own).await {
         Ok(text) => Ok(Success { body: Body::Inline(text), ..success }),
         Err(failure) => {
             // The agent has done its work, so nobody may read this as a call that was not begun.

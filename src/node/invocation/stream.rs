@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::invoke::InvokeRequest;
+use super::own_side::OwnSide;
 use crate::model::{ErrorCode, Failure};
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::evidence::Reader;
@@ -27,19 +28,21 @@ impl Patience {
 }
 
 /// Waits for `call` and hands the chunks of its answer on to `client`, each before the end that follows it. Says what its reader saw
-/// and did. A client that takes nothing holds up the agent, not this node's memory.
+/// and did. A client that takes nothing holds up the agent, not this node's memory. Its patience also runs while the call is held up on its
+/// `own` side, but then it is not the agent that keeps it waiting.
 pub(super) async fn pass_on(
     call: impl Future<Output = Result<Success, AttemptFailure>>,
     mut chunks: mpsc::Receiver<Bytes>,
     client: &mpsc::Sender<Bytes>,
     patience: Patience,
+    own: &OwnSide,
 ) -> (Result<Success, AttemptFailure>, Reader) {
     let mut call = std::pin::pin!(call);
     let mut ended = None;
     let mut reader = Reader::default();
     loop {
         let pause = if reader.streamed { patience.idle } else { patience.first };
-        let until = pause.map(|pause| Instant::now() + pause);
+        let (until, own_before) = (pause.map(|pause| Instant::now() + pause), own.total());
         let chunk = tokio::select! {
             biased;
             chunk = chunks.recv() => chunk,
@@ -51,7 +54,8 @@ pub(super) async fn pass_on(
                 let what = if reader.streamed { "the next chunk of the answer" } else { "the first chunk of the answer" };
                 let waited_ms = u64::try_from(pause.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
                 let failure = Failure::new(ErrorCode::Timeout, format!("{what} did not come within {waited_ms} ms"));
-                reader.silence = pause;
+                let own = own.total().saturating_sub(own_before);
+                reader.silence = pause.map(|pause| pause.saturating_sub(own));
                 return (Err(AttemptFailure { failure: failure.with("timeout_ms", waited_ms), begun: true }), reader);
             }
         };
@@ -92,13 +96,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_is_told_who_waited_for_whom() {
         let patience = Patience { first: Some(SECOND * 3), idle: Some(SECOND * 2), deadline: Instant::now() + SECOND * 60 };
+        let own = OwnSide::default();
         let silent = || std::future::pending::<Result<Success, AttemptFailure>>();
 
         let (_keep, chunks) = mpsc::channel(1);
         let (client, _takes) = mpsc::channel(1);
-        let (end, reader) = pass_on(silent(), chunks, &client, patience).await;
+        let (end, reader) = pass_on(silent(), chunks, &client, patience, &own).await;
         assert_eq!(end.expect_err("nothing came").failure.code, ErrorCode::Timeout);
-        assert_eq!(reader, Reader { streamed: false, held: Duration::ZERO, silence: Some(SECOND * 3) });
+        assert_eq!(reader, Reader { silence: Some(SECOND * 3), ..Reader::default() });
+
+        let (_keep, chunks) = mpsc::channel(1);
+        let (client, _takes) = mpsc::channel(1);
+        let queued = async {
+            own.holds_up(tokio::time::sleep(SECOND * 2)).await;
+            silent().await
+        };
+        let (end, reader) = pass_on(queued, chunks, &client, patience, &own).await;
+        assert_eq!(end.expect_err("nothing came").failure.details["timeout_ms"], 3_000, "so long did the client wait");
+        assert_eq!(reader, Reader { silence: Some(SECOND), ..Reader::default() }, "and so long of it for the agent");
 
         let (agent, chunks) = mpsc::channel(2);
         let (client, mut takes) = mpsc::channel(1);
@@ -112,10 +127,10 @@ mod tests {
             std::future::pending::<()>().await
         };
         let (end, reader) = tokio::select! {
-            told = pass_on(silent(), chunks, &client, patience) => told,
+            told = pass_on(silent(), chunks, &client, patience, &own) => told,
             () = slow => panic!("it does not end"),
         };
         assert_eq!(end.expect_err("nothing more came").failure.code, ErrorCode::Timeout);
-        assert_eq!(reader, Reader { streamed: true, held: SECOND * 5, silence: Some(SECOND * 2) });
+        assert_eq!(reader, Reader { streamed: true, held: SECOND * 5, silence: Some(SECOND * 2), ..Reader::default() });
     }
 }

@@ -5,7 +5,8 @@
 //! later than the agent claims is a broken promise (threat T16).
 //!
 //! A call that ran out of time counts only if there was time enough to answer, and if it was not its reader who used it up. It counts just
-//! the same whether the agent fell silent or said itself that time ran out, and no claim makes `ENOUGH_MS` too short.
+//! the same whether the agent fell silent or said itself that time ran out, and no claim makes `ENOUGH_MS` too short. What the caller's own
+//! node held up of an attempt is no time of the agent's; a node that does not take what it is sent had enough of it.
 
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ const ENOUGH_MS: f64 = 10_000.0;
 /// whose chunks nobody takes, after twice as long in one piece ([`super::server::CREDIT_WAIT_MAX`]).
 const HELD_MAX: Duration = Duration::from_secs(15);
 
-/// What the reader of an answer in parts saw and did during an attempt; nothing where there was none.
+/// What the side that reads the answer saw and did during an attempt.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reader {
     /// Whether a part of the answer reached it.
@@ -37,6 +38,11 @@ pub struct Reader {
     pub held: Duration,
     /// How long it waited in vain for the next part, if that is what ended the attempt.
     pub silence: Option<Duration>,
+    /// How long its own node held up the attempt: a lane to be opened, other bodies before its own, no room for the output,
+    /// and the way of both as far as a slow line explains it.
+    pub own: Duration,
+    /// Whether the agent's node did not take the input, and said nothing about it.
+    pub untaken: bool,
 }
 
 /// What an attempt has taught.
@@ -64,6 +70,9 @@ fn late_ms(candidate: &Candidate, factor: f64) -> f64 {
 
 /// Whether a call that ran out of time left `candidate` too little of it.
 fn is_hasty(candidate: &Candidate, begun: bool, took: Duration, given: Duration, reader: Reader) -> bool {
+    if reader.untaken {
+        return false;
+    }
     let (had, enough_ms) = match reader.silence {
         // What it claims is how long an answer takes, not how long it may pause within one.
         Some(pause) if reader.streamed => (pause, LATE_FLOOR_MS),
@@ -78,6 +87,7 @@ fn is_hasty(candidate: &Candidate, begun: bool, took: Duration, given: Duration,
 /// What it says that `candidate` ended like this after `took` of the time that it was `given`; to be asked before its load counts down.
 /// How long an answer takes that was streamed is up to its `reader` as well, so its time is not held against the agent.
 pub fn evidence(candidate: &Candidate, failed: Option<&AttemptFailure>, took: Duration, given: Duration, reader: Reader) -> Evidence {
+    let (took, given) = (took.saturating_sub(reader.own), given.saturating_sub(reader.own));
     let (took_ms, streamed) = (took.as_secs_f64() * 1_000.0, reader.streamed);
     let late_ms = late_ms(candidate, LATE_FACTOR);
     let latency_ms = if streamed { candidate.estimate.latency_ms.unwrap_or_else(|| took_ms.min(late_ms)) } else { took_ms };
@@ -150,7 +160,7 @@ mod tests {
     #[test]
     fn a_slow_reader_of_a_stream_is_not_the_agents_fault() {
         let agent = agent(1).claims_ms(1);
-        let reader = |held_ms: u64| Reader { streamed: true, held: ms(held_ms), silence: None };
+        let reader = |held_ms: u64| Reader { streamed: true, held: ms(held_ms), ..Reader::default() };
         let served = evidence(&agent.build(), None, MINUTE, MINUTE, reader(50_000));
         assert_eq!(served.trust, Some(trust::Outcome::Success { latency_ms: 250.0 }));
         for (took_ms, held_ms) in [(60_000, 50_000), (60_000, 15_000), (31_000, 30_000), (1_000, 600)] {
@@ -159,13 +169,35 @@ mod tests {
         assert_eq!(timed_out(&agent, 60_000, 60_000, reader(14_000)), FAILED, "the agent had three quarters of the time");
     }
 
+    /// MEAP-9: a caller that asks for much at once waits for itself.
+    #[test]
+    fn what_the_callers_own_node_held_up_is_no_time_of_the_agent() {
+        let agent = agent(1).claims_ms(1);
+        let waited = |own_ms: u64| Reader { own: ms(own_ms), ..Reader::default() };
+        let served = evidence(&agent.build(), None, ms(8_000), MINUTE, waited(7_900));
+        assert_eq!(served.trust, Some(trust::Outcome::Success { latency_ms: 100.0 }));
+        let served = evidence(&agent.build(), None, ms(8_000), MINUTE, waited(7_000));
+        assert_eq!(served.trust, Some(trust::Outcome::Late { latency_ms: 1_000.0 }));
+        assert_eq!(timed_out(&agent, 60_000, 60_000, waited(59_900)), Evidence::NONE, "it was asked at the last moment");
+        assert_eq!(timed_out(&agent, 60_000, 60_000, waited(50_000)), FAILED);
+    }
+
+    /// T16: no claim says how long a node may leave an input untaken.
+    #[test]
+    fn a_node_that_does_not_take_its_input_has_failed() {
+        for claims_ms in [1, 12_000, 600_000] {
+            let reader = Reader { own: ms(5_000), untaken: true, ..Reader::default() };
+            assert_eq!(timed_out(&agent(1).claims_ms(claims_ms), 6_000, 60_000, reader), FAILED, "{claims_ms}");
+        }
+    }
+
     /// T16: a first part does not excuse that no other comes.
     #[test]
     fn an_agent_that_falls_silent_while_somebody_waits_has_failed() {
         for claims_ms in [1, 12_000, 600_000] {
             let agent = agent(1).claims_ms(claims_ms);
             let waited = |streamed, pause_ms: u64| {
-                let reader = Reader { streamed, held: ms(0), silence: Some(ms(pause_ms)) };
+                let reader = Reader { streamed, silence: Some(ms(pause_ms)), ..Reader::default() };
                 timed_out(&agent, pause_ms + 10, 60_000, reader)
             };
             assert_eq!(waited(true, 300), FAILED, "{claims_ms}");
