@@ -89,7 +89,7 @@ async fn a_call_whose_node_stands_still_ends_with_a_word_and_is_not_repeated() {
 
     let stopping = async {
         until_count(&journals[0], "started", 1).await;
-        first.stop();
+        first.stop().await;
         Instant::now()
     };
     let (answer, stopped) = tokio::join!(caller.invoke(stepping("test.two", &long())), stopping);
@@ -125,7 +125,7 @@ async fn calls_of_the_sole_agent_fail_in_time_while_it_stands_still() {
     let ask = || caller.invoke(stepping("test.sole", &[json!({ "output": "here" })]));
     assert_eq!(ask().await.ok()["output"], "here");
 
-    frozen.stop();
+    frozen.stop().await;
     let asking = async {
         for _ in 0..3 {
             let asked = Instant::now();

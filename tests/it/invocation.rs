@@ -159,7 +159,7 @@ async fn calls_to_a_frozen_node_are_served_by_another() {
     let _other = Node::builder().join(&caller).agent(claims("other", "echo.py", 900, true)).spawn().await;
     caller.knows("test.claims", &["frozen", "other"]).await;
 
-    frozen.stop();
+    frozen.stop().await;
     let asked = Instant::now();
     let answer = caller.call("test.claims", json!("hello?")).await;
 

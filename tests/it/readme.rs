@@ -363,7 +363,7 @@ async fn a_lost_call_goes_elsewhere_before_its_work_begins_and_is_unknown_after(
     let mut working = builder.join(&caller).agent(claims("working", "slow.py", &[journal], 900)).spawn().await;
     caller.knows("test.promise", &["frozen", "working"]).await;
 
-    frozen.stop();
+    frozen.stop().await;
     let answer = caller.call("test.promise", json!({ "ms": 1 })).await;
     assert_eq!((&answer["attempts"], &answer["agent_id"]), (&json!(2), &json!(working.agent_id("working").await)), "{answer}");
 

@@ -418,9 +418,21 @@ impl Node {
         within("the node stops", STOP, self.child.wait()).await.expect("the process is waited for")
     }
 
-    /// Freezes the process: its connections stay open and nothing answers.
-    pub(crate) fn stop(&self) {
+    /// Freezes the process: its connections stay open and nothing answers. The signal only asks for that; a thread that runs meanwhile may
+    /// still answer, so each is waited for.
+    pub(crate) async fn stop(&self) {
         self.signal("STOP");
+        let frozen = async || self.threads().all(|state| state == 'T').then_some(());
+        eventually(&format!("{} is frozen", self.id), SETTLE, frozen).await;
+    }
+
+    /// The state of each of its threads: `R` running, `S` waiting, `T` stopped.
+    fn threads(&self) -> impl Iterator<Item = char> {
+        let pid = self.child.id().expect("the process runs");
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process is alive");
+        let stats = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("stat")).ok());
+        // The thread's name stands in parentheses before its state, and may hold anything.
+        stats.map(|stat| stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).expect("a state"))
     }
 
     /// Lets a frozen process go on.
