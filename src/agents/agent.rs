@@ -291,7 +291,7 @@ impl Agent {
     ) -> Result<Answer, Failure> {
         let capability = &offered.definition.id;
         match &self.backend {
-            Backend::Process(process) => Box::pin(process.run(invocation, capability, cancel)).await,
+            Backend::Process(process) => Box::pin(process.run(invocation, capability, working, cancel)).await,
             Backend::Http(http) => Box::pin(http.run(invocation, capability, cancel)).await,
             Backend::Builtin(builtin, settings) => match input {
                 // Only `echo` gives back what nobody has read.

@@ -2,11 +2,15 @@
 //!
 //! One long-lived child per slot of concurrency. A call is one line on its stdin; the answer is the line on its stdout that carries the
 //! call's id. Lines that are no JSON, or answer no running call, are logged and passed over. A child that dies is started again with
-//! growing pauses; while none of an agent's children lives, the agent is down. A child that does not answer by the deadline is killed,
-//! and so is one that writes a line beyond any bound. One that never stops writing is not waited for to pause: after each of its lines the
-//! clock is looked at, and whether there is a call. A deadline is the caller's choice and says little about a program, so a child that
-//! was late is replaced at once and the agent stays; unless the one before it was late as well without answering anything. A chunk of a
-//! streamed answer (`{"id","chunk"}`) that nobody takes makes the child wait.
+//! growing pauses; while none of an agent's children lives, the agent is down. One that writes a line beyond any bound is killed. One that
+//! never stops writing is not waited for to pause: after each of its lines the clock is looked at, and whether there is a call. A chunk of
+//! a streamed answer (`{"id","chunk"}`) that nobody takes makes the child wait.
+//!
+//! A caller is answered at its deadline. But a deadline is the caller's choice, like a cancel, and says nothing about a program: were
+//! children killed by it, whoever is in a hurry could keep an agent from ever coming up, and keep it down for everybody. So the child is
+//! told that nobody waits, and judged later ([`ENOUGH`], [`CANCEL_GRACE`]); until then it keeps its place, which gains a caller nothing that
+//! a longer deadline would not. A child that was late even so is killed and replaced at once, and the agent stays; unless the child before it
+//! was late as well, and nothing was answered in between.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -18,7 +22,7 @@ use futures::FutureExt;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::exchange::{Answer, Attached, Health, Invocation, Reply, cancelled, off_workers, request, stopped, timed_out};
@@ -38,7 +42,10 @@ const RESTART_MAX: Duration = Duration::from_secs(30);
 const STEADY: Duration = Duration::from_secs(10);
 /// A child that follows a dead one counts as well after this long.
 const PROBATION: Duration = Duration::from_secs(1);
-/// How long a child may take to answer a call that was cancelled.
+/// A child has this long for a call, however soon its caller gives up; as long as callers think enough to blame an agent for
+/// (`proto::invocation::evidence`). It is no shorter than [`STEADY`], so that no caller can make the pauses grow.
+const ENOUGH: Duration = Duration::from_secs(10);
+/// How long a child may take to answer a call for which nobody waits any more, from the word that tells it so.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
 
 /// What is told of a child that was late.
@@ -68,6 +75,8 @@ struct Job {
     cancel: CancellationToken,
     chunks: Option<mpsc::Sender<Bytes>>,
     reply: oneshot::Sender<Result<Answer, Failure>>,
+    /// What the call takes of the agent, held until its child is free.
+    place: Box<dyn Send>,
 }
 
 /// The children of one agent.
@@ -96,10 +105,12 @@ impl ProcessAgent {
         Self { name: name.to_owned(), jobs }
     }
 
+    /// Has a child do one call. `place` is dropped when the child is free again, which may be after the end of the call.
     pub(super) async fn run(
         &self,
         invocation: &Invocation,
         capability: &CapabilityName,
+        place: impl Send + 'static,
         cancel: &CancellationToken,
     ) -> Result<Answer, Failure> {
         let mut line = request(invocation, capability)?;
@@ -108,12 +119,18 @@ impl ProcessAgent {
         line.push(b'\n');
         let (reply, answer) = oneshot::channel();
         let chunks = invocation.chunks.clone();
-        let job = Job { id: invocation.id.to_string(), line, deadline: invocation.deadline, cancel: cancel.clone(), chunks, reply };
+        let (id, deadline, place) = (invocation.id.to_string(), invocation.deadline, Box::new(place));
+        let job = Job { id, line, deadline, cancel: cancel.clone(), chunks, reply, place };
         self.jobs.send(job).await.map_err(|_| stopped(&self.name))?;
+        let cancelling = async {
+            cancel.cancelled().await;
+            sleep(CANCEL_GRACE).await;
+        };
         tokio::select! {
+            biased;
             answer = answer => answer.map_err(|_| stopped(&self.name))?,
-            // A child is given until the deadline; this only ends the wait for one that could not be started.
-            () = sleep_until(invocation.deadline + CANCEL_GRACE) => Err(timed_out(&self.name)),
+            () = sleep_until(deadline) => Err(timed_out(&self.name)),
+            () = cancelling => Err(cancelled()),
         }
     }
 }
@@ -317,29 +334,69 @@ impl Slot<'_> {
 
     /// Has the child do one call. Returns why the child must go, if it must.
     async fn work(&mut self, job: Job, child: &mut Child, stop: &CancellationToken) -> Option<End> {
-        let Job { id, line, deadline, cancel, chunks, reply } = job;
-        // What nobody waits for any more must not cost a child its life.
-        if cancel.is_cancelled() || reply.is_closed() || deadline <= Instant::now() {
-            let _ = reply.send(Err(if cancel.is_cancelled() { cancelled() } else { timed_out(self.name) }));
+        let Job { id, line, deadline, cancel, mut chunks, reply, place } = job;
+        // Whatever is said to a caller that has gone, it has heard the same already.
+        let gone = || if cancel.is_cancelled() { cancelled() } else { timed_out(self.name) };
+        // What nobody waits for any more need not be begun.
+        let over = cancel.is_cancelled() || reply.is_closed() || deadline <= Instant::now();
+        // Whoever has the answer may ask again at once, and must find the place free.
+        let reply = |answer| {
+            drop(place);
+            let _ = reply.send(answer);
+        };
+        if over {
+            reply(Err(gone()));
             return None;
         }
+        let enough = Instant::now() + ENOUGH;
         let write = async {
             self.pipes.stdin.write_all(&line).await?;
             self.pipes.stdin.flush().await
         };
+        let given_up = async {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = sleep_until(deadline) => {}
+            }
+            sleep_until(enough.max(Instant::now() + CANCEL_GRACE)).await;
+        };
         let written = tokio::select! {
             written = write => written,
-            () = sleep_until(deadline) => Err(std::io::Error::other("it does not read its input")),
+            // How fast it takes in a call is as little to be judged by a caller's haste as how fast it answers.
+            () = given_up => {
+                reply(Err(gone()));
+                return Some(End::Late);
+            }
+            () = stop.cancelled() => {
+                reply(Err(stopped(self.name)));
+                return None;
+            }
         };
         if let Err(error) = written {
-            let _ = reply.send(Err(failed(self.name, &format!("its process broke off: {error}"))));
+            reply(Err(failed(self.name, &format!("its process broke off: {error}"))));
             return Some(End::Died(ended(child).await));
         }
         let mut until = deadline;
         let mut told = false;
         let mut chunk = None;
-        // A timer alone is not enough: it is not looked at while there is always a line to read.
-        while Instant::now() < until {
+        loop {
+            // Waiting for these alone is not enough: nothing else is looked at while there is always a line to read.
+            if stop.is_cancelled() {
+                reply(Err(stopped(self.name)));
+                return None;
+            }
+            let now = Instant::now();
+            if told && now >= until {
+                reply(Err(gone()));
+                return Some(End::Late);
+            }
+            if !told && (cancel.is_cancelled() || now >= until) {
+                told = true;
+                until = enough.max(now + CANCEL_GRACE);
+                (chunk, chunks) = (None, None);
+                let message = format!("{{\"cancel\":\"{id}\"}}\n");
+                let _ = tokio::time::timeout(CANCEL_GRACE, self.pipes.stdin.write_all(message.as_bytes())).await;
+            }
             tokio::select! {
                 biased;
                 // While a chunk waits for its reader nothing is read, so that the child comes to wait as well.
@@ -347,24 +404,24 @@ impl Slot<'_> {
                     Ok(true) => match self.answer(&id) {
                         Some(Said::End(end)) => {
                             *self.forgives = true;
-                            let _ = reply.send(if told { Err(cancelled()) } else { end });
+                            reply(if told { Err(gone()) } else { end });
                             return None;
                         }
                         Some(Said::Chunk(Ok(next))) => chunk = Some(next).filter(|_| chunks.is_some()),
                         Some(Said::Chunk(Err(failure))) => {
                             let reason = failure.message.clone();
-                            let _ = reply.send(Err(failure));
+                            reply(Err(failure));
                             return Some(End::Died(reason));
                         }
                         None => {}
                     },
                     Ok(false) => {
                         let reason = ended(child).await;
-                        let _ = reply.send(Err(failed(self.name, &format!("its process ended during the call: {reason}"))));
+                        reply(Err(failed(self.name, &format!("its process ended during the call: {reason}"))));
                         return Some(End::Died(reason));
                     }
                     Err(error) => {
-                        let _ = reply.send(Err(failed(self.name, &error.to_string()).retryable(false)));
+                        reply(Err(failed(self.name, &error.to_string()).retryable(false)));
                         return Some(End::Died(error.to_string()));
                     }
                 },
@@ -373,21 +430,11 @@ impl Slot<'_> {
                         room.send(chunk);
                     }
                 }
-                () = cancel.cancelled(), if !told => {
-                    told = true;
-                    until = until.min(Instant::now() + CANCEL_GRACE);
-                    let message = format!("{{\"cancel\":\"{id}\"}}\n");
-                    let _ = tokio::time::timeout(CANCEL_GRACE, self.pipes.stdin.write_all(message.as_bytes())).await;
-                }
+                () = cancel.cancelled(), if !told => {}
                 () = sleep_until(until) => {}
-                () = stop.cancelled() => {
-                    let _ = reply.send(Err(stopped(self.name)));
-                    return None;
-                }
+                () = stop.cancelled() => {}
             }
         }
-        let _ = reply.send(Err(if told { cancelled() } else { timed_out(self.name) }));
-        Some(End::Late)
     }
 
     /// Reads the line that has just arrived as a chunk or the end of call `id`.
@@ -444,32 +491,85 @@ mod tests {
     use super::*;
     use crate::model::{InvocationId, Priority};
 
-    /// Threat T4: however long the deadline was, a program that is late twice without answering in between is taken out.
+    /// Threat T4: a program that is late twice without answering in between is taken out.
     #[tokio::test(start_paused = true)]
     async fn only_an_answer_lets_the_next_late_child_be_forgiven() {
-        let (report, mut health) = watch::channel(Health::Up);
-        let stop = CancellationToken::new();
-        let attached = Attached { name: "silent", output_bytes_max: 1_000, report, stop: stop.clone() };
-        let command = ["sleep", "3600"].map(str::to_owned);
-        let agent = ProcessAgent::start(attached, &command, Path::new("/"), &[], 1);
-        let capability: CapabilityName = "test.silent".parse().expect("a valid name");
+        let mut silent = Silent::start();
         for late in 1..=2 {
+            assert_eq!(silent.call(b"1", 6 * STEADY).await, ErrorCode::Timeout);
+            let judged = CANCEL_GRACE + RESTART_MIN;
+            let down = tokio::time::timeout(judged, silent.health.wait_for(|health| *health != Health::Up)).await.is_ok();
+            assert_eq!(down, late == 2, "the first is replaced at once");
+        }
+    }
+
+    /// Threat T4: a caller that gives no time has its answer in time, and takes the agent from nobody. What was given to a child takes its
+    /// place for as long as it is not judged.
+    #[tokio::test(start_paused = true)]
+    async fn a_child_is_not_judged_by_its_callers_haste() {
+        let large = [b"[\"", "x".repeat(1024 * 1024).as_bytes(), b"\"]"].concat();
+        for input in [&b"1"[..], &large] {
+            let silent = Silent::start();
+            let begun = Instant::now();
+            assert_eq!(silent.call(input, HASTE).await, ErrorCode::Timeout);
+            assert!(begun.elapsed() < 2 * HASTE, "its caller waits no longer: {:?}", begun.elapsed());
+            let early = tokio::time::timeout(ENOUGH - 2 * HASTE, silent.is_free()).await;
+            assert!(early.is_err(), "judged after {:?}", begun.elapsed());
+            tokio::time::timeout(2 * HASTE, silent.is_free()).await.expect("a child that has had enough is replaced");
+            assert!(!silent.health.has_changed().expect("it is attached"), "at once");
+        }
+    }
+
+    /// How long somebody waits who gives no time.
+    const HASTE: Duration = Duration::from_millis(20);
+
+    /// An agent with one child, which reads nothing and says nothing.
+    struct Silent {
+        agent: ProcessAgent,
+        health: watch::Receiver<Health>,
+        stop: CancellationToken,
+        place: Arc<()>,
+    }
+
+    impl Silent {
+        fn start() -> Self {
+            let (report, health) = watch::channel(Health::Up);
+            let stop = CancellationToken::new();
+            let attached = Attached { name: "silent", output_bytes_max: 1_000, report, stop: stop.clone() };
+            let command = ["sleep", "3600"].map(str::to_owned);
+            let agent = ProcessAgent::start(attached, &command, Path::new("/"), &[], 1);
+            Self { agent, health, stop, place: Arc::default() }
+        }
+
+        /// Waits until no call takes its place.
+        async fn is_free(&self) {
+            while Arc::strong_count(&self.place) > 1 {
+                sleep(HASTE / 2).await;
+            }
+        }
+
+        /// How a call fails that waits so long.
+        async fn call(&self, input: &[u8], patience: Duration) -> ErrorCode {
+            let capability: CapabilityName = "test.silent".parse().expect("a valid name");
             let invocation = Invocation {
-                id: InvocationId::from_random(late),
+                id: InvocationId::from_random(1),
                 capability: capability.clone(),
                 version: None,
-                input: Bytes::from_static(b"1"),
-                deadline: Instant::now() + 6 * STEADY,
+                input: Bytes::copy_from_slice(input),
+                deadline: Instant::now() + patience,
                 key: None,
                 priority: Priority::Normal,
                 confirm: None,
                 chunks: None,
             };
-            let failure = agent.run(&invocation, &capability, &stop).await.expect_err("it never answers");
-            assert_eq!(failure.code, ErrorCode::Timeout);
-            let down = tokio::time::timeout(RESTART_MIN, health.wait_for(|health| *health != Health::Up)).await.is_ok();
-            assert_eq!(down, late == 2, "the first is replaced at once");
+            let place = Arc::clone(&self.place);
+            self.agent.run(&invocation, &capability, place, &CancellationToken::new()).await.expect_err("it never answers").code
         }
-        stop.cancel();
+    }
+
+    impl Drop for Silent {
+        fn drop(&mut self) {
+            self.stop.cancel();
+        }
     }
 }

@@ -202,7 +202,7 @@ async fn a_deadline_is_kept_by_near_and_far_agents() {
     let host = Node::builder().agent(mute("one")).agent(mute("two")).spawn().await;
     let far = Node::builder().join(&host).spawn().await;
 
-    // A program that did not answer is killed, so each call has an agent of its own.
+    // A program that does not answer keeps its place for a while, so each call has an agent of its own.
     for (node, name) in [(&host, "one"), (&far, "two")] {
         let capability = format!("test.{name}");
         node.knows(&capability, &[name]).await;
@@ -213,29 +213,20 @@ async fn a_deadline_is_kept_by_near_and_far_agents() {
     }
 }
 
-/// A caller's short deadline takes an agent from nobody else; a program that answers nothing at all is withdrawn.
+/// Threat T4: a caller's short deadline takes a program from nobody, however often: it is told that nobody waits, and goes on.
 #[tokio::test]
-async fn a_program_that_was_late_once_is_replaced_at_once() {
-    let mute = script("mute", "never.py", &[], json!({ "id": "test.mute" }));
-    let node = Node::builder().agent(slow("slow", None)).agent(mute).spawn().await;
+async fn a_short_deadline_costs_a_program_nothing() {
+    let node = Node::builder().agent(slow("slow", None)).spawn().await;
     node.knows("test.slow", &["slow"]).await;
-    node.knows("test.mute", &["mute"]).await;
-    let late = async |capability: &str| {
-        let call = json!({ "capability": capability, "input": { "ms": 20_000 }, "timeout_ms": 300 });
-        node.invoke(call).await.refused(504, "TIMEOUT");
-    };
-    let state = async |name: &str| node.get(&format!("/v1/agents/{name}")).await.ok()["status"]["state"].clone();
 
-    for round in 0..2 {
-        late("test.slow").await;
-        assert_eq!(state("slow").await, "available", "round {round}");
-        node.call("test.slow", json!({ "ms": 1 })).await;
+    for round in 0..5 {
+        let call = json!({ "capability": "test.slow", "input": { "ms": 20_000 }, "timeout_ms": 100 });
+        node.invoke(call).await.refused(504, "TIMEOUT");
+        assert_eq!(node.agent("slow").await["status"]["state"], "available", "round {round}");
     }
 
-    late("test.mute").await;
-    assert_eq!(state("mute").await, "available");
-    late("test.mute").await;
-    eventually("it is withdrawn", SETTLE, async || (state("mute").await == "unavailable").then_some(())).await;
+    node.call("test.slow", json!({ "ms": 1 })).await;
+    assert!(!node.log().contains("an agent's process"), "{}", node.log());
 }
 
 #[tokio::test]

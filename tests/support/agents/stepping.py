@@ -2,9 +2,10 @@
 
 `{"chunk": value}`; `{"chunks": count, "bytes": size}`, numbered chunks of that size as JSON; `{"text": "..."}`, written as it stands with
 `ID` for the id of the call, and `"times"` over; `{"drip": bytes}`, the input as the output in pieces of so many bytes, with a pause of
-`"pause_ms"` after each; `{"sized": bytes}`, a string whose JSON text has so many bytes as the output; `{"flood": text}`, the same text for
-ever, whoever says stop; `{"ms": pause}`, of the program `"of"` alone if that is named; `{"deaf_ms": pause}`, whoever says stop;
-`{"exit": name}`, the end of the program whose name that is; `{"output": value}`; `{"error": {...}}`.
+`"pause_ms"` after each, and the rest at once for whoever says stop; `{"sized": bytes}`, a string whose JSON text has so many bytes as the
+output; `{"flood": text}`, the same text for ever, whoever says stop; `{"ms": pause}`, of the program `"of"` alone if that is named;
+`{"deaf_ms": pause}`, whoever says stop; `{"exit": name}`, the end of the program whose name that is; `{"output": value}`;
+`{"error": {...}}`.
 Below a folder the file `journal` takes `started ID`, `cancelled ID` and `done ID`, and `emitted` the number of the last numbered chunk.
 """
 
@@ -63,7 +64,7 @@ def run(call, name, journal, frame, send, wait):
             for start in range(0, len(text), step["drip"]):
                 send(text[start : start + step["drip"]])
                 if wait(step.get("pause_ms", 2) / 1000):
-                    return
+                    return send(text[start + step["drip"] :])
         if "sized" in step:
             say(output="x" * (step["sized"] - 2))
         while "flood" in step:
