@@ -150,6 +150,30 @@ async fn calls_of_the_sole_agent_fail_in_time_while_it_stands_still() {
     assert_eq!(eventually("it serves again", SETTLE * 2, back).await.ok()["node_id"], frozen.id());
 }
 
+/// MEAP-9, MEAP-4: a deadline that leaves no time to reach a node says nothing about its agents, neither to this client nor to the others.
+#[tokio::test]
+async fn a_deadline_too_short_to_reach_a_node_is_held_against_nobody() {
+    let caller = Node::first().await;
+    let builder = Node::builder();
+    let (agent, journal) = stepper("sole", builder.home(), json!({ "id": "test.sole" }));
+    let frozen = builder.join(&caller).agent(agent).spawn().await;
+    caller.knows("test.sole", &["sole"]).await;
+    let call = stepping("test.sole", &[json!({ "output": "here" })]);
+
+    frozen.stop().await;
+    for _ in 0..3 {
+        caller.invoke(with(call.clone(), json!({ "timeout_ms": 20 }))).await.refused(504, "TIMEOUT");
+        assert_eq!(caller.names("test.sole").await, ["sole"], "it is not taken for down");
+    }
+    frozen.cont();
+
+    let held = caller.get("/v1/trust").await.ok();
+    let rows = held["agents"].as_array().expect("rows");
+    assert!(rows.iter().all(|row| row["name"] != "sole"), "{held}");
+    assert_eq!(caller.invoke(call).await.ok()["output"], "here");
+    assert_eq!(journal.count("started"), 1, "what had no time was not begun");
+}
+
 /// Work that does not end within a test.
 fn long() -> [Value; 2] {
     [json!({ "ms": 60_000 }), json!({ "output": "late" })]

@@ -1,4 +1,5 @@
-//! The lanes of this node: one per peer and priority, opened when the first call needs it.
+//! The lanes of this node: one per peer and priority, opened when the first call needs it. A node to which none can be opened in time is
+//! down for all that is known, but not if it was the caller's deadline that left no time.
 
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
@@ -59,10 +60,14 @@ pub(super) async fn lane_to(shared: &Shared, node: NodeId, priority: Priority, d
     let (reply, answer) = oneshot::channel();
     let asked = shared.commands.try_send(Command::OpenLane { node, priority, reply });
     asked.map_err(|_| Failure::new(ErrorCode::Busy, "this node is too busy to open lanes").with("retry_after_ms", 100))?;
-    let unreachable = || Failure::new(ErrorCode::Unavailable, format!("node {} cannot be reached", node.short()));
-    let patience = deadline.saturating_sub(shared.mono()).min(OPEN_MAX);
-    match tokio::time::timeout(patience, answer).await {
+    let left = deadline.saturating_sub(shared.mono());
+    match tokio::time::timeout(left.min(OPEN_MAX), answer).await {
         Ok(Ok(opened)) => opened,
-        Ok(Err(_)) | Err(_) => Err(unreachable()),
+        // Of a node for which its caller had no time nothing is known; it must not pass for one that is down.
+        Err(_) if left < OPEN_MAX => {
+            let message = format!("no lane to node {} could be opened before the deadline", node.short());
+            Err(Failure::new(ErrorCode::Timeout, message))
+        }
+        Ok(Err(_)) | Err(_) => Err(Failure::new(ErrorCode::Unavailable, format!("node {} cannot be reached", node.short()))),
     }
 }

@@ -141,6 +141,7 @@ mod tests {
     #[test]
     fn a_deadline_that_left_no_time_is_nobodys_failure() {
         assert_eq!(ended(ErrorCode::Timeout, true, 100), Evidence::NONE);
+        assert_eq!(ended(ErrorCode::Timeout, false, 100), Evidence::NONE);
         assert_eq!(ended(ErrorCode::Timeout, true, 1_000).breaker, breaker::Outcome::Failure);
     }
 
