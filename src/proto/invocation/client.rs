@@ -3,6 +3,7 @@
 //! Each call that is taken is settled once: by its final frame, by its deadline, by its caller's cancel, or with the lane. While calls
 //! are outstanding and nothing arrives, the other side is asked for a sign of life every half second; two seconds of silence end the
 //! lane. One late reply to each call that was settled here is harmless; a reply to no call, or a frame that only callers send, ends the lane.
+//! A failure that only the caller's side can state is, from the other side, a failure of the agent.
 //!
 //! A call that must not be done twice has surely not begun until this end has sent `Go`; one that may be repeated counts as begun once it is
 //! sent. Credit for chunks is conserved: what is granted, what has arrived and is not yet taken, and what was taken and not yet granted anew
@@ -318,9 +319,20 @@ fn failed(text: &[u8], begun: bool) -> Outcome {
     let garbled = |_| Failure::new(ErrorCode::Internal, "the agent's node sent an error that cannot be read").retryable(true);
     let failure = serde_json::from_slice::<Failure>(text).unwrap_or_else(garbled);
     // Whatever a peer wrote is cut and made printable on the way in.
-    let mut shown = Failure::new(failure.code, &failure.message).retryable(failure.retryable);
+    let mut shown = if is_callers_own(failure.code) {
+        let message = format!("the agent's node says {}, which is not for it to say: {}", failure.code, failure.message);
+        Failure::new(ErrorCode::AgentFailed, message).retryable(true)
+    } else {
+        Failure::new(failure.code, &failure.message).retryable(failure.retryable)
+    };
     shown.details = failure.details;
     Outcome::Failed { failure: shown, begun }
+}
+
+/// What of all that nobody is blamed for only the caller's side can say: that it took the call back, after which its end is nobody's, and
+/// that a client may not enter.
+fn is_callers_own(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::Cancelled | ErrorCode::AuthenticationFailed)
 }
 
 #[cfg(test)]
@@ -420,6 +432,20 @@ mod tests {
         outputs.clear();
         lane.on_frame(Frame::Error { id, begun: false, failure: "{".into() }, ms(1), &mut outputs);
         assert!(matches!(&outputs[..], [Output::Settle('a', Outcome::Failed { failure, .. })] if failure.code == ErrorCode::Internal));
+    }
+
+    /// T16: whoever ends a call in the caller's name has failed it, and is not excused.
+    #[test]
+    fn a_peer_cannot_say_what_is_for_the_caller_to_say() {
+        for code in [ErrorCode::Cancelled, ErrorCode::AuthenticationFailed] {
+            let (mut lane, mut outputs) = lane();
+            let id = call(&mut lane, 'a', 60_000, &mut outputs);
+            lane.on_frame(Frame::Accepted { id }, ms(1), &mut outputs);
+            outputs.clear();
+            lane.on_frame(Frame::error(id, true, &Failure::new(code, "no").retryable(false)), ms(2), &mut outputs);
+            let [Output::Settle('a', Outcome::Failed { failure, begun: true })] = &outputs[..] else { panic!("not settled: {outputs:?}") };
+            assert_eq!((failure.code, failure.retryable), (ErrorCode::AgentFailed, true), "{failure}");
+        }
     }
 
     #[test]
