@@ -374,26 +374,37 @@ async fn an_answer_may_come_as_an_event() {
     assert!(bad.starts_with("event: error\ndata: {") && bad.contains("CAPABILITY_NOT_FOUND"), "{bad}");
 }
 
-/// Who waits for somebody else's run keeps to a deadline of its own.
+/// Who waits for somebody else's run keeps to a deadline of its own, be it the shorter one or the longer.
 #[tokio::test]
 async fn a_deadline_is_kept_while_another_call_runs_under_the_key() {
     let node = Node::builder().agent(slow("slow", None)).spawn().await;
     node.knows("test.slow", &["slow"]).await;
-    let body = json!({ "capability": "test.slow", "input": { "ms": 3_000 }, "idempotency_key": "k" });
-    let hasty = with(body.clone(), json!({ "timeout_ms": 300 }));
-
-    let first = node.invoke(body);
-    let second = async {
-        let counted = async || (node.get("/v1/node").await.ok()["counts"]["calls_in_flight"] == 1).then_some(());
-        eventually("the first call runs", SETTLE, counted).await;
+    let in_flight = async |count: usize| {
+        let counted = async || (node.get("/v1/node").await.ok()["counts"]["calls_in_flight"] == count).then_some(());
+        eventually(&format!("{count} calls run"), SETTLE, counted).await;
+    };
+    let call = |key: &str| json!({ "capability": "test.slow", "input": { "ms": 3_000 }, "idempotency_key": key });
+    let hasty = async |key: &str, timeout_ms: u64| {
         let asked = Instant::now();
-        node.invoke(hasty).await.refused(504, "TIMEOUT");
+        node.invoke(with(call(key), json!({ "timeout_ms": timeout_ms }))).await.refused(504, "TIMEOUT");
         asked.elapsed()
     };
-    let (first, waited) = tokio::join!(first, second);
 
+    let second = async {
+        in_flight(1).await;
+        hasty("joined", 300).await
+    };
+    let (first, waited) = tokio::join!(node.invoke(call("joined")), second);
     first.ok();
     assert!(waited < Duration::from_secs(2), "{waited:?}");
+
+    let second = async {
+        in_flight(1).await;
+        let patient = node.invoke(call("begun")).await;
+        patient.ok()
+    };
+    let (_, answer) = tokio::join!(hasty("begun", 2_000), second);
+    assert_eq!(answer["output"]["ms"], 3_000, "{answer}");
 }
 
 /// MAOP-3: what an agent can take is known, and more is turned away at once.

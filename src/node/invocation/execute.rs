@@ -214,7 +214,7 @@ async fn keyed(
     let start = |stop: CancellationToken| async move {
         let result = run(&here, caller, &agent, request, deadline, Orders { cancel: stop, ..orders }).await;
         result.map_err(|failed| {
-            ran.store(failed.begun, Ordering::Relaxed);
+            ran.fetch_or(failed.begun, Ordering::Relaxed);
             failed.failure
         })
     };

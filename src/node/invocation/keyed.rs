@@ -1,8 +1,9 @@
 //! One run for all calls with one idempotency key (the rules are in `proto::invocation::dedup`).
 //!
 //! The run belongs to nobody's connection: it goes on while anybody waits for it, so a client that lost its connection and comes back
-//! with its key finds its call still running. Each who waits keeps to a deadline and a cancel of its own. When the last one is gone, the
-//! run is told to stop.
+//! with its key finds its call still running. Each who waits keeps to a deadline and a cancel of its own: the run is made with the deadline of
+//! whoever came first, so when that one's time is up, the next who has time left runs the call anew. When the last one is gone, the run is
+//! told to stop.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -68,27 +69,33 @@ impl<R: Clone + Send + 'static> Calls<R> {
     pub(super) async fn once<F>(
         self: &Arc<Self>,
         ask: Ask<'_>,
-        joined: impl FnOnce(),
+        joined: impl Fn(),
         run: impl FnOnce(CancellationToken) -> F,
     ) -> Result<R, Failure>
     where
         F: Future<Output = Result<R, Failure>> + Send + 'static,
     {
-        let (begin, _interest, answer) = loop {
+        let broke_off = || Failure::new(ErrorCode::AgentFailed, "the call that ran under this key broke off");
+        // Each turn outlasts somebody else's run, and the asker's own deadline ends them all.
+        loop {
             let (reply, answer) = oneshot::channel();
             match self.place(&ask, reply)? {
                 Place::Done(result) => return Ok(result),
-                Place::Run(stop, reply, interest) => break (Some((stop, reply)), interest, answer),
-                Place::Joined(interest) => break (None, interest, answer),
+                Place::Run(stop, reply, _interest) => {
+                    self.start(ask.key.clone(), reply, run(stop));
+                    return self.wait(&ask, answer).await?.unwrap_or_else(|| Err(broke_off()));
+                }
+                Place::Joined(_interest) => {
+                    joined();
+                    let ended = self.wait(&ask, answer).await?.unwrap_or_else(|| Err(broke_off()));
+                    let is_late = |failure: &Failure| failure.code == ErrorCode::Timeout && self.clock.mono() < ask.deadline;
+                    if !ended.as_ref().is_err_and(is_late) {
+                        return ended;
+                    }
+                }
                 Place::Doomed => drop(self.wait(&ask, answer).await?),
             }
-        };
-        match begin {
-            Some((stop, reply)) => self.start(ask.key.clone(), reply, run(stop)),
-            None => joined(),
         }
-        let broke_off = || Failure::new(ErrorCode::AgentFailed, "the call that ran under this key broke off");
-        self.wait(&ask, answer).await?.unwrap_or_else(|| Err(broke_off()))
     }
 
     /// Waits for the end of a run, as long as the asker does. `None` if the run broke off.
@@ -149,5 +156,38 @@ impl<R: Clone + Send + 'static> Running<R> {
 impl<R: Clone + Send + 'static> Drop for Running<R> {
     fn drop(&mut self) {
         drop(self.finish(None));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{AgentId, NodeId};
+
+    const CONFIG: Config = Config { results_max: 8, bytes_max: 1_024, keep: Duration::from_secs(60) };
+
+    /// MEAP-9: a deadline is its caller's own, also where somebody who gave less time began what runs under the key.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_time_left_does_not_fail_by_the_deadline_of_the_first() {
+        let calls = Arc::new(Calls::new(CONFIG, |_: &u64| 1, Clock::start()));
+        let node: NodeId = libp2p::PeerId::random().into();
+        // The work takes a second; a run is given up at the deadline of whoever began it. The result is who that was.
+        let call = async |deadline_ms: u64| {
+            let (calls, deadline, cancel) = (Arc::clone(&calls), Duration::from_millis(deadline_ms), CancellationToken::new());
+            let key = (node, AgentId::from_public_key([0; 32]), "k".to_owned());
+            let until = calls.clock.zero() + deadline;
+            let run = |_| async move {
+                let work = tokio::time::timeout_at(until, tokio::time::sleep(Duration::from_secs(1))).await;
+                work.map(|()| deadline_ms).map_err(|_| Failure::new(ErrorCode::Timeout, "no time"))
+            };
+            let ask = Ask { key, input: [0; 32], deadline, cancel: &cancel };
+            calls.once(ask, || {}, run).await.map_err(|failure| failure.code)
+        };
+
+        let ended = tokio::join!(call(300), call(60_000), call(500), call(70_000));
+
+        let late = Err(ErrorCode::Timeout);
+        assert_eq!((ended.0, ended.2), (late, late));
+        assert!(ended.1.is_ok_and(|began| began >= 60_000) && ended.1 == ended.3, "they share the run of one who had time: {ended:?}");
     }
 }
