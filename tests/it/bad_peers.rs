@@ -748,14 +748,23 @@ async fn a_result_after_the_callers_deadline_is_nobodys_and_the_lane_goes_on() {
     let forger = Forger::new();
     let record = fast(&forger, "late");
     let hostile = trap(&node, forger, &record, Habits::default()).await;
-    let waiting = async {
+    // The lane is open before a deadline counts.
+    let opening = async {
         let mut lane = hostile.accept_lane().await;
+        let (id, _) = lane.next_call().await.expect("a call");
+        lane.send(&[Frame::Accepted { id }, result(id, "0")]).await;
+        lane
+    };
+    let (answer, mut lane) = tokio::join!(invoke(&node, "test.late", 20_000), opening);
+    answer.ok();
+
+    let waiting = async {
         let (id, _) = lane.next_call().await.expect("a call");
         lane.send(&[Frame::Accepted { id }]).await;
         assert_eq!(lane.next_cancel().await, Some(id), "its caller waits no longer");
-        (lane, id)
+        id
     };
-    let (answer, (mut lane, late)) = tokio::join!(invoke(&node, "test.late", 1_000), waiting);
+    let (answer, late) = tokio::join!(invoke(&node, "test.late", 1_000), waiting);
     answer.refused(504, "TIMEOUT");
 
     lane.send(&[result(late, "\"late\"")]).await;

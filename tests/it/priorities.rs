@@ -67,8 +67,8 @@ async fn a_lane_that_is_stuck_does_not_hold_up_more_urgent_calls() {
     let held_up = join_all((0..STUCK).map(|_| ask(&node, "test.stuck", &large, Priority::Low)));
     let meanwhile = async {
         let mut low = hostile.accept_lane().await;
-        in_flight(&node, STUCK).await;
         let urgent = async {
+            in_flight(&node, STUCK).await;
             let mut lanes = BTreeMap::new();
             for priority in [Priority::High, Priority::Normal].repeat(5) {
                 let answering = async {
@@ -82,6 +82,7 @@ async fn a_lane_that_is_stuck_does_not_hold_up_more_urgent_calls() {
                 let (answer, ()) = tokio::join!(ask(&node, "test.stuck", "?", priority), answering);
                 assert_eq!(answer.ok()["output"], "urgent");
             }
+            in_flight(&node, STUCK).await;
         };
         let mut due = tokio::time::interval(ALIVE);
         let alive = async {
@@ -94,7 +95,6 @@ async fn a_lane_that_is_stuck_does_not_hold_up_more_urgent_calls() {
             () = urgent => {}
             () = alive => {}
         }
-        in_flight(&node, STUCK).await;
         for _ in 0..STUCK {
             assert_eq!(answer_one(&mut low, "\"at last\"").await, Priority::Low);
         }

@@ -562,7 +562,12 @@ impl HostilePeer {
 
     /// Whether the node has asked it something that `fits`.
     pub(crate) fn was_asked(&self, fits: impl Fn(&Control) -> bool) -> bool {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).iter().any(fits)
+        self.times_asked(fits) > 0
+    }
+
+    /// How often the node has asked it something that `fits`.
+    pub(crate) fn times_asked(&self, fits: impl Fn(&Control) -> bool) -> usize {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|asked| fits(asked)).count()
     }
 
     /// Tells the node that it provides `name`, and waits until the node says so to whoever asks.
