@@ -144,29 +144,34 @@ async fn an_output_that_nobody_takes_any_more_holds_up_nothing() {
 #[tokio::test]
 async fn a_call_is_cancelled_while_agents_are_searched_for() {
     let node = one_at_a_time().spawn().await;
-    let name: CapabilityName = "test.found".parse().expect("a name");
     let is_query = |asked: &Control| matches!(asked, Control::Find(_));
     let hostile = HostilePeer::start(Forger::new(), Habits::default().ignores(|asked| matches!(asked, Control::Find(_))));
     hostile.connect(&node).await;
-    hostile.provide(&node, &name).await;
 
-    // A search is over after two seconds; whoever comes too late to take its call back tries it with another.
+    // A search is over after two seconds, and its name is not searched for again for a time. Whoever comes too late tries it with another.
+    let mut attempts = 0;
     let taken_back = async || {
+        attempts += 1;
+        let found = format!("found-{attempts}");
+        let name: CapabilityName = format!("test.{found}").parse().expect("a name");
+        hostile.provide(&node, &name).await;
         let before = hostile.times_asked(is_query);
         let searching = async {
             eventually("the provider is asked", SETTLE, async || (hostile.times_asked(is_query) > before).then_some(())).await;
             node.delete(&path()).await
         };
-        let (answer, taken_back) = tokio::join!(ask(&node, "test.found", json!("the first")), searching);
-        (taken_back.status == 204).then_some(answer)
+        let (answer, taken_back) = tokio::join!(ask(&node, name.as_str(), json!("the first")), searching);
+        (taken_back.status == 204).then_some((found, answer))
     };
-    eventually("a call is taken back in time", SETTLE * 2, taken_back).await.error("CANCELLED");
+    let (found, answer) = eventually("a call is taken back in time", SETTLE * 2, taken_back).await;
+    answer.error("CANCELLED");
     assert_eq!(node.get("/v1/node").await.ok()["counts"]["calls_in_flight"], 0);
 
-    let record = fast(hostile.forger(), "found");
+    let record = fast(hostile.forger(), &found);
     hostile.gossip_record(&record, &hostile.forger().sign(&record, 1)).await;
-    node.knows("test.found", &["found"]).await;
-    let (next, ()) = tokio::join!(node.call("test.found", json!("the second")), async {
+    let capability = format!("test.{found}");
+    node.knows(&capability, &[&found]).await;
+    let (next, ()) = tokio::join!(node.call(&capability, json!("the second")), async {
         let mut lane = hostile.accept_lane().await;
         let (id, call) = lane.next_call().await.expect("a call");
         assert_eq!(call.body, Body::Inline("\"the second\"".into()), "nobody is called for the first");
