@@ -14,6 +14,7 @@ use futures::StreamExt;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use tokio::sync::{mpsc, watch};
+use tokio::task::coop::consume_budget;
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
@@ -171,6 +172,8 @@ impl HttpAgent {
             }
             events.feed(piece);
             while let Some(data) = events.next().map_err(|TooLarge| too_large("an event of its stream", self.body_bytes_max))? {
+                // Many small events are one piece, for which nothing is waited.
+                consume_budget().await;
                 let mut reply: Option<Reply> = serde_json::from_slice(&data).ok();
                 if let Some(chunk) = reply.as_mut().and_then(|reply| reply.take_chunk(&self.name)) {
                     let chunk = chunk?;

@@ -22,6 +22,7 @@ use futures::FutureExt;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -257,6 +258,8 @@ fn spawn(recipe: &Recipe) -> std::io::Result<(Child, Pipes)> {
 /// Reads up to the end of a line, keeping what is there when the future is dropped. False at the end of the stream.
 async fn read_line<R: tokio::io::AsyncBufRead + Unpin>(reader: &mut R, line: &mut Vec<u8>, bytes_max: usize) -> std::io::Result<bool> {
     loop {
+        // What has been read already is not waited for, and whoever pours out lines must not keep a worker for itself.
+        consume_budget().await;
         let available = reader.fill_buf().await?;
         if available.is_empty() {
             return Ok(false);
