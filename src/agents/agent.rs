@@ -17,7 +17,7 @@ use super::definition::{Checked, Offered};
 use super::exchange::{Answer, Attached, Confirm, Health, Invocation, cancelled, off_workers, stopped, timed_out};
 use super::http::HttpAgent;
 use super::process::ProcessAgent;
-use super::schema::Fault;
+use super::schema::{Fault, Schema};
 use super::slots::{Permit, Place, Slots};
 use crate::model::{Adapter, AgentId, CapabilityName, ErrorCode, Failure, Priority};
 use crate::wire::AgentKey;
@@ -191,7 +191,7 @@ impl Agent {
             Failure::new(ErrorCode::CapabilityNotFound, message)
         })?;
         // Bytes that go on unread must still be JSON, and an agent that takes anything gets nothing else.
-        let input = off_workers(invocation.input.len(), || self.read_input(offered, &invocation.input))?;
+        let input = off_workers(cost(offered.input.as_ref(), &invocation.input), || self.read_input(offered, &invocation.input))?;
         let line_max = usize::try_from(self.checked.definition.queue_len_max()).unwrap_or(usize::MAX);
         let permit = match self.slots.take(invocation.priority, line_max).map_err(|_| self.busy(invocation.priority))? {
             Place::Free(permit) => permit,
@@ -213,7 +213,7 @@ impl Agent {
         let answer = self.run(invocation, offered, input, working, cancel).await;
         let took = started.elapsed();
         let answer = answer?;
-        off_workers(answer.output.len(), || check_output(self.name(), offered, &answer.output))?;
+        off_workers(cost(offered.output.as_ref(), &answer.output), || check_output(self.name(), offered, &answer.output))?;
         Ok(Output { payload: answer.output, units: answer.units, took })
     }
 
@@ -409,6 +409,11 @@ fn check_input(offered: &Offered, input: &Value) -> Result<(), Failure> {
         return Err(Failure::new(ErrorCode::InvalidRequest, message).with("path", "/language").with("supported_languages", known.clone()));
     }
     Ok(())
+}
+
+/// What looking into a text comes to.
+fn cost(schema: Option<&Schema>, text: &[u8]) -> usize {
+    schema.map_or(text.len(), |schema| schema.cost(text.len()))
 }
 
 fn check_output(name: &str, offered: &Offered, output: &[u8]) -> Result<(), Failure> {

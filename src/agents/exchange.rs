@@ -167,8 +167,8 @@ fn text(value: Box<RawValue>) -> Bytes {
 /// Text above this size is read off the workers: some tens of microseconds of work.
 const QUICK_BYTES_MAX: usize = 64 * 1024;
 
-/// Does work that takes time with the size of a text. While it takes long, the worker's other tasks are given to another thread, so that
-/// no small call waits for a large one.
+/// Does work that takes as long as reading text of so many bytes. While it takes long, the worker's other tasks are given to another thread,
+/// so that no small call waits for a large one.
 pub(crate) fn off_workers<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     let may = || Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
     if bytes > QUICK_BYTES_MAX && may() { tokio::task::block_in_place(work) } else { work() }
@@ -177,6 +177,17 @@ pub(crate) fn off_workers<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
 /// The line or body that an agent is sent.
 pub(super) fn request(invocation: &Invocation, capability: &CapabilityName) -> Result<Vec<u8>, Failure> {
     off_workers(invocation.input.len(), || request_inner(invocation, capability))
+}
+
+/// The same, as one line.
+pub(super) fn request_line(invocation: &Invocation, capability: &CapabilityName) -> Result<Vec<u8>, Failure> {
+    off_workers(invocation.input.len(), || {
+        let mut line = request_inner(invocation, capability)?;
+        // A value may hold line breaks between its parts; on the wire a line is a line.
+        line.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
+        line.push(b'\n');
+        Ok(line)
+    })
 }
 
 fn request_inner(invocation: &Invocation, capability: &CapabilityName) -> Result<Vec<u8>, Failure> {

@@ -8,8 +8,8 @@
 //!
 //! A caller is answered at its deadline. But a deadline is the caller's choice, like a cancel, and says nothing about a program: were
 //! children killed by it, whoever is in a hurry could keep an agent from ever coming up, and keep it down for everybody. So the child is
-//! told that nobody waits, and judged later ([`ENOUGH`], [`CANCEL_GRACE`]); until then it keeps its place, which gains a caller nothing that
-//! a longer deadline would not. A child that was late even so is killed and replaced at once, and the agent stays; unless the child before it
+//! told that nobody waits, and judged later ([`ENOUGH`], [`CANCEL_GRACE`]); until then it keeps its place among the
+//! agent's, as it would for a longer deadline. A child that was late even so is killed and replaced at once, and the agent stays; unless the child before it
 //! was late as well, and nothing was answered in between.
 
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::exchange::{Answer, Attached, Health, Invocation, Reply, cancelled, off_workers, request, stopped, timed_out};
+use super::exchange::{Answer, Attached, Health, Invocation, Reply, cancelled, off_workers, request_line, stopped, timed_out};
 use crate::model::{CapabilityName, ErrorCode, Failure, printable};
 
 /// What a line may have beside the largest output.
@@ -114,10 +114,7 @@ impl ProcessAgent {
         place: impl Send + 'static,
         cancel: &CancellationToken,
     ) -> Result<Answer, Failure> {
-        let mut line = request(invocation, capability)?;
-        // A value may hold line breaks between its parts; on the wire a line is a line.
-        line.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
-        line.push(b'\n');
+        let line = request_line(invocation, capability)?;
         let (reply, answer) = oneshot::channel();
         let chunks = invocation.chunks.clone();
         let (id, deadline, place) = (invocation.id.to_string(), invocation.deadline, Box::new(place));

@@ -232,6 +232,15 @@ impl Schema {
         Ok(Self(Arc::new(Compiled { validator, expanded, chain, rows })))
     }
 
+    /// What checking a value that is written in so many bytes comes to at most, counted as text of so many bytes.
+    pub fn cost(&self, bytes: usize) -> usize {
+        match self.0.rows {
+            None => bytes.saturating_mul(usize::try_from(self.0.expanded).unwrap_or(usize::MAX)),
+            // How often a recursive schema applies is known only once the value has been looked at.
+            Some(_) => usize::MAX,
+        }
+    }
+
     /// Says whether a value fits.
     ///
     /// # Errors

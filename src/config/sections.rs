@@ -232,7 +232,7 @@ impl Default for Routing {
 pub struct Limits {
     /// Largest input or output of a call, in bytes (MAOP-10 asks for 5 MB). What does not fit into a frame of a lane travels beside it.
     pub payload_bytes_max: u32,
-    /// Bytes of large inputs and outputs that peers may have announced to this node and not finished sending.
+    /// Bytes of large inputs and outputs that this node takes in at one time; further inputs are BUSY, further outputs wait.
     pub announced_bytes_max: u64,
     /// The same for one peer.
     pub announced_per_peer_bytes_max: u64,

@@ -29,13 +29,13 @@ const HEAD_MAX: Duration = Duration::from_secs(5);
 /// Within this time the next piece has to come, or be taken.
 const PIECE_MAX: Duration = Duration::from_secs(5);
 /// Pieces of which the receiver may tell at once.
-const PIECES_MAX: usize = 64;
+const TOLD_MAX: usize = 64;
 /// Bytes that are hashed at once: some tens of microseconds, and few enough to be in the cache still.
-const HASHED_BYTES: usize = 128 * 1024;
+pub const HASHED_BYTES: usize = 128 * 1024;
 /// Memory that is taken before any byte has come.
 const RESERVED_BYTES: usize = 256 * 1024;
 
-/// Why a blob did not come. The peer is to blame for all but the first.
+/// Why a blob did not come. [`Error::blames_peer`] says which of them only a faulty peer causes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The substream or its connection broke. Happens in normal life.
@@ -78,8 +78,8 @@ pub async fn push(mut stream: Stream, head: &Head, bytes: &Bytes, patience: Dura
     }
     let mut stream = sending.stream;
     // Whoever has all bytes may drop the substream before it is closed here, so what goes wrong from now on is no failure.
-    let taken = async { (stream.close().await, while stream.read(&mut [0; PIECES_MAX]).await.is_ok_and(|read| read > 0) {}) };
-    let _ = timeout(piece_max, taken).await;
+    let _ = timeout(piece_max, stream.close()).await;
+    while let Ok(Ok(1..)) = timeout(piece_max, stream.read(&mut [0; TOLD_MAX])).await {}
     Ok(())
 }
 
@@ -96,7 +96,7 @@ impl Sending {
         let mut rest = piece;
         poll_fn(|cx| {
             // What was taken is heard of at once: its time is what the window goes by.
-            let mut taken = [0; PIECES_MAX];
+            let mut taken = [0; TOLD_MAX];
             while let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, &mut taken) {
                 let pieces = read.ok().filter(|pieces| *pieces > 0).ok_or(Error::Broken)?;
                 for _ in 0..pieces {
@@ -147,11 +147,14 @@ pub async fn pull(mut stream: Stream, blob: &BlobId) -> Result<Bytes, Error> {
             hasher.update(bytes.get(hashed..).unwrap_or_default());
             hashed = end;
         }
-        let told = async {
-            stream.write_all(&[0]).await?;
-            stream.flush().await
-        };
-        timeout(PIECE_MAX, told).await.map_err(|_| Error::Slow)?.map_err(|_| Error::Broken)?;
+        // That the last piece was taken shows when the substream is dropped.
+        if end < length {
+            let told = async {
+                stream.write_all(&[0]).await?;
+                stream.flush().await
+            };
+            timeout(PIECE_MAX, told).await.map_err(|_| Error::Slow)?.map_err(|_| Error::Broken)?;
+        }
     }
     if *hasher.finalize().as_bytes() != blob.hash {
         return Err(Error::Mismatch);

@@ -31,6 +31,7 @@ pub use start::{Node, StartError};
 pub use view::{Check, Event, Level, NodeView, State};
 
 // What questions and answers are made of, so that doors and verbs need to know no other layer.
+pub(crate) use crate::agents::off_workers;
 pub use crate::mesh::Peer;
 pub use crate::model::Priority;
 pub use crate::proto::directory::rank::{Answer, Candidate, Standing};

@@ -29,3 +29,16 @@ pub fn runtime() -> io::Result<Runtime> {
     }
     builder.enable_all().build()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_of_the_cores_are_left_to_agents() {
+        let wanted = std::env::var(WORKERS).ok().and_then(|workers| workers.parse().ok());
+        let half = std::thread::available_parallelism().map_or(1, NonZeroUsize::get) / 2;
+        let runtime = runtime().expect("threads");
+        assert_eq!(runtime.metrics().num_workers(), wanted.unwrap_or_else(|| half.max(1)));
+    }
+}

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use super::off_workers;
 use super::shared::{Command, Shared};
 use crate::agents::definition::{ANYTHING, schema_hash};
 use crate::agents::schema::Schema;
@@ -50,7 +51,7 @@ impl Schemas {
     /// Keeps a schema under the hash of its text.
     pub(super) fn insert(&self, text: Value) -> SchemaHash {
         let hash = schema_hash(&text);
-        let known = Known { schema: Schema::compile(&text).ok(), text: Arc::new(text) };
+        let known = Known { schema: off_workers(usize::MAX, || Schema::compile(&text)).ok(), text: Arc::new(text) };
         let mut schemas = self.known_by_hash.write().unwrap_or_else(PoisonError::into_inner);
         if schemas.len() >= SCHEMAS_MAX && !schemas.contains_key(&hash) {
             schemas.pop_first();

@@ -10,7 +10,7 @@ use crate::model::InvocationId;
 
 /// Bytes of a head.
 pub const HEAD_BYTES: usize = 57;
-/// After so many bytes the receiver writes one byte back, whatever its value, so that the sender knows what is still on its way.
+/// After so many bytes, the last ones excepted, the receiver writes one byte back, whatever its value, so that the sender knows what is still on its way.
 pub const PIECE_BYTES: usize = 32 * 1024;
 /// The largest blob that the protocol carries; a node's own limit (`limits.payload_bytes_max`) is usually smaller.
 pub const BLOB_BYTES_MAX: u64 = 64 * 1024 * 1024;

@@ -642,6 +642,8 @@ async fn a_node_that_takes_no_inputs_is_blamed_for_it() {
 async fn bodies_that_are_long_on_their_way_do_not_make_their_agent_late() {
     let (node, forger) = (echoing().await, Forger::new());
     let record = fast(&forger, "far");
+    // Made before it is asked for: only what is on its way shall take long.
+    let (_, prepared, bytes) = announced(request(record.agent, "far", &json!(0)), LARGE, 2);
     let hostile = trap(&node, forger, &record, Habits::default()).await;
     let answering = async {
         let mut lane = hostile.accept_lane().await;
@@ -657,11 +659,10 @@ async fn bodies_that_are_long_on_their_way_do_not_make_their_agent_late() {
             () = taking => {}
             () = lane.keep_alive() => panic!("the lane goes on"),
         }
-        let (_, head, bytes) = announced(*call, LARGE, 2);
-        let success = Success { units: None, execution_us: 1, body: Body::Blob(head.blob) };
+        let success = Success { units: None, execution_us: 1, body: Body::Blob(prepared.blob) };
         lane.send(&[Frame::Accepted { id }, Frame::Result { id, success }]).await;
         let mut blob = hostile.open_blob(&node).await;
-        assert!(blob.write(&Head { part: Part::Output, ..head }.encode()).await);
+        assert!(blob.write(&Head { invocation: call.invocation, part: Part::Output, ..prepared }.encode()).await);
         for piece in bytes.chunks(64 * 1024) {
             assert!(blob.write(piece).await);
             drips.tick().await;

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::super::ApiError;
 use crate::model::{ErrorCode, Failure};
-use crate::node::Handle;
+use crate::node::{Handle, off_workers};
 
 /// A JSON body. Unknown fields are refused by its type; faults are named by line, column and field.
 pub(super) struct Body<T>(pub(super) T);
@@ -24,7 +24,7 @@ impl<T: DeserializeOwned> FromRequest<Handle> for Body<T> {
             let message = format!("the body has more than {limit} bytes (limits.http_body_bytes_max)");
             ApiError::from(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", limit))
         })?;
-        let parsed = serde_json::from_slice(&bytes);
+        let parsed = off_workers(bytes.len(), || serde_json::from_slice(&bytes));
         parsed
             .map(Self)
             .map_err(|error| ApiError::from(Failure::new(ErrorCode::InvalidRequest, format!("the body cannot be read: {error}"))))

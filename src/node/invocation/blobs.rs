@@ -12,11 +12,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use libp2p::Stream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::own_side::OwnSide;
-use crate::mesh::blobs::{self, Error};
+use crate::mesh::blobs::{self, Error, HASHED_BYTES};
 use crate::model::{ErrorCode, Failure, InvocationId, NodeId};
 use crate::node::clock::Clock;
 use crate::node::shared::{Command, Shared, lock};
@@ -26,8 +27,6 @@ use crate::wire::invocation::{BlobId, Body, INLINE_BYTES_MAX, Request};
 
 /// How long the substream of an announced blob may take to come.
 pub(super) const STREAM_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Bytes that are hashed at once: some tens of microseconds.
-const HASHED_BYTES: usize = 128 * 1024;
 /// How long opening a substream may take.
 const OPEN_MAX: Duration = Duration::from_secs(5);
 /// Substreams of one peer whose heads are being read.
@@ -39,6 +38,9 @@ const PUSHED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes of outputs that one peer may have asked for and not taken; beyond it its answers are dropped, and it is told why. Inputs are this
 /// node's own: as many as its clients may call wait until there is a place.
 const OWED_BYTES_MAX: u64 = 4 * PUSHED_BYTES_MAX;
+
+/// The same for all peers, so that no number of identities takes all memory.
+const OWED_TOTAL_BYTES_MAX: u64 = 4 * OWED_BYTES_MAX;
 
 /// What is pushed to one peer.
 #[derive(Debug)]
@@ -57,13 +59,21 @@ pub(in crate::node) struct Blobs {
     freed: Notify,
     heads_by_peer: Mutex<BTreeMap<NodeId, usize>>,
     pushing_by_peer: Mutex<BTreeMap<NodeId, Arc<Pushing>>>,
+    owed_bytes: Arc<AtomicU64>,
     clock: Clock,
 }
 
 impl Blobs {
     pub(in crate::node) fn new(config: Config, clock: Clock) -> Self {
         let state = Mutex::new(State::new(config));
-        Self { state, freed: Notify::new(), heads_by_peer: Mutex::default(), pushing_by_peer: Mutex::default(), clock }
+        Self {
+            state,
+            freed: Notify::new(),
+            heads_by_peer: Mutex::default(),
+            pushing_by_peer: Mutex::default(),
+            owed_bytes: Arc::default(),
+            clock,
+        }
     }
 
     /// Refuses streams that nobody announced in time.
@@ -265,6 +275,8 @@ async fn id_of(shared: &Shared, bytes: &[u8]) -> BlobId {
     let mut hasher = blake3::Hasher::new();
     for piece in bytes.chunks(HASHED_BYTES) {
         hasher.update(piece);
+        // Who has not called yet could not be given way to without it.
+        yield_now().await;
         shared.foreground.give_way().await;
     }
     BlobId { hash: *hasher.finalize().as_bytes(), length_bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX) }
@@ -294,7 +306,7 @@ impl Place {
         let pushing = blobs.pushing(peer);
         let owed = match part {
             Part::Input => None,
-            Part::Output => Some(Owed::new(Arc::clone(&pushing), bytes)?),
+            Part::Output => Some(Owed::new(Arc::clone(&pushing), Arc::clone(&blobs.owed_bytes), bytes)?),
         };
         let permits = u32::try_from(bytes.min(PUSHED_BYTES_MAX).div_ceil(1_024)).unwrap_or(u32::MAX);
         let closed = |_| Failure::new(ErrorCode::Internal, "the places for large bodies are gone");
@@ -347,24 +359,30 @@ impl Push {
 /// Counts what a peer has not taken yet.
 struct Owed {
     pushing: Arc<Pushing>,
+    total_bytes: Arc<AtomicU64>,
     bytes: u64,
 }
 
 impl Owed {
-    fn new(pushing: Arc<Pushing>, bytes: u64) -> Result<Self, Failure> {
-        let before = pushing.owed_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let owed = Self { pushing, bytes };
-        if before.saturating_add(bytes) > OWED_BYTES_MAX {
-            let failure = Failure::new(ErrorCode::Busy, "too many large outputs wait to be taken by this caller");
-            return Err(failure.with("limit", OWED_BYTES_MAX).with("retry_after_ms", 1_000));
-        }
-        Ok(owed)
+    fn new(pushing: Arc<Pushing>, total_bytes: Arc<AtomicU64>, bytes: u64) -> Result<Self, Failure> {
+        let add = |counter: &AtomicU64| counter.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        let (of_peer, total) = (add(&pushing.owed_bytes), add(&total_bytes));
+        let owed = Self { pushing, total_bytes, bytes };
+        let (whose, limit) = match (of_peer > OWED_BYTES_MAX, total > OWED_TOTAL_BYTES_MAX) {
+            (true, _) => ("this caller", OWED_BYTES_MAX),
+            (false, true) => ("the callers of this node", OWED_TOTAL_BYTES_MAX),
+            (false, false) => return Ok(owed),
+        };
+        let failure = Failure::new(ErrorCode::Busy, format!("too many large outputs wait to be taken by {whose}"));
+        Err(failure.with("limit", limit).with("retry_after_ms", 1_000))
     }
 }
 
 impl Drop for Owed {
     fn drop(&mut self) {
-        self.pushing.owed_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        for counter in [&self.pushing.owed_bytes, &self.total_bytes] {
+            counter.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
     }
 }
 
@@ -398,6 +416,20 @@ mod tests {
         assert_eq!((refused.code, refused.details["limit"].as_u64()), (ErrorCode::Busy, Some(OWED_BYTES_MAX)));
         under_way.pop();
         assert!(output().now_or_never().is_none(), "it may wait again");
+    }
+
+    /// Threat T27: nor do many callers that take nothing hold more than this node has to give.
+    #[tokio::test]
+    async fn outputs_beyond_what_all_callers_may_owe_are_refused() {
+        let (blobs, _) = blobs();
+        let peers: Vec<NodeId> = (0..OWED_TOTAL_BYTES_MAX / OWED_BYTES_MAX + 1).map(|_| libp2p::PeerId::random().into()).collect();
+        let outputs = peers.iter().flat_map(|peer| (0..FIT).map(|_| Place::wait(&blobs, *peer, Part::Output, BYTES)));
+        let mut places: Vec<_> = outputs.map(FutureExt::boxed).collect();
+        let ended: Vec<_> = places.iter_mut().filter_map(FutureExt::now_or_never).collect();
+        let refused = ended.iter().find_map(|place| place.as_ref().err());
+        assert_eq!(refused.map(|failure| failure.details["limit"].as_u64()), Some(Some(OWED_TOTAL_BYTES_MAX)));
+        drop((places, ended));
+        assert_eq!(blobs.owed_bytes.load(Ordering::Relaxed), 0);
     }
 
     /// MAOP-10: what this node's own clients send waits, however much it is, and comes to its turn.

@@ -13,7 +13,7 @@ use super::blobs::{self, Place, Push};
 use super::keyed::Ask;
 use super::offers;
 use super::own_side::OwnSide;
-use crate::agents::{Agent, Confirm, Invocation};
+use crate::agents::{Agent, Confirm, Invocation, off_workers};
 use crate::mesh::lanes::{Executing, Executor, Orders};
 use crate::model::{ErrorCode, Failure, NodeId};
 use crate::node::shared::{Counted, Shared};
@@ -24,6 +24,9 @@ use crate::wire::blob::{Head, Part};
 use crate::wire::invocation::{Body, Request, Success};
 
 pub(super) use crate::agents::schema_failure;
+
+/// How much earlier than the deadline a caller is told that there was no place for its output, unless it has less time in all.
+const WORD_MAX: Duration = Duration::from_secs(1);
 
 /// The node's agents, for the calls of one peer, over however many lanes they come.
 pub(in crate::node) struct AgentsHere {
@@ -91,6 +94,8 @@ impl AgentsHere {
         let shared = Arc::clone(&self.shared);
         let serving = Serving::new(&self.shared);
         let until = shared.clock.zero() + deadline;
+        // The word that there was no place has to reach the caller before it gives up, and blames the agent.
+        let in_time = until - (until.saturating_duration_since(Instant::now()) / 10).min(WORD_MAX);
         let ready = async {
             let place = Place::wait(&shared.blobs, caller, Part::Output, head.blob.length_bytes).await?;
             Push::open(&shared, caller, place).await
@@ -99,7 +104,7 @@ impl AgentsHere {
             biased;
             () = cancel.cancelled() => return Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled")),
             push = ready => push?,
-            () = sleep_until(until) => return Err(Failure::new(ErrorCode::Busy, "too many large outputs went to this caller until the deadline")),
+            () = sleep_until(in_time) => return Err(Failure::new(ErrorCode::Busy, "too many large outputs went to this caller until the deadline")),
         };
         tokio::spawn(async move {
             let _serving = serving;
@@ -225,7 +230,7 @@ async fn keyed(
 
 fn input_hash(body: &Body) -> [u8; 32] {
     match body {
-        Body::Inline(bytes) => *blake3::hash(bytes).as_bytes(),
+        Body::Inline(bytes) => off_workers(bytes.len(), || *blake3::hash(bytes).as_bytes()),
         Body::Blob(blob) => blob.hash,
     }
 }

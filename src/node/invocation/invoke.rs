@@ -264,7 +264,7 @@ async fn once(
 fn identity(request: &InvokeRequest) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     let chosen = (request.agent, request.version.as_ref(), &request.constraints);
-    hasher.update(format!("{chosen:?}\n").as_bytes()).update(&request.input);
+    off_workers(request.input.len(), || hasher.update(format!("{chosen:?}\n").as_bytes()).update(&request.input));
     *hasher.finalize().as_bytes()
 }
 
@@ -338,7 +338,7 @@ pub(super) async fn attempt(
 }
 
 fn check(schema: &crate::agents::schema::Schema, text: &[u8], what: &str) -> Result<(), Failure> {
-    off_workers(text.len(), || check_inner(schema, text, what))
+    off_workers(schema.cost(text.len()), || check_inner(schema, text, what))
 }
 
 fn check_inner(schema: &crate::agents::schema::Schema, text: &[u8], what: &str) -> Result<(), Failure> {

@@ -19,6 +19,9 @@ use crate::proto::invocation::dedup::{Config, Key, State, Verdict};
 
 type Waiter<R> = oneshot::Sender<Result<R, Failure>>;
 
+/// By so much a run may seem to end before its deadline: deadlines travel in whole milliseconds, to clocks that tick apart.
+const ROUNDED: Duration = Duration::from_millis(50);
+
 /// Calls by key, with the results that are kept.
 pub(in crate::node) struct Calls<R> {
     runs: Mutex<Runs<R>>,
@@ -31,7 +34,7 @@ pub(in crate::node) struct Calls<R> {
 struct Runs<R> {
     state: State<Waiter<R>, R>,
     /// What keeps each run going: held by everybody who waits for it.
-    interest_by_key: BTreeMap<Key, Weak<DropGuard>>,
+    interest_by_key: BTreeMap<Key, (Weak<DropGuard>, Duration)>,
 }
 
 /// How a call stands to its key.
@@ -41,7 +44,7 @@ enum Place<R> {
     /// It is to be run, for this waiter.
     Run(CancellationToken, Waiter<R>, Arc<DropGuard>),
     /// It waits for a run that goes on.
-    Joined(Arc<DropGuard>),
+    Joined(Arc<DropGuard>, Duration),
     /// Everybody else has left, and the run is being stopped: its end is waited for, then the key is free.
     Doomed,
 }
@@ -85,10 +88,12 @@ impl<R: Clone + Send + 'static> Calls<R> {
                     self.start(ask.key.clone(), reply, run(stop));
                     return self.wait(&ask, answer).await?.unwrap_or_else(|| Err(broke_off()));
                 }
-                Place::Joined(_interest) => {
+                Place::Joined(_interest, deadline) => {
                     joined();
                     let ended = self.wait(&ask, answer).await?.unwrap_or_else(|| Err(broke_off()));
-                    let is_late = |failure: &Failure| failure.code == ErrorCode::Timeout && self.clock.mono() < ask.deadline;
+                    let now = self.clock.mono();
+                    let was_up = deadline <= now.saturating_add(ROUNDED) && now < ask.deadline;
+                    let is_late = |failure: &Failure| failure.code == ErrorCode::Timeout && was_up;
                     if !ended.as_ref().is_err_and(is_late) {
                         return ended;
                     }
@@ -115,13 +120,14 @@ impl<R: Clone + Send + 'static> Calls<R> {
             Verdict::Done(_, result) => Ok(Place::Done(result)),
             Verdict::Refuse(_, failure) => Err(failure),
             Verdict::Wait => {
-                let interest = runs.interest_by_key.get(&ask.key).and_then(Weak::upgrade);
-                Ok(interest.map_or(Place::Doomed, Place::Joined))
+                let runs = runs.interest_by_key.get(&ask.key);
+                let interest = runs.and_then(|(interest, deadline)| Some((interest.upgrade()?, *deadline)));
+                Ok(interest.map_or(Place::Doomed, |(interest, deadline)| Place::Joined(interest, deadline)))
             }
             Verdict::Run(reply) => {
                 let stop = CancellationToken::new();
                 let interest = Arc::new(stop.clone().drop_guard());
-                runs.interest_by_key.insert(ask.key.clone(), Arc::downgrade(&interest));
+                runs.interest_by_key.insert(ask.key.clone(), (Arc::downgrade(&interest), ask.deadline));
                 Ok(Place::Run(stop, reply, interest))
             }
         }

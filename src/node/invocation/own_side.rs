@@ -75,7 +75,7 @@ impl OwnSide {
 
 /// How long so many bytes are on their way on a slow line.
 fn slow_line(bytes: u64) -> Duration {
-    Duration::from_secs(bytes.div_ceil(SLOW_LINE_BYTES_PER_S))
+    Duration::from_millis(bytes.saturating_mul(1_000) / SLOW_LINE_BYTES_PER_S)
 }
 
 /// One wait, which may end by being dropped. A wait within another is part of it.

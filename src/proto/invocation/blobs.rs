@@ -127,8 +127,9 @@ impl<S, W: Clone> State<S, W> {
     /// A stream arrived and has shown its head.
     pub fn on_stream(&mut self, peer: NodeId, head: &Head, stream: S, now: Duration) -> Arrival<S, W> {
         let key = (peer, head.invocation, head.part);
-        let without_room = self.expected_by_key.iter().filter(|(key, expected)| key.0 == peer && !expected.has_room);
-        let waiting: usize = without_room.map(|(_, expected)| expected.streams).sum();
+        let first = (peer, InvocationId::from_bytes([0; 16]), Part::Input);
+        let of_peer = self.expected_by_key.range(first..).take_while(|(key, _)| key.0 == peer);
+        let waiting: usize = of_peer.filter(|(_, expected)| !expected.has_room).map(|(_, expected)| expected.streams).sum();
         match self.expected_by_key.get_mut(&key) {
             Some(expected) if expected.blob != head.blob => Arrival::Refuse(stream, "another blob than was announced"),
             Some(expected) if !expected.has_room && waiting >= EARLY_PER_PEER_MAX => {
