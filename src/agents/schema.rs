@@ -1010,6 +1010,17 @@ mod tests {
         assert!(matches!(refused(&json!({"patternProperties": many})), Error::Pattern { .. }));
     }
 
+    /// Threat T26: a small value under a rich schema is as much work as a large text, and counted as such.
+    #[test]
+    fn what_a_check_comes_to_follows_the_schema_and_not_the_text_alone() {
+        let plain = Schema::compile(&json!({ "type": "string" })).expect("a schema");
+        assert_eq!(plain.cost(1_000), 1_000);
+        let rich = json!({ "items": { "allOf": vec![json!({ "type": "number" }); 500] } });
+        assert!(Schema::compile(&rich).expect("a schema").cost(1_000) > 500_000);
+        let recursive = json!({ "properties": { "next": { "$ref": "#" } } });
+        assert_eq!(Schema::compile(&recursive).expect("a schema").cost(1), usize::MAX);
+    }
+
     #[test]
     fn a_broken_keyword_is_named() {
         let Error::Invalid { path, message } = refused(&json!({"properties": {"a": {"type": "strnig"}}})) else { panic!("another error") };
