@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::own_side::OwnSide;
 use crate::mesh::blobs::{self, Error, HASHED_BYTES};
-use crate::model::{ErrorCode, Failure, InvocationId, NodeId};
+use crate::model::{ErrorCode, Failure, InvocationId, NodeId, Priority};
 use crate::node::clock::Clock;
 use crate::node::shared::{Command, Shared, lock};
 use crate::proto::invocation::blobs::{Arrival, Config, Key, STREAMS_MAX, State};
@@ -45,7 +45,8 @@ const OWED_TOTAL_BYTES_MAX: u64 = 4 * OWED_BYTES_MAX;
 /// What is pushed to one peer.
 #[derive(Debug)]
 struct Pushing {
-    places: Arc<Semaphore>,
+    /// For bodies of each priority and those that are less urgent; whoever has a place has one in each that it counts in.
+    places: BTreeMap<Priority, Arc<Semaphore>>,
     /// One permit per KiB.
     room: Arc<Semaphore>,
     owed_bytes: AtomicU64,
@@ -103,7 +104,8 @@ impl Blobs {
         pushing.retain(|_, pushing| Arc::strong_count(pushing) > 1);
         let fresh = || {
             let room = Arc::new(Semaphore::new(usize::try_from(PUSHED_BYTES_MAX / 1_024).unwrap_or(usize::MAX)));
-            Arc::new(Pushing { places: Arc::new(Semaphore::new(PUSHES_PER_PEER_MAX)), room, owed_bytes: AtomicU64::new(0) })
+            let places = Priority::ALL.map(|priority| (priority, Arc::new(Semaphore::new(priority.room(PUSHES_PER_PEER_MAX)))));
+            Arc::new(Pushing { places: places.into(), room, owed_bytes: AtomicU64::new(0) })
         };
         Arc::clone(pushing.entry(peer).or_insert_with(fresh))
     }
@@ -293,16 +295,16 @@ pub(super) struct Place {
     _owed: Option<Owed>,
     /// Places are counted as long as anybody has one.
     _pushing: Arc<Pushing>,
-    _place: OwnedSemaphorePermit,
+    _places: Vec<OwnedSemaphorePermit>,
     _room: OwnedSemaphorePermit,
 }
 
 impl Place {
-    /// Waits for a place for so many bytes.
+    /// Waits for a place for so many bytes. However many wait that are less urgent, some places are left for those that are more.
     ///
     /// # Errors
     /// `BUSY` for an output if the peer takes nothing of what it asked for, which is nobody's failure but its own.
-    pub(super) async fn wait(blobs: &Blobs, peer: NodeId, part: Part, bytes: u64) -> Result<Self, Failure> {
+    pub(super) async fn wait(blobs: &Blobs, peer: NodeId, part: Part, priority: Priority, bytes: u64) -> Result<Self, Failure> {
         let pushing = blobs.pushing(peer);
         let owed = match part {
             Part::Input => None,
@@ -310,9 +312,12 @@ impl Place {
         };
         let permits = u32::try_from(bytes.min(PUSHED_BYTES_MAX).div_ceil(1_024)).unwrap_or(u32::MAX);
         let closed = |_| Failure::new(ErrorCode::Internal, "the places for large bodies are gone");
-        let place = Arc::clone(&pushing.places).acquire_owned().await.map_err(closed)?;
+        let mut places = Vec::new();
+        for (_, of_class) in pushing.places.range(priority..) {
+            places.push(Arc::clone(of_class).acquire_owned().await.map_err(closed)?);
+        }
         let room = Arc::clone(&pushing.room).acquire_many_owned(permits).await.map_err(closed)?;
-        Ok(Self { bytes, _owed: owed, _pushing: pushing, _place: place, _room: room })
+        Ok(Self { bytes, _owed: owed, _pushing: pushing, _places: places, _room: room })
     }
 
     fn failed(&self, peer: NodeId, what: &str) -> Failure {
@@ -405,7 +410,7 @@ mod tests {
     #[tokio::test]
     async fn outputs_beyond_what_a_caller_may_owe_are_refused_until_it_takes_some() {
         let (blobs, peer) = blobs();
-        let output = || Place::wait(&blobs, peer, Part::Output, BYTES);
+        let output = || Place::wait(&blobs, peer, Part::Output, Priority::High, BYTES);
         let mut under_way = join_all((0..PUSHES_PER_PEER_MAX).map(|_| output())).await;
         assert!(under_way.iter().all(Result::is_ok));
         let mut waiting: Vec<_> = (PUSHES_PER_PEER_MAX..FIT).map(|_| output().boxed()).collect();
@@ -418,12 +423,29 @@ mod tests {
         assert!(output().now_or_never().is_none(), "it may wait again");
     }
 
+    /// AITP-1: a body that is urgent does not wait behind those that are not.
+    #[tokio::test]
+    async fn less_urgent_bodies_leave_places_for_the_others() {
+        let (blobs, peer) = blobs();
+        let place = |priority| Place::wait(&blobs, peer, Part::Input, priority, 1_000);
+        let mut low: Vec<_> = (0..100).map(|_| place(Priority::Low).boxed()).collect();
+        let under_way: Vec<_> = low.iter_mut().filter_map(FutureExt::now_or_never).collect();
+        assert_eq!(under_way.len(), PUSHES_PER_PEER_MAX / 2);
+        let mut normal: Vec<_> = (0..100).map(|_| place(Priority::Normal).boxed()).collect();
+        let under_way_too: Vec<_> = normal.iter_mut().filter_map(FutureExt::now_or_never).collect();
+        assert_eq!(under_way_too.len(), Priority::Normal.room(PUSHES_PER_PEER_MAX) - under_way.len());
+        assert!(place(Priority::High).now_or_never().is_some());
+        drop(under_way);
+        assert_eq!(low.iter_mut().skip(PUSHES_PER_PEER_MAX / 2).filter_map(FutureExt::now_or_never).count(), 0, "normal ones are next");
+        assert!(normal.iter_mut().skip(under_way_too.len()).any(|place| place.now_or_never().is_some()));
+    }
+
     /// Threat T27: nor do many callers that take nothing hold more than this node has to give.
     #[tokio::test]
     async fn outputs_beyond_what_all_callers_may_owe_are_refused() {
         let (blobs, _) = blobs();
         let peers: Vec<NodeId> = (0..OWED_TOTAL_BYTES_MAX / OWED_BYTES_MAX + 1).map(|_| libp2p::PeerId::random().into()).collect();
-        let outputs = peers.iter().flat_map(|peer| (0..FIT).map(|_| Place::wait(&blobs, *peer, Part::Output, BYTES)));
+        let outputs = peers.iter().flat_map(|peer| (0..FIT).map(|_| Place::wait(&blobs, *peer, Part::Output, Priority::High, BYTES)));
         let mut places: Vec<_> = outputs.map(FutureExt::boxed).collect();
         let ended: Vec<_> = places.iter_mut().filter_map(FutureExt::now_or_never).collect();
         let refused = ended.iter().find_map(|place| place.as_ref().err());
@@ -436,11 +458,12 @@ mod tests {
     #[tokio::test]
     async fn inputs_wait_for_a_place_however_many_they_are() {
         let (blobs, peer) = blobs();
-        let under_way = join_all((0..PUSHES_PER_PEER_MAX).map(|_| Place::wait(&blobs, peer, Part::Input, BYTES))).await;
+        let under_way = join_all((0..PUSHES_PER_PEER_MAX).map(|_| Place::wait(&blobs, peer, Part::Input, Priority::High, BYTES))).await;
         assert!(under_way.iter().all(Result::is_ok));
-        assert!(Place::wait(&blobs, peer, Part::Input, BYTES).now_or_never().is_none(), "only so many go at once");
+        assert!(Place::wait(&blobs, peer, Part::Input, Priority::High, BYTES).now_or_never().is_none(), "only so many go at once");
         drop(under_way);
-        let inputs = (0..FIT * 2).map(|_| Place::wait(&blobs, peer, Part::Input, BYTES).map(|place| place.map(|place| place.bytes)));
+        let inputs =
+            (0..FIT * 2).map(|_| Place::wait(&blobs, peer, Part::Input, Priority::High, BYTES).map(|place| place.map(|place| place.bytes)));
         assert_eq!(join_all(inputs).await, vec![Ok(BYTES); FIT * 2]);
     }
 }

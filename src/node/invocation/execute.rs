@@ -15,7 +15,7 @@ use super::offers;
 use super::own_side::OwnSide;
 use crate::agents::{Agent, Confirm, Invocation, off_workers};
 use crate::mesh::lanes::{Executing, Executor, Orders};
-use crate::model::{ErrorCode, Failure, NodeId};
+use crate::model::{ErrorCode, Failure, NodeId, Priority};
 use crate::node::shared::{Counted, Shared};
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::chain;
@@ -61,7 +61,7 @@ impl AgentsHere {
         // A peer's deadline is clamped to what this node allows anybody.
         let longest = Duration::from_millis(limits.call_timeout_ms_max);
         let deadline = deadline.min(self.shared.mono().saturating_add(longest));
-        let invocation = request.invocation;
+        let (invocation, priority) = (request.invocation, request.priority);
         if let Body::Blob(_) = request.body {
             let input = blobs::take_body(&mut request);
             // Boxed, like whatever else is rare on this path: a future is moved about at its full size.
@@ -80,8 +80,8 @@ impl AgentsHere {
             }
         }
         let (body, blob) = blobs::announced(&self.shared, invocation, Part::Output, success.body).await;
-        if let Some((head, bytes)) = blob {
-            let pushed = Box::pin(self.push(caller, head, bytes, deadline, &cancel)).await;
+        if let Some(blob) = blob {
+            let pushed = Box::pin(self.push(caller, priority, blob, deadline, &cancel)).await;
             // The agent has done its work, so nobody may read this as a call that was not begun.
             pushed.map_err(|failure| AttemptFailure { failure: failure.with("outcome", "unknown"), begun: true })?;
         }
@@ -90,14 +90,21 @@ impl AgentsHere {
 
     /// Begins to push an output when the answer that announces it can go out at once, because it has a place and a substream. It ends with
     /// the deadline, past which nobody waits for it.
-    async fn push(&self, caller: NodeId, head: Head, bytes: Bytes, deadline: Duration, cancel: &CancellationToken) -> Result<(), Failure> {
+    async fn push(
+        &self,
+        caller: NodeId,
+        priority: Priority,
+        (head, bytes): (Head, Bytes),
+        deadline: Duration,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
         let shared = Arc::clone(&self.shared);
         let serving = Serving::new(&self.shared);
         let until = shared.clock.zero() + deadline;
         // The word that there was no place has to reach the caller before it gives up, and blames the agent.
         let in_time = until - (until.saturating_duration_since(Instant::now()) / 10).min(WORD_MAX);
         let ready = async {
-            let place = Place::wait(&shared.blobs, caller, Part::Output, head.blob.length_bytes).await?;
+            let place = Place::wait(&shared.blobs, caller, Part::Output, priority, head.blob.length_bytes).await?;
             Push::open(&shared, caller, place).await
         };
         let push = tokio::select! {

@@ -395,7 +395,7 @@ async fn ask(
 
 /// A place for an input of this call on its way to `node`, before the call is sent.
 async fn place(shared: &Shared, request: &mut Request, node: NodeId, bytes: u64, deadline: Duration) -> Result<Place, Failure> {
-    let place = timeout_at(shared.clock.zero() + deadline, Place::wait(&shared.blobs, node, Part::Input, bytes)).await;
+    let place = timeout_at(shared.clock.zero() + deadline, Place::wait(&shared.blobs, node, Part::Input, request.priority, bytes)).await;
     let place =
         place.unwrap_or_else(|_| Err(Failure::new(ErrorCode::Busy, "too many large inputs went to the agent's node until the deadline")));
     request.budget_ms = u64::try_from(deadline.saturating_sub(shared.mono()).as_millis()).unwrap_or(u64::MAX);
