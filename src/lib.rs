@@ -30,7 +30,10 @@
 //! - *Why two CBOR crates?* Documents are few and must grow: maps by name, through serde. Frames are many and must not be copied: arrays,
 //!   read in place.
 //! - *Why do large bodies leave the lane?* A 5 MiB frame would hold up every small call behind it. A body over 64 KiB is announced on the lane
-//!   and pushed beside it, never fetched: nobody can ask a node for bytes that it did not mean to send.
+//!   and pushed beside it, never fetched: nobody can ask a node for bytes that it did not mean to send. Beside is not enough, since both share
+//!   sockets and processors, so it goes in pieces, few at a time, and lets calls past between them.
+//! - *Why has a node only half as many workers as cores?* Calls are short steps of tasks that wake each other. On two cores one worker carries
+//!   half again as many calls as two, and agents have the other core.
 //! - *Why does work that must not be done twice wait for a go?* Without one, a call that is lost while it is handed over may have begun or not, and
 //!   the caller could neither repeat it nor promise that it did not happen. The round trip buys that certainty; whoever says that twice
 //!   does no harm does not pay for it.

@@ -76,10 +76,12 @@ pub async fn push(mut stream: Stream, head: &Head, bytes: &Bytes, patience: Dura
         timeout(piece_max, sending.send(piece)).await.map_err(|_| Error::Slow)??;
         foreground.give_way().await;
     }
-    let mut stream = sending.stream;
+    let Sending { mut stream, window, .. } = sending;
     // Whoever has all bytes may drop the substream before it is closed here, so what goes wrong from now on is no failure.
     let _ = timeout(piece_max, stream.close()).await;
-    while let Ok(Ok(1..)) = timeout(piece_max, stream.read(&mut [0; TOLD_MAX])).await {}
+    for _ in 0..=window.outstanding() {
+        let Ok(Ok(1..)) = timeout(piece_max, stream.read(&mut [0; TOLD_MAX])).await else { break };
+    }
     Ok(())
 }
 

@@ -9,10 +9,14 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::turn::{Asked, EventLoop, LOOKUP_FRESH, LOOKUPS_KEPT, SEARCHES_MAX, Search, WAITERS_MAX};
 use crate::model::{CapabilityName, NodeId};
 use crate::node::find::SEARCH_MAX;
+use crate::node::off_workers;
 use crate::proto::directory::rank::Answer;
 use crate::proto::directory::{Scan, search};
 use crate::proto::peers::trust::Ledger;
 use crate::wire::directory::{Control, Query};
+
+/// To rank an agent takes about as long as to read so much text.
+const RANKED_BYTES: usize = 2_048;
 
 impl EventLoop {
     pub(super) fn find(&mut self, query: Query, enough: usize, reply: oneshot::Sender<Answer>) {
@@ -59,7 +63,8 @@ impl EventLoop {
     }
 
     pub(super) fn answer(&self, query: &Query, now: Duration) -> Answer {
-        self.directory.query(query, &read(&self.shared.ledger), now)
+        let ranked = self.directory.ranked_len(query);
+        off_workers(ranked.saturating_mul(RANKED_BYTES), || self.directory.query(query, &read(&self.shared.ledger), now))
     }
 
     pub(super) fn with_search(&mut self, number: u64, act: impl FnOnce(&mut search::State, &mut Vec<search::Output>)) {

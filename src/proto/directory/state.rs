@@ -507,6 +507,11 @@ impl State {
         self.known_by_agent.keys().filter_map(|agent| self.entry(*agent))
     }
 
+    /// How many agents a query by name has to rank: few for most, everybody under a heading.
+    pub fn ranked_len(&self, query: &Query) -> usize {
+        query.capabilities.iter().filter_map(|name| self.agents_by_name.get(name)).map(BTreeSet::len).sum()
+    }
+
     /// How many agents are known.
     pub fn len(&self) -> usize {
         self.known_by_agent.len()
