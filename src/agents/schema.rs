@@ -290,6 +290,8 @@ enum Step<'a> {
 #[derive(Debug, Default)]
 struct Node<'a> {
     pointer: String,
+    /// What applying it alone comes to.
+    weight: u64,
     here: Vec<usize>,
     below: Vec<(Step<'a>, usize)>,
 }
@@ -378,7 +380,7 @@ impl<'a> Graph<'a> {
             .here
             .iter()
             .chain(node.below.iter().map(|(_, next)| next))
-            .fold(1_u64, |sum, &next| sum.saturating_add(self.expanded_from(next, counts, open, recursive)));
+            .fold(node.weight, |sum, &next| sum.saturating_add(self.expanded_from(next, counts, open, recursive)));
         open[id] = false;
         counts[id] = Some(count);
         count
@@ -396,7 +398,7 @@ impl<'a> Graph<'a> {
             let mut row = Row::default();
             for (id, times) in self.applied_at(start) {
                 let node = &self.nodes[id];
-                row.cost = row.cost.saturating_add(times);
+                row.cost = row.cost.saturating_add(times.saturating_mul(node.weight));
                 entries += 1 + node.below.len();
                 for &(step, next) in &node.below {
                     let targets = match step {
@@ -452,13 +454,20 @@ struct Reader<'a> {
     patterns: usize,
 }
 
+/// A value is looked up among strings or integers alone, and compared with each of other alternatives.
+fn weight(schema: &Value) -> u64 {
+    let alternatives = schema.get("enum").and_then(Value::as_array);
+    let compared = alternatives.filter(|values| !values.iter().all(Value::is_string) && !values.iter().all(Value::is_i64));
+    compared.map_or(1, |values| u64::try_from(values.len()).unwrap_or(u64::MAX).saturating_add(1))
+}
+
 impl<'a> Reader<'a> {
     /// The node of a subschema; a place reached twice is one node.
     fn id(&mut self, value: &'a Value, pointer: String) -> usize {
         let next = self.nodes.len();
         let id = *self.ids.entry(std::ptr::from_ref(value)).or_insert(next);
         if id == next {
-            self.nodes.push(Node { pointer, ..Node::default() });
+            self.nodes.push(Node { pointer, weight: weight(value), ..Node::default() });
             self.queue.push((id, value));
         }
         id
@@ -1017,6 +1026,8 @@ mod tests {
         assert_eq!(plain.cost(1_000), 1_000);
         let rich = json!({ "items": { "allOf": vec![json!({ "type": "number" }); 500] } });
         assert!(Schema::compile(&rich).expect("a schema").cost(1_000) > 500_000);
+        let among = json!({ "items": { "enum": (0..500).map(|number| f64::from(number) + 0.5).collect::<Vec<_>>() } });
+        assert!(Schema::compile(&among).expect("a schema").cost(1_000) > 500_000);
         let recursive = json!({ "properties": { "next": { "$ref": "#" } } });
         assert_eq!(Schema::compile(&recursive).expect("a schema").cost(1), usize::MAX);
     }

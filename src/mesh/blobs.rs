@@ -1,7 +1,7 @@
 //! Blobs: large bodies, each on a substream of its own (design.md section 5).
 //!
 //! The sender writes a head and the bytes and closes; the receiver reads as many bytes as were announced, checks their hash as they
-//! come, says so after each piece, and drops the substream, by which the sender knows that all were taken. What was announced, and by whom,
+//! come, says so after each piece but the last, and drops the substream, by which the sender knows that all were taken. What was announced, and by whom,
 //! is decided in [`crate::proto::invocation::blobs`]; nothing is read before it was. How much may be on its way is decided by
 //! [`crate::proto::invocation::window`], and between two pieces the sender gives way to calls. Bytes have to keep coming at a minimum rate
 //! (threat T4).

@@ -1,7 +1,7 @@
 //! The head of a blob: which part of which call follows on this substream (design.md section 5).
 //!
 //! A body too large for a lane is announced there by hash and length, and pushed by its sender on a substream that carries this head and
-//! then the bytes, nothing else; the receiver answers every [`PIECE_BYTES`] with one byte. Nobody can fetch a blob: what was not announced on a lane of the same peer is refused. The layout is fixed:
+//! then the bytes, nothing else; the receiver answers every [`PIECE_BYTES`] but the last with one byte. Nobody can fetch a blob: what was not announced on a lane of the same peer is refused. The layout is fixed:
 //! 16 bytes of invocation, one for the part, 32 of BLAKE3, eight of length, big end first; a change takes another protocol name.
 
 use super::invocation::BlobId;

@@ -23,13 +23,17 @@ impl EventLoop {
         let now = self.now().mono;
         self.asked_at_by_shard.extend(query.capabilities.iter().map(|name| (name.shard(), now)));
         let answer = self.answer(&query, now);
+        if answer.candidates.len() >= enough {
+            let _ = reply.send(answer);
+            return;
+        }
         let fresh = |name: &&CapabilityName| self.looked_up_at.get(*name).is_none_or(|at| now.saturating_sub(*at) >= LOOKUP_FRESH);
         let alone = self.mesh.connected_len() == 0;
         let names: BTreeSet<CapabilityName> =
             if alone { BTreeSet::new() } else { query.capabilities.iter().filter(fresh).cloned().collect() };
         let dialling = self.directory.unproven_hosts(&query);
         let idle = names.is_empty() && dialling.is_empty();
-        if answer.candidates.len() >= enough || idle || self.searches_by_number.len() >= SEARCHES_MAX {
+        if idle || self.searches_by_number.len() >= SEARCHES_MAX {
             let _ = reply.send(answer);
             return;
         }

@@ -300,7 +300,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Waits for a place for so many bytes. However many wait that are less urgent, some places are left for those that are more.
+    /// Waits for a place for so many bytes. However many wait that are less urgent, some places are left for those that are more; in bytes,
+    /// all are served as they come, which at the default size of bodies is room for all places.
     ///
     /// # Errors
     /// `BUSY` for an output if the peer takes nothing of what it asked for, which is nobody's failure but its own.
@@ -375,8 +376,9 @@ impl Owed {
         let owed = Self { pushing, total_bytes, bytes };
         let (whose, limit) = match (of_peer > OWED_BYTES_MAX, total > OWED_TOTAL_BYTES_MAX) {
             (true, _) => ("this caller", OWED_BYTES_MAX),
-            (false, true) => ("the callers of this node", OWED_TOTAL_BYTES_MAX),
-            (false, false) => return Ok(owed),
+            // A caller that owes nothing else can take it at once.
+            (false, true) if of_peer > bytes => ("the callers of this node", OWED_TOTAL_BYTES_MAX),
+            (false, _) => return Ok(owed),
         };
         let failure = Failure::new(ErrorCode::Busy, format!("too many large outputs wait to be taken by {whose}"));
         Err(failure.with("limit", limit).with("retry_after_ms", 1_000))

@@ -111,7 +111,7 @@ impl AgentsHere {
             biased;
             () = cancel.cancelled() => return Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled")),
             push = ready => push?,
-            () = sleep_until(in_time) => return Err(Failure::new(ErrorCode::Busy, "too many large outputs went to this caller until the deadline")),
+            () = sleep_until(in_time) => return Err(Failure::new(ErrorCode::Busy, "too many large outputs went to this caller until shortly before the deadline")),
         };
         tokio::spawn(async move {
             let _serving = serving;

@@ -92,8 +92,10 @@ impl<R: Clone + Send + 'static> Calls<R> {
                     joined();
                     let ended = self.wait(&ask, answer).await?.unwrap_or_else(|| Err(broke_off()));
                     let now = self.clock.mono();
-                    let was_up = deadline <= now.saturating_add(ROUNDED) && now < ask.deadline;
-                    let is_late = |failure: &Failure| failure.code == ErrorCode::Timeout && was_up;
+                    let was_up = deadline <= now.saturating_add(ROUNDED);
+                    // What is for good is what the agent itself said; the rest is up to the patience of whoever came first.
+                    let is_late =
+                        |failure: &Failure| failure.code == ErrorCode::Timeout && now < ask.deadline && (was_up || failure.retryable);
                     if !ended.as_ref().is_err_and(is_late) {
                         return ended;
                     }
