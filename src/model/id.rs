@@ -18,6 +18,12 @@ pub enum ParseError {
     /// The text is not an invocation id.
     #[error("`{0}` is not an invocation id: expected 32 hexadecimal digits")]
     InvocationId(String),
+    /// The text is not a task id.
+    #[error("`{0}` is not a task id: expected a UUID")]
+    TaskId(String),
+    /// The text is not a subtask's name.
+    #[error("`{0}` is not a name of a subtask: expected 1 to 64 letters, digits, `_` and `-`, and not `parent`")]
+    SubtaskId(String),
 }
 
 /// The fewest characters that stand for a node: among thousands of nodes they rarely mean two.

@@ -14,6 +14,7 @@ mod id;
 mod list;
 mod price;
 mod priority;
+mod task;
 mod text;
 mod time;
 
@@ -28,5 +29,6 @@ pub use id::{AgentId, InvocationId, NodeId, ParseError};
 pub(crate) use list::at_most;
 pub use price::{Currency, Price};
 pub use priority::Priority;
+pub use task::{SUBTASK_ID_BYTES_MAX, SubtaskId, TaskId};
 pub use text::{nearest, percent_decoded, printable};
 pub use time::{Now, Timestamp};

@@ -1,0 +1,191 @@
+//! What a task is, as its author wrote it and as it is run (AITP 2, 3, 6).
+//!
+//! A definition is read once, when it is submitted: every name is resolved, every expression parsed, every bound checked, and each fault
+//! is told with its path. What comes out is valid by construction, so that running it never meets a cycle, an unknown name or an
+//! expression that cannot be read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rust_decimal::Decimal;
+use serde_json::{Map, Value};
+
+use super::template::Template;
+use crate::model::{AgentId, CapabilityName, Currency, Priority, SubtaskId, TaskId, Timestamp, VersionRequirement};
+
+/// A task that can be run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Definition {
+    /// What people call it, 1 to 200 characters.
+    pub name: String,
+    /// What it does, for people.
+    pub description: Option<String>,
+    /// What shall come of it, in words: for agents that decompose.
+    pub goal: Option<String>,
+    /// JSON Schema of the parameters; `true` where none was given.
+    pub input: Value,
+    /// JSON Schema of the result; `true` where none was given.
+    pub output: Value,
+    /// The values that it is run with, the schema's defaults filled in.
+    pub parameters: Map<String, Value>,
+    /// Who asked, as they call themselves.
+    pub created_by: Option<String>,
+    /// How urgent its calls are.
+    pub priority: Priority,
+    /// When it is given up.
+    pub deadline: Option<Timestamp>,
+    /// For finding it again; at most 32.
+    pub tags: BTreeSet<String>,
+    /// Tasks of the same home node that must have ended well before it begins; at most 64.
+    pub dependencies: BTreeSet<TaskId>,
+    /// What it may cost.
+    pub budget: Option<Budget>,
+    /// What its author thinks that it costs.
+    pub estimated_cost: Option<Decimal>,
+    /// What to do when something goes wrong.
+    pub fallback: Fallback,
+    /// The parts; empty if it has a goal alone and is still to be decomposed. At most [`SUBTASKS_MAX`].
+    pub subtasks: Vec<Subtask>,
+}
+
+/// The most subtasks that one task may have.
+pub const SUBTASKS_MAX: usize = 2_000;
+
+/// What a task may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Never negative.
+    pub amount: Decimal,
+    /// Agents whose price is in another one are not asked.
+    pub currency: Currency,
+}
+
+/// One call of a task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subtask {
+    /// Its name in the task.
+    pub id: SubtaskId,
+    /// What people call it; its id where it has no name.
+    pub name: String,
+    /// What is called.
+    pub capability: CapabilityName,
+    /// Which versions will do.
+    pub version: Option<VersionRequirement>,
+    /// The only agent that may do it.
+    pub agent: Option<AgentId>,
+    /// How its input is made.
+    pub input: Template,
+    /// A JSON Schema of its output beside the capability's own; `true` where none was given.
+    pub output: Value,
+    /// `{field of the agent's output: name in this subtask's output}`; empty: the output is passed on unchanged.
+    pub output_mapping: BTreeMap<String, String>,
+    /// Which subtasks must have succeeded before, by their places in [`Definition::subtasks`]: those of `depends_on` and those that its
+    /// input names.
+    pub after: BTreeSet<usize>,
+    /// Among those that are ready at once the smallest goes first.
+    pub order: u32,
+    /// How failed attempts are repeated.
+    pub retry: Retry,
+    /// How long one attempt may take, from the moment that the agent accepted it.
+    pub attempt_timeout: Duration,
+    /// How many units it probably takes.
+    pub estimated_units: Decimal,
+    /// What one attempt may cost at most, in the currency of the budget.
+    pub cost_limit: Option<Decimal>,
+    /// The least trust, 0 to 100; the node's own rule without it.
+    pub min_trust: Option<f64>,
+    /// Whether agents are asked for live offers before one is chosen.
+    pub offers: bool,
+}
+
+/// How failed attempts are repeated (AITP 6.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// Attempts after the first; at most 20.
+    pub retries_max: u32,
+    /// How the pauses grow.
+    pub backoff: Backoff,
+    /// The first pause; at most an hour.
+    pub base: Duration,
+    /// `retry: never`: the agent begins at most once, whatever is lost.
+    pub never: bool,
+}
+
+/// How the pauses between attempts grow (AITP 2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backoff {
+    /// Each is twice the one before.
+    Exponential,
+    /// Each is longer than the one before by the first.
+    Linear,
+    /// All are the same.
+    Fixed,
+}
+
+impl Retry {
+    /// The pause before the `retry`th repetition, counted from 1; never more than [`PAUSE_MAX`].
+    pub fn pause(&self, retry: u32) -> Duration {
+        let factor = match self.backoff {
+            Backoff::Exponential => 1_u32.checked_shl(retry.saturating_sub(1)).unwrap_or(u32::MAX),
+            Backoff::Linear => retry.max(1),
+            Backoff::Fixed => 1,
+        };
+        self.base.saturating_mul(factor).min(PAUSE_MAX)
+    }
+}
+
+/// The longest pause between two attempts.
+pub const PAUSE_MAX: Duration = Duration::from_secs(24 * 3_600);
+
+/// What to do when something goes wrong (AITP 6.2, MAOP 4.2).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fallback {
+    /// The agent is gone.
+    pub on_agent_offline: OnOffline,
+    /// An attempt took too long.
+    pub on_timeout: OnTimeout,
+    /// What is told when the budget is used up.
+    pub cost_notification: Option<String>,
+    /// Nobody can do it.
+    pub on_unavailable: OnUnavailable,
+    /// A subtask failed for good.
+    pub on_failure: OnFailure,
+}
+
+/// `on_agent_offline`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnOffline {
+    /// `SELECT_NEXT_BEST`: another agent is asked at once; it is no retry.
+    NextBest,
+    /// `FAIL_AND_NOTIFY`: the subtask fails.
+    Fail,
+}
+
+/// `on_timeout`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnTimeout {
+    /// `RETRY_WITH_TIMEOUT_EXTENSION`: the attempts after the first that took too long have this much time; it is given once.
+    Extend(Duration),
+    /// `SELECT_NEXT_BEST`: another attempt, with the same time.
+    Retry,
+    /// `FAIL_AND_NOTIFY`: the subtask fails.
+    Fail,
+}
+
+/// `on_capability_unavailable`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnUnavailable {
+    /// `DEFER`: looks again after this long, or as soon as somebody offers it.
+    Defer(Duration),
+    /// `FAIL_AND_NOTIFY`: the subtask fails.
+    Fail,
+}
+
+/// `on_subtask_failed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// `FAIL_AND_NOTIFY`: so does the task.
+    Fail,
+    /// `DEGRADE`: what does not need it goes on, and the result is marked as partial (MAOP-7).
+    Degrade,
+}
