@@ -16,6 +16,7 @@ pub mod invocation;
 pub mod offer;
 pub mod receipt;
 mod signed;
+pub mod task;
 
 pub use signed::{AgentKey, NodeKey, Signable, Signed, Verified};
 

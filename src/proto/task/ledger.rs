@@ -1,0 +1,165 @@
+//! What a task has cost, may cost, and holds back for calls under way (AITP 7).
+//!
+//! What an attempt will probably cost is *reserved* before it is sent and settled when it ends, so that steps which run side by side
+//! cannot spend the same money twice. Amounts are exact decimals of one currency. Invariant: what is reserved and spent never exceeds the
+//! budget by a reservation; only an agent that bills more than was estimated can exceed it, and then the task learns so.
+
+use std::collections::BTreeMap;
+
+use rust_decimal::Decimal;
+
+use super::definition::Budget;
+use crate::model::AgentId;
+use crate::wire::task::{Charge, Fence};
+
+/// One line: what an attempt was billed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Line {
+    /// Which attempt.
+    pub fence: Fence,
+    /// Who did it.
+    pub agent: AgentId,
+    /// What it is billed.
+    pub charge: Charge,
+    /// Whether its result came too late to be used.
+    pub duplicate: bool,
+}
+
+/// Whether a reservation fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cover {
+    /// It does.
+    Covered,
+    /// Not while others hold theirs; it may once they have settled for less.
+    Later,
+    /// It never will.
+    Never,
+}
+
+/// The accounts of one task.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger {
+    budget: Option<Budget>,
+    lines: Vec<Line>,
+    spent: Decimal,
+    reserved_by_subtask: BTreeMap<u32, Decimal>,
+}
+
+impl Ledger {
+    /// Nothing spent yet.
+    pub fn new(budget: Option<Budget>) -> Self {
+        Self { budget, ..Self::default() }
+    }
+
+    /// What may be spent in all.
+    pub fn budget(&self) -> Option<Budget> {
+        self.budget
+    }
+
+    /// Everything billed, in the order in which it came.
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// What has been billed in all.
+    pub fn spent(&self) -> Decimal {
+        self.spent
+    }
+
+    /// What is left; below zero where agents billed more than was estimated.
+    pub fn remaining(&self) -> Option<Decimal> {
+        self.budget.map(|budget| budget.amount.saturating_sub(self.spent))
+    }
+
+    /// What one more attempt may cost now, with what others hold back left to them; `None` without a budget.
+    pub fn free(&self) -> Option<Decimal> {
+        let reserved: Decimal = self.reserved_by_subtask.values().fold(Decimal::ZERO, |sum, amount| sum.saturating_add(*amount));
+        self.remaining().map(|remaining| remaining.saturating_sub(reserved))
+    }
+
+    /// Whether an attempt that probably costs `amount` may be sent.
+    pub fn cover(&self, amount: Decimal) -> Cover {
+        match (self.free(), self.remaining()) {
+            (Some(free), _) if amount <= free => Cover::Covered,
+            (Some(_), Some(remaining)) if amount <= remaining => Cover::Later,
+            (Some(_), _) => Cover::Never,
+            (None, _) => Cover::Covered,
+        }
+    }
+
+    /// Holds back `amount` for a subtask, in place of what was held back for it before.
+    pub(super) fn reserve(&mut self, subtask: u32, amount: Decimal) {
+        if amount.is_zero() {
+            self.reserved_by_subtask.remove(&subtask);
+        } else {
+            self.reserved_by_subtask.insert(subtask, amount);
+        }
+    }
+
+    /// Gives back what was held back for a subtask.
+    pub(super) fn release(&mut self, subtask: u32) {
+        self.reserved_by_subtask.remove(&subtask);
+    }
+
+    /// Bills an attempt.
+    pub(super) fn bill(&mut self, line: Line) {
+        self.spent = self.spent.saturating_add(line.charge.total);
+        self.lines.push(line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dec(text: &str) -> Decimal {
+        text.parse().expect("a number")
+    }
+
+    fn ledger(budget: &str) -> Ledger {
+        Ledger::new(Some(Budget { amount: dec(budget), currency: "USD".parse().expect("a currency") }))
+    }
+
+    fn line(subtask: u32, total: &str) -> Line {
+        let charge = Charge {
+            units: Decimal::ONE,
+            unit: "request".to_owned(),
+            price: dec(total),
+            currency: "USD".parse().expect("a currency"),
+            total: dec(total),
+        };
+        Line { fence: Fence { subtask, attempt: 1 }, agent: AgentId::from_public_key([1; 32]), charge, duplicate: false }
+    }
+
+    /// AITP-10: the draft's own ledger, to the last digit.
+    #[test]
+    fn what_is_billed_is_added_up_exactly() {
+        let mut ledger = ledger("10.00");
+        ledger.bill(line(0, "0.001"));
+        ledger.bill(line(1, "0.05000"));
+        assert_eq!((ledger.spent(), ledger.remaining()), (dec("0.051"), Some(dec("9.949"))));
+    }
+
+    /// AITP-10: steps side by side cannot overspend together.
+    #[test]
+    fn what_is_reserved_cannot_be_reserved_again() {
+        let mut ledger = ledger("1");
+        assert_eq!(ledger.cover(dec("0.6")), Cover::Covered);
+        ledger.reserve(0, dec("0.6"));
+        assert_eq!(
+            (ledger.cover(dec("0.4")), ledger.cover(dec("0.5")), ledger.cover(dec("1.1"))),
+            (Cover::Covered, Cover::Later, Cover::Never)
+        );
+        ledger.release(0);
+        ledger.bill(line(0, "0.1"));
+        assert_eq!(ledger.cover(dec("0.5")), Cover::Covered);
+        assert_eq!(ledger.cover(dec("0.95")), Cover::Never);
+    }
+
+    #[test]
+    fn without_a_budget_everything_is_covered() {
+        let mut ledger = Ledger::default();
+        ledger.bill(line(0, "1000000"));
+        assert_eq!((ledger.cover(dec("1000000")), ledger.free()), (Cover::Covered, None));
+    }
+}

@@ -1,0 +1,357 @@
+//! What drives a task: inputs in, events to keep and orders out.
+//!
+//! One contract with the shell. It hands over an [`Input`] and the time, and carries out every [`Output`] in order before it hands over the
+//! next. [`Output::Append`] is to be kept in the journal; whatever leaves the node because of it comes out of [`Machine::committed`], once
+//! the shell says that the disk has it. So nothing is sent, withdrawn or answered before it is durable, and the shell cannot forget that.
+//!
+//! Orders that stay inside the node (choosing an agent, composing the result) do not wait for the disk: what comes of them does.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::Rng;
+use rust_decimal::Decimal;
+use serde_json::Value;
+
+use super::definition::{Definition, OnTimeout};
+use super::ledger::Cover;
+use super::state::{Phase, State, number, place};
+use super::transitions::{accept, dispatch, end, recover, reject, result, retry, unavailable};
+use crate::model::{AgentId, CapabilityName, ErrorCode, Failure, NodeId, TaskId, Timestamp};
+use crate::wire::task::{Charge, Event, Fence, Loss, Outcome, Reason, Text};
+
+/// An agent that may do a subtask.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chosen {
+    /// Who.
+    pub agent: AgentId,
+    /// What it is called.
+    pub name: String,
+    /// Where it is.
+    pub node: NodeId,
+    /// What it will probably cost, in the currency of the budget; `None` if it has no price.
+    pub estimate: Option<Decimal>,
+    /// How the choice came about, as JSON text.
+    pub explain: Bytes,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Finish {
+    /// With an output that matches its schema.
+    Done {
+        /// The output, mapped.
+        output: Text,
+        /// What it costs.
+        charge: Option<Charge>,
+    },
+    /// It was not begun.
+    Rejected {
+        /// Whether the agent only did not answer in time.
+        expired: bool,
+        /// Why.
+        failure: Failure,
+    },
+    /// It had begun, and failed.
+    Failed(Loss, Failure),
+}
+
+/// What happens to a task.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// It was submitted, or the home node came back: go on from what is kept.
+    Resume,
+    /// An agent was chosen for a subtask.
+    Chosen(u32, Chosen),
+    /// Nobody could be chosen, or its input could not be made.
+    Unavailable(u32, Failure),
+    /// The agent accepted an attempt.
+    Accepted(Fence),
+    /// An attempt ended.
+    Finished(Fence, Finish),
+    /// A task that it depends on ended.
+    DependencyEnded(TaskId, Outcome),
+    /// Somebody now offers this.
+    Offered(CapabilityName),
+    /// A goal was decomposed: the subtasks, who did it, and the definition with them.
+    Planned {
+        /// The subtasks as JSON.
+        subtasks: Text,
+        /// Who decomposed it.
+        by: String,
+        /// The definition with them.
+        definition: Box<Definition>,
+    },
+    /// A goal could not be decomposed.
+    Unplanned(Failure),
+    /// The result was composed and looked at.
+    Composed(Result<(), Failure>),
+    /// Somebody wants it to be cancelled.
+    Cancel,
+    /// A moment that [`Machine::wake_at`] named has come.
+    Wake,
+}
+
+/// Whom to choose for a subtask, and whom not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choose {
+    /// The subtask.
+    pub subtask: u32,
+    /// Agents that are not asked.
+    pub refused_by: Vec<AgentId>,
+    /// Agents that are asked only where nobody else is left.
+    pub failed_on: Vec<AgentId>,
+    /// The agent that comes first if it is there at all.
+    pub prefer: Option<AgentId>,
+    /// What the attempt may cost.
+    pub cost_max: Option<Decimal>,
+}
+
+/// A call to be made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Send {
+    /// Which attempt.
+    pub fence: Fence,
+    /// How long the agent may take to accept it.
+    pub start_within: Duration,
+    /// How long it may take from then on.
+    pub close_within: Duration,
+    /// When it is of no use any more.
+    pub until: Option<Timestamp>,
+    /// Whether the agent begins only on [`Output::Begin`].
+    pub wait: bool,
+}
+
+/// What the shell must do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// Keep this.
+    Append(Event),
+    /// Choose an agent and make the input.
+    Choose(Choose),
+    /// Make the call.
+    Send(Send),
+    /// The agent may begin.
+    Begin(Fence),
+    /// Stop the call.
+    Withdraw(Fence),
+    /// Decompose the goal.
+    Plan,
+    /// Compose the result, and see whether it matches the task's schema.
+    Compose,
+    /// The task is over, and that is durable.
+    Ended,
+}
+
+/// A task under way.
+#[derive(Debug)]
+pub struct Machine {
+    state: State,
+    /// How many of its events are durable.
+    committed: u64,
+    /// Orders that wait for the disk, with the number of events that it must have.
+    held: VecDeque<(u64, Output)>,
+}
+
+impl Machine {
+    /// A task of which `committed` events are durable already: all that made it, or none where its submission is just being kept.
+    pub fn new(state: State, committed: u64) -> Self {
+        Self { state, committed, held: VecDeque::new() }
+    }
+
+    /// The task as it stands.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// How many of its events are durable.
+    pub fn committed_events(&self) -> u64 {
+        self.committed
+    }
+
+    /// When it wants to be woken.
+    pub fn wake_at(&self) -> Option<Timestamp> {
+        if self.state.end.is_some() {
+            return None;
+        }
+        let pause = self.state.pauses.first().map(|(until, _)| *until);
+        pause.into_iter().chain(self.state.definition.deadline).min()
+    }
+
+    /// The first `events` events are durable: gives out what waited for that.
+    pub fn committed(&mut self, events: u64, outputs: &mut Vec<Output>) {
+        self.committed = self.committed.max(events);
+        while self.held.front().is_some_and(|(needed, _)| *needed <= self.committed) {
+            outputs.extend(self.held.pop_front().map(|(_, output)| output));
+        }
+    }
+
+    /// Takes an input.
+    pub fn handle(&mut self, input: Input, now: Timestamp, rng: &mut impl Rng, outputs: &mut Vec<Output>) {
+        let is_late = self.state.end.is_none() && self.state.definition.deadline.is_some_and(|deadline| now >= deadline);
+        // What came in time may still have waited in line; a result that is here is worth more than a deadline that just passed.
+        if is_late && !matches!(input, Input::Finished(_, Finish::Done { .. })) {
+            let events = end::deadline(&self.state, now);
+            self.record(events, now, outputs);
+        }
+        let events = self.decide(input, now, rng, outputs);
+        self.record(events, now, outputs);
+        self.advance(now, outputs);
+    }
+
+    fn decide(&mut self, input: Input, now: Timestamp, rng: &mut impl Rng, outputs: &mut Vec<Output>) -> Vec<Event> {
+        let state = &mut self.state;
+        match input {
+            Input::Resume => recover::decide(state, now),
+            Input::Chosen(subtask, chosen) => {
+                let later = state.ledger.cover(chosen.estimate.unwrap_or_default()) == Cover::Later;
+                let events = dispatch::decide(state, subtask, chosen, now);
+                if later && events.is_empty() && state.part(subtask).is_some_and(|part| part.phase == Phase::Choosing) {
+                    state.enter(place(subtask), Phase::Held);
+                }
+                events
+            }
+            Input::Unavailable(subtask, failure) => unavailable::decide(state, subtask, failure, now),
+            Input::Accepted(fence) => accept::decide(state, fence),
+            Input::Finished(fence, Finish::Done { output, charge }) => result::decide(state, fence, output, charge, now),
+            Input::Finished(fence, Finish::Rejected { expired, failure }) => reject::decide(state, fence, expired, failure, now),
+            Input::Finished(fence, Finish::Failed(loss, failure)) => retry::decide(state, fence, loss, failure, now, rng),
+            Input::DependencyEnded(task, outcome) => {
+                if !state.waiting_for.remove(&task) || matches!(outcome, Outcome::Success | Outcome::Partial) {
+                    return Vec::new();
+                }
+                let failure = Failure::new(ErrorCode::AgentFailed, format!("task {task}, on which it depends, failed")).retryable(false);
+                end::decide(state, Outcome::Failed, Some(Reason::DependencyFailed), Some(failure.with("task_id", task.to_string())), now)
+            }
+            Input::Offered(capability) => {
+                let waiting = |part: &&(Timestamp, usize)| {
+                    let is_deferred =
+                        state.parts.get(part.1).is_some_and(|part| matches!(part.phase, Phase::Paused { deferred: true, .. }));
+                    is_deferred && state.definition.subtasks.get(part.1).is_some_and(|subtask| subtask.capability == capability)
+                };
+                let due: Vec<usize> = state.pauses.iter().filter(waiting).map(|(_, index)| *index).collect();
+                due.into_iter().for_each(|index| state.enter(index, Phase::Ready));
+                Vec::new()
+            }
+            Input::Planned { subtasks, by, definition } => {
+                if state.end.is_some() || !state.parts.is_empty() {
+                    return Vec::new();
+                }
+                let event = Event::Planned { subtasks, by };
+                state.apply(&event, now);
+                state.planned(*definition);
+                outputs.push(Output::Append(event));
+                Vec::new()
+            }
+            Input::Unplanned(failure) => end::decide(state, Outcome::Failed, Some(Reason::NoPlan), Some(failure), now),
+            Input::Composed(composed) => end::complete(state, composed, now),
+            Input::Cancel => end::cancel(state, now),
+            Input::Wake => Vec::new(),
+        }
+    }
+
+    /// Applies events, has them kept, and notes what may leave the node once they are.
+    fn record(&mut self, events: Vec<Event>, now: Timestamp, outputs: &mut Vec<Output>) {
+        for event in events {
+            let running = if matches!(event, Event::Ended { .. } | Event::SubtaskFailed { .. }) { self.running() } else { Vec::new() };
+            self.state.apply(&event, now);
+            let needed = self.state.events;
+            if let Event::Dispatched(dispatched) = &event
+                && let Some(send) = self.send(dispatched.fence)
+            {
+                self.held.push_back((needed, Output::Send(send)));
+            }
+            if let Event::Accepted(fence) = &event
+                && self.waits(*fence)
+            {
+                self.held.push_back((needed, Output::Begin(*fence)));
+            }
+            if !running.is_empty() {
+                let still: BTreeSet<Fence> = self.running().into_iter().collect();
+                let stopped = running.into_iter().filter(|fence| !still.contains(fence));
+                self.held.extend(stopped.map(|fence| (needed, Output::Withdraw(fence))));
+            }
+            let ended = matches!(event, Event::Ended { .. });
+            outputs.push(Output::Append(event));
+            if ended {
+                self.held.push_back((needed, Output::Ended));
+            }
+        }
+    }
+
+    /// Attempts under way.
+    fn running(&self) -> Vec<Fence> {
+        let parts = self.state.parts.iter().enumerate();
+        parts.filter_map(|(index, part)| Some(Fence { subtask: number(index), attempt: part.current()?.number })).collect()
+    }
+
+    fn waits(&self, fence: Fence) -> bool {
+        self.state.definition.subtasks.get(place(fence.subtask)).is_some_and(|subtask| subtask.retry.never)
+    }
+
+    fn send(&self, fence: Fence) -> Option<Send> {
+        let (subtask, part) = (self.state.definition.subtasks.get(place(fence.subtask))?, self.state.part(fence.subtask)?);
+        let extended = match self.state.definition.fallback.on_timeout {
+            OnTimeout::Extend(extended) => Some(extended),
+            OnTimeout::Retry | OnTimeout::Fail => None,
+        };
+        Some(Send {
+            fence,
+            start_within: self.state.config.start_within,
+            close_within: dispatch::close_within(subtask, part, extended).min(self.state.config.attempt_timeout_max),
+            until: self.state.definition.deadline,
+            wait: self.waits(fence),
+        })
+    }
+
+    /// What can be done now, is.
+    fn advance(&mut self, now: Timestamp, outputs: &mut Vec<Output>) {
+        let state = &mut self.state;
+        if state.end.is_some() || !state.waiting_for.is_empty() {
+            return;
+        }
+        if state.parts.is_empty() {
+            if !state.planning {
+                state.planning = true;
+                outputs.push(Output::Plan);
+            }
+            return;
+        }
+        while let Some((_, index)) = state.pauses.first().copied().filter(|(until, _)| *until <= now) {
+            state.enter(index, Phase::Ready);
+        }
+        while state.busy < state.config.parallel_max {
+            let Some((_, index)) = state.ready.first().copied() else { break };
+            state.enter(index, Phase::Choosing);
+            let (Some(part), Some(subtask)) = (state.parts.get(index), state.definition.subtasks.get(index)) else { break };
+            // What all of it may still cost, whatever others hold back: who waits for their money may yet have it.
+            let left = [subtask.cost_limit, state.ledger.remaining()].into_iter().flatten().min();
+            outputs.push(Output::Choose(Choose {
+                subtask: number(index),
+                refused_by: part.refused_by.iter().copied().collect(),
+                failed_on: part.failed_on.iter().copied().collect(),
+                prefer: part.prefer,
+                cost_max: left,
+            }));
+        }
+        if state.over == state.parts.len() && !state.composing {
+            state.composing = true;
+            let any = state.parts.iter().any(|part| part.failure.is_some());
+            if any || state.definition.output == Value::Bool(true) {
+                let events = end::complete(state, Ok(()), now);
+                self.record(events, now, outputs);
+            } else {
+                outputs.push(Output::Compose);
+            }
+        }
+    }
+}
+
+/// The machine of a task that was just submitted, with the event that begins it.
+pub fn submit(id: TaskId, config: &Arc<super::state::Config>, definition: Definition, event: Event, now: Timestamp) -> Option<Machine> {
+    let Event::Submitted(submitted) = &event else { return None };
+    let state = State::submitted(id, Arc::clone(config), definition, submitted, now);
+    Some(Machine::new(state, 0))
+}

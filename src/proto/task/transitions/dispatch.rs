@@ -1,0 +1,67 @@
+//! An agent was chosen: what it probably costs is reserved, and the call goes out once that is kept (AITP 4.2, AITP 7).
+
+use rust_decimal::Decimal;
+
+use super::super::definition::Subtask;
+use super::super::ledger::Cover;
+use super::super::machine::Chosen;
+use super::super::state::{Attempt, Part, Phase, State, number, place};
+use super::fail;
+use crate::model::{ErrorCode, Failure, Timestamp};
+use crate::wire::task::{Dispatched, Event, Fence, Reason};
+
+/// What follows from a choice; nothing if the money it needs is held back by others, or the subtask no longer waits for one.
+pub(in crate::proto::task) fn decide(state: &State, subtask: u32, chosen: Chosen, now: Timestamp) -> Vec<Event> {
+    let Some(part) = state.part(subtask).filter(|part| part.phase == Phase::Choosing) else { return Vec::new() };
+    let cost = chosen.estimate.unwrap_or(Decimal::ZERO);
+    match state.ledger.cover(cost) {
+        Cover::Covered => {}
+        Cover::Later => return Vec::new(),
+        Cover::Never => {
+            let left = state.ledger.remaining().unwrap_or_default();
+            let message = format!("`{}` probably costs {}, and {} is left of the budget", chosen.name, cost.normalize(), left.normalize());
+            return fail::decide(state, subtask, Reason::Cost, over_budget(state, &message), now);
+        }
+    }
+    let attempt = part.attempts.last().map_or(0, |attempt| attempt.number).saturating_add(1);
+    let Chosen { agent, name, node, estimate, explain } = chosen;
+    vec![Event::Dispatched(Dispatched { fence: Fence { subtask, attempt }, agent, name, node, estimate, explain })]
+}
+
+/// What is told when the money does not suffice: the author's own words, if there are any, and ours.
+pub(in crate::proto::task) fn over_budget(state: &State, message: &str) -> Failure {
+    let budget = state.ledger.budget();
+    let notification = state.definition.fallback.cost_notification.as_deref();
+    let failure = Failure::new(ErrorCode::OverBudget, notification.map_or_else(|| message.to_owned(), |own| format!("{own}: {message}")));
+    let failure = failure.with("spent", state.ledger.spent().normalize().to_string());
+    match budget {
+        Some(budget) => failure.with("budget", budget.amount.normalize().to_string()).with("currency", budget.currency.to_string()),
+        None => failure,
+    }
+}
+
+pub(in crate::proto::task) fn apply(state: &mut State, event: &Dispatched, at: Timestamp) {
+    let index = place(event.fence.subtask);
+    let Some(part) = state.parts.get_mut(index) else { return };
+    part.started.get_or_insert(at);
+    part.waiting = None;
+    part.prefer = None;
+    part.attempts.push(Attempt {
+        number: event.fence.attempt,
+        agent: event.agent,
+        name: event.name.clone(),
+        node: event.node,
+        chosen: at,
+        accepted: None,
+        ended: None,
+        end: None,
+        explain: event.explain.clone(),
+    });
+    state.ledger.reserve(number(index), event.estimate.unwrap_or(Decimal::ZERO));
+    state.enter(index, Phase::Sent);
+}
+
+/// How long an attempt of this part may take once it was accepted.
+pub(in crate::proto::task) fn close_within(subtask: &Subtask, part: &Part, extended: Option<std::time::Duration>) -> std::time::Duration {
+    extended.filter(|_| part.extended).unwrap_or(subtask.attempt_timeout)
+}

@@ -1,0 +1,87 @@
+//! The agent finished: its output is kept, its work billed, and what waited for it goes on (AITP 5.2, AITP 7).
+//!
+//! The first result of the current attempt wins. One of an attempt that was given up is not used; it is billed all the same, marked as
+//! duplicate, so that the ledger stays honest.
+
+use rust_decimal::Decimal;
+
+use super::super::ledger::Line;
+use super::super::state::{AttemptEnd, Phase, State, Status, number, place};
+use super::{dispatch, fail};
+use crate::model::{AgentId, Timestamp};
+use crate::wire::task::{Charge, Event, Fence, Reason, Text};
+
+/// What follows when an attempt ended with an output that matches its schema.
+pub(in crate::proto::task) fn decide(state: &State, fence: Fence, output: Text, charge: Option<Charge>, now: Timestamp) -> Vec<Event> {
+    let Some(part) = state.part(fence.subtask) else { return Vec::new() };
+    if state.end.is_some() || part.current().is_none_or(|attempt| attempt.number != fence.attempt) {
+        let known = part.attempts.iter().find(|attempt| attempt.number == fence.attempt);
+        let is_news = known.is_some_and(|attempt| !matches!(attempt.end, Some(AttemptEnd::Duplicate | AttemptEnd::Success)));
+        return if is_news { vec![Event::DuplicateResult { fence, charge }] } else { Vec::new() };
+    }
+    let billed = charge.as_ref().map_or(Decimal::ZERO, |charge| charge.total);
+    let is_covered = state.ledger.remaining().is_none_or(|remaining| billed.is_zero() || billed <= remaining);
+    let mut events = vec![Event::ResultReceived { fence, output, charge }];
+    if !is_covered {
+        let message = format!("the agent billed {}, more than was left of the budget", billed.normalize());
+        events.extend(fail::decide(state, fence.subtask, Reason::Cost, dispatch::over_budget(state, &message), now));
+    } else {
+        events.push(Event::Validated(fence));
+    }
+    events
+}
+
+pub(in crate::proto::task) fn received(state: &mut State, fence: Fence, output: &Text, charge: Option<&Charge>, at: Timestamp) {
+    let index = place(fence.subtask);
+    let Some(part) = state.parts.get_mut(index) else { return };
+    if part.phase == Phase::Sent {
+        // The word that it was accepted may have been overtaken.
+        if let Some(attempt) = part.attempts.last_mut() {
+            attempt.accepted = Some(at);
+        }
+    }
+    part.status = Status::Completed;
+    part.output = Some(output.clone());
+    part.charge = charge.cloned();
+    let agent = part.attempts.last().map(|attempt| attempt.agent);
+    bill(state, fence, agent, charge, false);
+    state.ledger.release(fence.subtask);
+    state.wake_held();
+}
+
+pub(in crate::proto::task) fn validated(state: &mut State, fence: Fence, at: Timestamp) {
+    let index = place(fence.subtask);
+    let Some(part) = state.parts.get_mut(index) else { return };
+    part.status = Status::Success;
+    part.ended = Some(at);
+    part.waiting = None;
+    part.end_attempt(AttemptEnd::Success, at);
+    state.enter(index, Phase::Over);
+    for dependent in state.dependents.get(index).cloned().unwrap_or_default() {
+        let Some(part) = state.parts.get_mut(dependent) else { continue };
+        part.missing = part.missing.saturating_sub(1);
+        if part.missing == 0 && part.phase == Phase::Blocked {
+            state.enter(dependent, Phase::Ready);
+        }
+    }
+}
+
+pub(in crate::proto::task) fn duplicate(state: &mut State, fence: Fence, charge: Option<&Charge>, at: Timestamp) {
+    let Some(part) = state.parts.get_mut(place(fence.subtask)) else { return };
+    let Some(attempt) = part.attempts.iter_mut().find(|attempt| attempt.number == fence.attempt) else { return };
+    attempt.ended.get_or_insert(at);
+    attempt.end = Some(AttemptEnd::Duplicate);
+    let agent = Some(attempt.agent);
+    bill(state, fence, agent, charge, true);
+}
+
+fn bill(state: &mut State, fence: Fence, agent: Option<AgentId>, charge: Option<&Charge>, duplicate: bool) {
+    if let (Some(agent), Some(charge)) = (agent, charge) {
+        state.ledger.bill(Line {
+            fence: Fence { subtask: number(place(fence.subtask)), ..fence },
+            agent,
+            charge: charge.clone(),
+            duplicate,
+        });
+    }
+}

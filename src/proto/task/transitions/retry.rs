@@ -1,0 +1,81 @@
+//! An attempt failed after it had begun: another follows after a pause, or none (AITP 6.1, AITP 6.2).
+//!
+//! A retry goes to another agent wherever there is one. One that was lost with its agent is made at once, since the pause is there for an
+//! agent to recover; for every other the pause of the author's policy holds, and chance only ever makes it longer.
+
+use std::time::Duration;
+
+use rand::Rng;
+
+use super::super::definition::OnTimeout;
+use super::super::state::{AttemptEnd, Phase, State, Status, failure_of, kept, place};
+use super::fail;
+use crate::model::{ErrorCode, Failure, Timestamp};
+use crate::wire::task::{Event, Fence, Loss, Reason, Text};
+
+/// By how much of itself a pause is longer at most, so that steps that failed together do not come back together.
+const JITTER: f64 = 0.1;
+
+/// What follows when an attempt that had begun failed.
+pub(in crate::proto::task) fn decide(
+    state: &State,
+    fence: Fence,
+    loss: Loss,
+    failure: Failure,
+    now: Timestamp,
+    rng: &mut impl Rng,
+) -> Vec<Event> {
+    let Some(part) = state.part(fence.subtask) else { return Vec::new() };
+    if part.current().is_none_or(|attempt| attempt.number != fence.attempt) {
+        return Vec::new();
+    }
+    let Some(subtask) = state.definition.subtasks.get(place(fence.subtask)) else { return Vec::new() };
+    let failed = |retry_in| Event::AttemptFailed { fence, loss, failure: kept(&failure), retry_in };
+    let give_up = |reason, failure| {
+        let mut events = vec![failed(None)];
+        events.extend(fail::decide(state, fence.subtask, reason, failure, now));
+        events
+    };
+    let retry = subtask.retry;
+    if retry.never && matches!(loss, Loss::AgentLost | Loss::AttemptTimeout) {
+        let unknown = failure.clone().with("outcome", "unknown").retryable(false);
+        return give_up(Reason::UnknownOutcome, unknown);
+    }
+    let is_final = loss == Loss::AttemptTimeout && state.definition.fallback.on_timeout == OnTimeout::Fail;
+    let is_fault = matches!(failure.code, ErrorCode::InvalidRequest | ErrorCode::PayloadTooLarge | ErrorCode::Cancelled);
+    if retry.never || is_final || is_fault || !failure.retryable {
+        return give_up(Reason::NonRetryable, failure.clone());
+    }
+    if part.retries >= retry.retries_max {
+        let attempts = part.retries.saturating_add(1);
+        return give_up(Reason::RetriesExhausted, failure.clone().with("attempts", attempts));
+    }
+    let pause = if loss == Loss::AgentLost { Duration::ZERO } else { retry.pause(part.retries.saturating_add(1)) };
+    vec![failed(Some(pause.mul_f64(1.0 + rng.random_range(0.0..JITTER))))]
+}
+
+pub(in crate::proto::task) fn apply(
+    state: &mut State,
+    fence: Fence,
+    loss: Loss,
+    failure: &Text,
+    retry_in: Option<Duration>,
+    at: Timestamp,
+) {
+    let index = place(fence.subtask);
+    let Some(part) = state.parts.get_mut(index) else { return };
+    let failure = failure_of(failure);
+    if let Some(attempt) = part.attempts.last() {
+        part.failed_on.insert(attempt.agent);
+    }
+    part.end_attempt(AttemptEnd::Failed(loss, failure.clone()), at);
+    part.extended |= loss == Loss::AttemptTimeout;
+    state.ledger.release(fence.subtask);
+    if let Some(pause) = retry_in {
+        part.status = Status::Retrying;
+        part.retries = part.retries.saturating_add(1);
+        part.waiting = Some(failure);
+        state.enter(index, Phase::Paused { until: at.saturating_add(pause), deferred: false });
+    }
+    state.wake_held();
+}
