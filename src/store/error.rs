@@ -76,8 +76,8 @@ pub enum Error {
         /// The process that holds it, if it has said so.
         pid: Option<u32>,
     },
-    /// A name cannot be a folder's. Definitions are checked before they come here, so this is a mistake of the caller; nothing was changed.
-    #[error("keep agent `{name}`: a name has 1 to 64 letters, digits, `-`, `_` or `.` and does not begin with `.`")]
+    /// A name cannot be a folder's. Names are checked before they come here, so this is a mistake of the caller; nothing was changed.
+    #[error("keep `{name}`: a name has 1 to 64 letters, digits, `-`, `_` or `.` and does not begin with `.`")]
     Name {
         /// The name, made printable.
         name: String,

@@ -179,7 +179,7 @@ fn forget(temporary: &Path) {
 }
 
 /// Flushes the folder that holds `path`, which is where its name is kept.
-fn sync_folder(path: &Path) -> Result<(), Error> {
+pub(super) fn sync_folder(path: &Path) -> Result<(), Error> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     // Elsewhere a folder cannot be opened as a file.
     if !cfg!(unix) {

@@ -11,8 +11,9 @@ use std::{
 };
 
 use super::{
-    Definitions, Error, Index, Keystore, Pins, Sequences,
+    Blobs, Definitions, Error, Index, Keystore, Pins, Sequences,
     files::{self, MODE_SECRET, fail},
+    journal::{self, Journal, Replay},
 };
 
 /// How long the text of a process id is at most, in bytes.
@@ -78,6 +79,20 @@ impl DataDir {
     /// without an index.
     pub fn index(&self) -> Result<Index, Error> {
         Index::open(&self.path)
+    }
+
+    /// Opens the journal, at most once at a time, and gives what it holds, to be replayed before anything is appended. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Newer`] or [`Error::Damaged`] if a segment is not ours to read, [`Error::Io`] or [`Error::Unflushed`] if the disk refuses.
+    /// Damage to entries is no error; [`Replay::run`] reports it.
+    pub fn journal(&self, config: journal::Config) -> Result<(Journal, Replay), Error> {
+        Journal::open(&self.path, config)
+    }
+
+    /// The bodies that are too large for the journal.
+    pub fn blobs(&self) -> Blobs {
+        Blobs::new(&self.path)
     }
 }
 

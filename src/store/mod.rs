@@ -4,6 +4,8 @@
 //! (`agents/NAME/key`, `sequence`, `definition.json`), the token of the API (`api-token`), whose word counts (`pins`). Each is a small file that is replaced as a whole and
 //! flushed, with its folder, before the call returns; a damaged one is a named error, never silently replaced and never deleted.
 //!
+//! So are the [`journal`] of what the node has acknowledged, in `journal/`, and the bodies too large for it, in `blobs/OWNER/HASH`.
+//!
 //! *Index* is what can be learnt again: good peers, bans and receipts, in sled under `index/`. sled does not flush to the platter on Linux when asked
 //! to, so nothing that was acknowledged may depend on it; a damaged index is moved aside and begun anew.
 //!
@@ -15,9 +17,11 @@
 //! Every call blocks on the disk, those into sled included, so none belongs in an event loop: a blocking worker makes them.
 
 mod agents;
+mod blobs;
 mod error;
 mod files;
 mod index;
+pub mod journal;
 mod keys;
 mod lock;
 mod pins;
@@ -26,9 +30,11 @@ mod sequence;
 use std::path::{Path, PathBuf};
 
 pub use agents::{Definitions, Loaded};
+pub use blobs::Blobs;
 pub use error::Error;
 pub use files::{MODE_SECRET, create_durable, read_bounded, remove_durable, write_durable};
 pub use index::{Ban, GoodPeer, Index, KeptReceipt};
+pub use journal::Journal;
 pub use keys::{Keystore, read_token};
 pub use lock::DataDir;
 pub use pins::Pins;
@@ -36,14 +42,20 @@ pub use sequence::Sequences;
 
 use crate::model;
 
-/// How long an agent's name may be, in bytes.
+/// How long the name of an agent, or of whom blobs belong to, may be, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
-/// Where the files of the agent called `name` are. Names come from files and requests, so one that is no plain folder name is refused.
+/// Where the files of the agent called `name` are.
 fn agent_folder(data_dir: &Path, name: &str) -> Result<PathBuf, Error> {
+    check_name(name)?;
+    Ok(data_dir.join("agents").join(name))
+}
+
+/// Refuses a name that is no plain folder name: names come from files and requests.
+fn check_name(name: &str) -> Result<(), Error> {
     let chars_ok = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
     if !chars_ok || name.starts_with('.') || !(1..=NAME_BYTES_MAX).contains(&name.len()) {
         return Err(Error::Name { name: model::printable(name, NAME_BYTES_MAX) });
     }
-    Ok(data_dir.join("agents").join(name))
+    Ok(())
 }
