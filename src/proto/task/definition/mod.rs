@@ -3,6 +3,23 @@
 //! A definition is read once, when it is submitted: every name is resolved, every expression parsed, every bound checked, and each fault
 //! is told with its path. What comes out is valid by construction, so that running it never meets a cycle, an unknown name or an
 //! expression that cannot be read.
+//!
+//! `read` takes the whole document; `metadata`, `subtasks` and `fallback` each take a section of it; `section` reads single
+//! fields, `defaults` fills in what a schema gives, `currency` knows which money there is.
+
+mod currency;
+mod defaults;
+mod fallback;
+mod metadata;
+mod read;
+mod section;
+mod subtasks;
+
+#[cfg(test)]
+mod tests;
+
+pub use defaults::fill_defaults;
+pub use read::Defaults;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,7 +27,7 @@ use std::time::Duration;
 use rust_decimal::Decimal;
 use serde_json::{Map, Value};
 
-use super::template::Template;
+use super::{graph, template::Template};
 use crate::model::{AgentId, CapabilityName, Currency, Priority, SubtaskId, TaskId, Timestamp, VersionRequirement};
 
 /// A task that can be run.
@@ -44,8 +61,25 @@ pub struct Definition {
     pub estimated_cost: Option<Decimal>,
     /// What to do when something goes wrong.
     pub fallback: Fallback,
+    /// What its subtasks have that do not say otherwise.
+    pub usual: Usual,
     /// The parts; empty if it has a goal alone and is still to be decomposed. At most [`SUBTASKS_MAX`].
     pub subtasks: Vec<Subtask>,
+}
+
+impl Definition {
+    /// The places of the subtasks that nobody waits for: what they give is the task's result.
+    pub fn sinks(&self) -> Vec<usize> {
+        let after: Vec<BTreeSet<usize>> = self.subtasks.iter().map(|subtask| subtask.after.clone()).collect();
+        graph::sinks(&after)
+    }
+
+    /// An order in which each subtask comes after those that it waits for.
+    pub fn order(&self) -> Vec<usize> {
+        let after: Vec<BTreeSet<usize>> = self.subtasks.iter().map(|subtask| subtask.after.clone()).collect();
+        // What was read has no circles; one that was put together otherwise is run in the order of its text.
+        graph::order(&after).unwrap_or_else(|_| (0..self.subtasks.len()).collect())
+    }
 }
 
 /// The most subtasks that one task may have.
@@ -58,6 +92,19 @@ pub struct Budget {
     pub amount: Decimal,
     /// Agents whose price is in another one are not asked.
     pub currency: Currency,
+}
+
+/// What subtasks have that do not say otherwise: a task's metadata, else the node's [`Defaults`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Usual {
+    /// See [`Subtask::retry`].
+    pub retry: Retry,
+    /// See [`Subtask::attempt_timeout`].
+    pub attempt_timeout: Duration,
+    /// See [`Subtask::min_trust`].
+    pub min_trust: Option<f64>,
+    /// See [`Subtask::offers`].
+    pub offers: bool,
 }
 
 /// One call of a task.
@@ -90,7 +137,7 @@ pub struct Subtask {
     pub attempt_timeout: Duration,
     /// How many units it probably takes.
     pub estimated_units: Decimal,
-    /// What one attempt may cost at most, in the currency of the budget.
+    /// What one attempt may cost at most, in the currency of the budget; US dollars where there is no budget.
     pub cost_limit: Option<Decimal>,
     /// The least trust, 0 to 100; the node's own rule without it.
     pub min_trust: Option<f64>,
