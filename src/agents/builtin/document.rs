@@ -4,6 +4,9 @@
 //! [`Settings::file_allow`] names, and the name is resolved before it is compared: a symbolic link inside an allowed directory does not
 //! lead out of it. Nothing is fetched; an `https:` URL is refused. Markdown and text pass through as they are.
 //!
+//! AITP's own example calls the document `paper_pdf_url`, may ask for the first `max_pages` of it, and takes the text as `extracted_text`;
+//! who asks in these words is answered in them too.
+//!
 //! Invariants: at most [`INPUT_BYTES_MAX`] in and 4 MiB of text out; a hostile PDF costs a bounded amount or is refused;
 //! the text is returned as data and never looked at.
 //!
@@ -18,7 +21,7 @@ use std::{
 use base64::{Engine, engine::general_purpose};
 use serde_json::{Value, json};
 
-use super::{Builtin, Failure, Offer, Output, Settings, pdf, string};
+use super::{Builtin, Failure, Offer, Output, Settings, count, pdf, string};
 
 /// The `pdf_text_extraction` agent.
 pub const AGENT: Builtin =
@@ -28,6 +31,12 @@ pub const AGENT: Builtin =
 pub const INPUT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The longest URL: the largest document in base64 fits, percent escapes shorten what does.
 const URL_BYTES_MAX: usize = INPUT_BYTES_MAX / 3 * 4 + 1024;
+/// More pages than any document has that is small enough.
+const PAGES_MAX: usize = 100_000;
+/// What this agent calls the document.
+const DOCUMENT: &str = "document";
+/// What AITP's example calls it.
+const PAPER: &str = "paper_pdf_url";
 
 fn offers() -> Vec<Offer> {
     vec![Offer {
@@ -36,8 +45,12 @@ fn offers() -> Vec<Offer> {
         description: "The text of a document given as a data: URL (application/pdf, text/markdown, text/plain) or an allowed file: URL",
         input_schema: json!({
             "type": "object",
-            "required": ["document"],
-            "properties": {"document": {"type": "string", "minLength": 1, "maxLength": URL_BYTES_MAX}},
+            "properties": {
+                "document": {"type": "string", "minLength": 1, "maxLength": URL_BYTES_MAX},
+                "paper_pdf_url": {"type": "string", "minLength": 1, "maxLength": URL_BYTES_MAX},
+                "max_pages": {"type": "integer", "minimum": 1, "maximum": PAGES_MAX},
+            },
+            "oneOf": [{"required": ["document"]}, {"required": ["paper_pdf_url"]}],
             "additionalProperties": false,
         }),
         output_schema: json!({
@@ -47,6 +60,7 @@ fn offers() -> Vec<Offer> {
                 "text": {"type": "string"},
                 "pages": {"type": "integer", "minimum": 1},
                 "characters": {"type": "integer", "minimum": 0},
+                "extracted_text": {"type": "string"},
             },
             "additionalProperties": false,
         }),
@@ -54,25 +68,44 @@ fn offers() -> Vec<Offer> {
 }
 
 fn run(_capability: &str, input: &Value, settings: &Settings) -> Result<Output, Failure> {
-    let url = string(input, "document", URL_BYTES_MAX)?;
+    if input.get(DOCUMENT).is_some() && input.get(PAPER).is_some() {
+        return Err(bad(format!("stands beside {PAPER}; give one of them")));
+    }
+    let key = if input.get(PAPER).is_some() { PAPER } else { DOCUMENT };
+    let url = string(input, key, URL_BYTES_MAX)?;
+    let pages_max = count(input, "max_pages", PAGES_MAX, PAGES_MAX)?;
+    let (text, pages) = read(url, pages_max, settings).map_err(|failure| match failure {
+        Failure::BadInput { message, .. } => Failure::bad(&format!("/{key}"), message),
+        failure @ (Failure::Forbidden(_) | Failure::Failed(_)) => failure,
+    })?;
+    let mut value = json!({"characters": text.chars().count(), "pages": pages});
+    if key == PAPER {
+        value["extracted_text"] = text.clone().into();
+    }
+    value["text"] = text.into();
+    Ok(Output::of(value))
+}
+
+/// The text of the first pages behind a URL, and how many they are.
+fn read(url: &str, pages_max: usize, settings: &Settings) -> Result<(String, usize), Failure> {
     let (bytes, is_pdf) = load(url, settings)?;
-    let (text, pages) = if is_pdf {
-        let pages = pdf::pages(bytes)?;
+    if is_pdf {
+        let mut pages = pdf::pages(bytes)?;
+        pages.truncate(pages_max);
         let text = pages.join("\n\n");
         if text.trim().is_empty() {
             let message = "the document has no text; if it is a scan, it needs character recognition first";
             return Err(Failure::Failed(message.to_owned()));
         }
-        (text, pages.len())
+        Ok((text, pages.len()))
     } else {
         let text =
             String::from_utf8(bytes).map_err(|error| bad(format!("expected UTF-8: byte {} is not", error.utf8_error().valid_up_to())))?;
         if text.len() > pdf::TEXT_BYTES_MAX {
             return Err(Failure::Failed(format!("the text is longer than {} bytes", pdf::TEXT_BYTES_MAX)));
         }
-        (text, 1)
-    };
-    Ok(Output::of(json!({"characters": text.chars().count(), "pages": pages, "text": text})))
+        Ok((text, 1))
+    }
 }
 
 fn bad(message: impl Into<String>) -> Failure {
@@ -256,6 +289,34 @@ pub(super) mod tests {
         let twin = bare(include_str!("assets/sample.md"));
         let found = bare(value["text"].as_str().unwrap());
         assert_eq!(found, twin);
+    }
+
+    /// AITP-3: the draft's own example asks and is answered in its own words.
+    #[test]
+    fn the_drafts_words_are_understood() {
+        let asked = |input: Value| run("pdf_text_extraction", &input, &Settings::default()).map(|output| output.value);
+        let all = asked(json!({"paper_pdf_url": sample_url(), "max_pages": 50})).unwrap();
+        assert_eq!(
+            (&all["extracted_text"], &all["pages"]),
+            (&all["text"], &extracted(&sample_url(), &Settings::default()).unwrap()["pages"])
+        );
+        let first = asked(json!({"document": sample_url(), "max_pages": 1})).unwrap();
+        assert_eq!((&first["pages"], first.get("extracted_text")), (&json!(1), None));
+        assert!(
+            all["text"].as_str().unwrap().starts_with(first["text"].as_str().unwrap())
+                && first["characters"].as_u64() < all["characters"].as_u64()
+        );
+    }
+
+    #[test]
+    fn a_document_is_named_once_and_its_faults_by_its_name() {
+        let at = |input: Value| match run("pdf_text_extraction", &input, &Settings::default()) {
+            Err(Failure::BadInput { path, .. }) => path,
+            other => panic!("expected bad input: {other:?}"),
+        };
+        assert_eq!(at(json!({"paper_pdf_url": "nothing"})), "/paper_pdf_url");
+        assert_eq!(at(json!({"paper_pdf_url": "data:,x", "document": "data:,x"})), "/document");
+        assert_eq!(at(json!({"document": "data:,x", "max_pages": 0})), "/max_pages");
     }
 
     #[test]

@@ -155,7 +155,11 @@ mod tests {
         let sample = format!("data:text/markdown,{PROSE}");
         match capability {
             "echo" => vec![json!(null), json!({"a": [1, "${x}"]})],
-            "pdf_text_extraction" => vec![json!({"document": sample}), json!({"document": document::tests::sample_url()})],
+            "pdf_text_extraction" => vec![
+                json!({"document": sample.clone()}),
+                json!({"document": document::tests::sample_url()}),
+                json!({"paper_pdf_url": sample, "max_pages": 50}),
+            ],
             "text-analysis" | "nlp_analysis" => vec![
                 json!({"text": PROSE}),
                 json!({"text": ""}),
@@ -167,7 +171,11 @@ mod tests {
                 .iter()
                 .flat_map(|strategy| {
                     let inputs = if *strategy == "merge" { json!({"a": {"x": 1}, "b": {"y": 2}}) } else { json!({"a": ["x"], "b": ["y"]}) };
-                    [json!({"inputs": inputs, "strategy": strategy}), json!({"inputs": {}, "strategy": strategy})]
+                    [
+                        json!({"inputs": inputs, "strategy": strategy}),
+                        json!({"inputs": {}, "strategy": strategy}),
+                        json!({"raw_text": "x", "nlp_results": {}}),
+                    ]
                 })
                 .collect(),
             other => panic!("no examples for {other}"),

@@ -5,6 +5,9 @@
 //! - `concat`: texts with a blank line between them, or lists end to end.
 //! - `collect`: a list of the values as they are.
 //!
+//! AITP's example hands its results over by name, without `inputs` and `strategy`. Two or more fields of other names are joined into one
+//! object, each under its own name.
+//!
 //! Values are moved, never read as templates: a text that looks like `${x}` stays that text.
 
 use serde_json::{Map, Value, json};
@@ -17,6 +20,8 @@ pub const AGENT: Builtin =
 
 /// Below this level an object replaces another whole.
 const MERGE_DEPTH_MAX: usize = 32;
+/// The most values that are joined.
+const INPUTS_MAX: usize = 10_000;
 /// The most places where inputs differ that are listed.
 const CONFLICTS_MAX: usize = 64;
 
@@ -27,12 +32,17 @@ fn offers() -> Vec<Offer> {
         description: "Joins named inputs: merges objects, concatenates texts or lists, or collects anything",
         input_schema: json!({
             "type": "object",
-            "required": ["inputs", "strategy"],
-            "properties": {
-                "inputs": {"type": "object", "maxProperties": 10_000},
-                "strategy": {"type": "string", "enum": ["merge", "concat", "collect"]},
-            },
-            "additionalProperties": false,
+            "anyOf": [
+                {
+                    "required": ["inputs", "strategy"],
+                    "properties": {
+                        "inputs": {"type": "object", "maxProperties": INPUTS_MAX},
+                        "strategy": {"type": "string", "enum": ["merge", "concat", "collect"]},
+                    },
+                    "additionalProperties": false,
+                },
+                {"properties": {"inputs": false, "strategy": false}, "minProperties": 2, "maxProperties": INPUTS_MAX},
+            ],
         }),
         output_schema: json!({
             "type": "object",
@@ -48,6 +58,10 @@ fn offers() -> Vec<Offer> {
 }
 
 fn run(_capability: &str, input: &Value, _settings: &Settings) -> Result<Output, Failure> {
+    if let Some(named) = named(input) {
+        let sources: Vec<&String> = named.keys().collect();
+        return Ok(Output::of(json!({"result": named, "sources": sources, "conflicts": []})));
+    }
     let inputs =
         input.get("inputs").and_then(Value::as_object).ok_or_else(|| Failure::bad("/inputs", "expected an object of named values"))?;
     let mut conflicts = Vec::new();
@@ -59,6 +73,13 @@ fn run(_capability: &str, input: &Value, _settings: &Settings) -> Result<Output,
     };
     let sources: Vec<&String> = inputs.keys().collect();
     Ok(Output::of(json!({"result": result, "sources": sources, "conflicts": conflicts})))
+}
+
+/// The values to join, if they are given by names of their own. One alone has nothing to be joined with.
+fn named(input: &Value) -> Option<&Map<String, Value>> {
+    let fields = input.as_object()?;
+    let are_named = (2..=INPUTS_MAX).contains(&fields.len()) && !fields.contains_key("inputs") && !fields.contains_key("strategy");
+    are_named.then_some(fields)
 }
 
 fn merge(inputs: &Map<String, Value>, conflicts: &mut Vec<String>) -> Result<Value, Failure> {
@@ -121,6 +142,17 @@ mod tests {
     fn merge_goes_level_by_level_and_lists_where_inputs_differ() {
         let value = joined("merge", json!({"b": {"x": {"p": 2, "q": 3}}, "a": {"x": {"p": 1}, "y": 1}})).unwrap();
         assert_eq!(value, json!({"result": {"x": {"p": 2, "q": 3}, "y": 1}, "sources": ["a", "b"], "conflicts": ["/x/p"]}));
+    }
+
+    /// AITP-3: the draft's own example hands over its results by name.
+    #[test]
+    fn fields_of_other_names_are_joined_into_one_object() {
+        let input = json!({"raw_text": "${x}", "nlp_results": {"words": 2}});
+        let value = run("orchestration", &input, &Settings::default()).unwrap().value;
+        assert_eq!(value, json!({"result": input, "sources": ["nlp_results", "raw_text"], "conflicts": []}));
+        for input in [json!({"raw_text": "x"}), json!({"raw_text": "x", "strategy": "merge"}), json!({"inputs": {}, "raw_text": "x"})] {
+            assert!(matches!(run("orchestration", &input, &Settings::default()), Err(Failure::BadInput { .. })), "{input}");
+        }
     }
 
     #[test]

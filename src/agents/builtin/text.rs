@@ -1,6 +1,7 @@
 //! The agents that say what a text is like: language, keywords, sentiment, readability and counts.
 //!
-//! Two names, one answer: `text-analysis` is the word of one of the older protocols and `nlp_analysis` of another.
+//! Two names, one answer: `text-analysis` is the word of one of the older protocols and `nlp_analysis` of another (AITP). The latter's
+//! example takes what was found from a field `analysis`, so there it stands under that name as well.
 //!
 //! - **Keywords** are stems counted, damped by a logarithm, with a prior for longer words; what is shown is the form used most.
 //! - **Sentiment** adds up a small lexicon for English, where a negation before a word turns it and an intensifier strengthens it,
@@ -87,7 +88,7 @@ fn offers(id: &'static str) -> Vec<Offer> {
     let object = |required: &[&str], properties: Value| json!({"type": "object", "required": required, "properties": properties, "additionalProperties": false});
     let share = json!({"type": "number", "minimum": 0, "maximum": 1});
     let keyword = object(&["term", "count", "score"], json!({"term": {"type": "string"}, "count": whole, "score": share}));
-    let output = json!({
+    let mut output = json!({
         "language": object(&["code", "confidence", "script"], json!({
             "code": {"type": ["string", "null"]}, "confidence": share, "script": {"type": ["string", "null"]},
         })),
@@ -108,6 +109,12 @@ fn offers(id: &'static str) -> Vec<Offer> {
             }),
         ),
     });
+    let found = ["language", "keywords", "sentiment", "readability", "statistics"];
+    let mut given = found.to_vec();
+    if id == NLP_ANALYSIS.name {
+        output["analysis"] = object(&found, output.clone());
+        given.push("analysis");
+    }
     vec![Offer {
         id,
         version: "1.0.0",
@@ -119,23 +126,27 @@ fn offers(id: &'static str) -> Vec<Offer> {
                 "max_keywords": {"type": "integer", "minimum": 1, "maximum": KEYWORDS_MAX},
             }),
         ),
-        output_schema: object(&["language", "keywords", "sentiment", "readability", "statistics"], output),
+        output_schema: object(&given, output),
     }]
 }
 
-fn run(_capability: &str, input: &Value, _settings: &Settings) -> Result<Output, Failure> {
+fn run(capability: &str, input: &Value, _settings: &Settings) -> Result<Output, Failure> {
     let text = string(input, "text", TEXT_BYTES_MAX)?;
     let keywords_max = count(input, "max_keywords", KEYWORDS_DEFAULT, KEYWORDS_MAX)?;
     let language = words::language(text);
     let all: Vec<&str> = words::words(text).collect();
     let sentences = words::sentences(text).len();
-    Ok(Output::of(json!({
+    let mut found = json!({
         "language": {"code": language.code, "confidence": rounded(language.confidence), "script": language.script},
         "keywords": keywords(&all, &Lexer::new(language.code), keywords_max),
         "sentiment": sentiment(&all, language.code),
         "readability": readability(&all, sentences, language.code),
         "statistics": statistics(text, &all, sentences),
-    })))
+    });
+    if capability == NLP_ANALYSIS.name {
+        found["analysis"] = found.clone();
+    }
+    Ok(Output::of(found))
 }
 
 #[derive(Default)]
