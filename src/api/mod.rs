@@ -3,6 +3,7 @@
 //! Each door is a file or folder that translates its protocol into calls of [`crate::node::Handle`] and back; none decides anything.
 //! `guard` stands before all of them (threat T24), and `error` is the one table from error codes to what a door's clients see.
 
+mod aitp;
 mod error;
 mod guard;
 mod rest;

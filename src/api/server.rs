@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::guard::{self, Guard};
-use super::{ApiError, rest};
+use super::{ApiError, aitp, rest};
 use crate::model::{ErrorCode, Failure, nearest};
 use crate::node::Handle;
 
@@ -59,7 +59,7 @@ impl Server {
 async fn unknown_path(uri: Uri) -> Response {
     let path = uri.path();
     let failure = Failure::new(ErrorCode::InvalidRequest, format!("there is nothing at {}", crate::model::printable(path, 120)));
-    let error = ApiError::from(match nearest(path, rest::PATHS.iter().copied()) {
+    let error = ApiError::from(match nearest(path, rest::PATHS.iter().chain(aitp::PATHS).copied()) {
         Some(near) => failure.with("suggestion", near),
         None => failure.with("suggestion", "see /openapi.json"),
     });

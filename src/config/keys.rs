@@ -140,7 +140,7 @@ const fn fraction(key: &'static str, max: f64) -> Bounds {
 const DAY_MS: f64 = 86_400_000.0;
 
 /// The bounds of every number among the settings.
-pub(super) const BOUNDS: [Bounds; 40] = [
+pub(super) const BOUNDS: [Bounds; 47] = [
     between("mesh.limits.pending_in_max", 1.0, 4_096.0),
     between("mesh.limits.pending_out_max", 1.0, 4_096.0),
     between("mesh.limits.established_in_max", 1.0, 65_536.0),
@@ -184,6 +184,13 @@ pub(super) const BOUNDS: [Bounds; 40] = [
     between("limits.http_body_bytes_max", 1_024.0, 68_157_440.0),
     // A stop takes at most half a minute, whatever is configured.
     between("limits.drain_ms_max", 0.0, 30_000.0),
+    between("task.live_max", 1.0, 1_000_000.0),
+    between("task.kept_max", 0.0, 10_000_000.0),
+    between("task.keep_ms", 0.0, 365.0 * DAY_MS),
+    between("task.parallel_max", 1.0, 2_000.0),
+    between("task.start_within_ms", 1.0, DAY_MS),
+    between("task.defer_ms", 1.0, DAY_MS),
+    between("task.attempt_timeout_ms_default", 1.0, DAY_MS),
 ];
 
 /// The bounds of the number at `key`, if one stands there.

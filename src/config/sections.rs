@@ -26,6 +26,8 @@ pub struct Config {
     pub routing: Routing,
     /// What this node accepts at most.
     pub limits: Limits,
+    /// The tasks that it owns.
+    pub task: Task,
     /// What it writes about itself.
     pub telemetry: Telemetry,
     /// The agents that it hosts from the start: the `[[agent]]` tables.
@@ -296,6 +298,42 @@ impl Default for Limits {
             results_kept_ms: 600_000,
             http_body_bytes_max: 6_291_456,
             drain_ms_max: 30_000,
+        }
+    }
+}
+
+/// `[task]`: the tasks that this node owns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Task {
+    /// Tasks that have not ended; further ones are told BUSY. Each takes some kilobytes of memory, and what its subtasks gave.
+    pub live_max: u32,
+    /// Tasks that have ended and can still be looked at; the oldest go first.
+    pub kept_max: u32,
+    /// How long they can be looked at, in milliseconds.
+    pub keep_ms: u64,
+    /// Subtasks of one task that run at once.
+    pub parallel_max: u32,
+    /// How long an agent may take to accept a subtask before the next best is asked, in milliseconds.
+    pub start_within_ms: u64,
+    /// How long until a capability that nobody offers is looked for again, in milliseconds, unless the task says otherwise. An agent that shows
+    /// up ends the wait.
+    pub defer_ms: u64,
+    /// How long one attempt may take unless the task says otherwise, in milliseconds; never longer than `limits.call_timeout_ms_max`, here and on
+    /// the agent's node.
+    pub attempt_timeout_ms_default: u64,
+}
+
+impl Default for Task {
+    fn default() -> Self {
+        Self {
+            live_max: 10_000,
+            kept_max: 100_000,
+            keep_ms: 604_800_000,
+            parallel_max: 64,
+            start_within_ms: 5_000,
+            defer_ms: 300_000,
+            attempt_timeout_ms_default: 3_600_000,
         }
     }
 }

@@ -60,6 +60,7 @@ pub struct TrustView {
 pub struct Handle {
     pub(super) shared: Arc<Shared>,
     pub(super) disk: Arc<Disk>,
+    pub(super) tasks: Arc<super::task::Access>,
     pub(super) started_at: crate::model::Timestamp,
 }
 
@@ -466,6 +467,9 @@ impl Handle {
         if tokio::time::timeout(patience, drained).await.is_err() {
             tracing::warn!("calls were still running when the time to drain was over");
         }
+        self.shared.tasks_stop.cancel();
+        // Closed once everything that was decided is on the disk.
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.shared.tasks.closed()).await;
         let (reply, left) = oneshot::channel();
         if self.shared.commands.send(Command::Leave { reply }).await.is_ok() {
             let _ = tokio::time::timeout(Duration::from_secs(2), left).await;

@@ -18,6 +18,7 @@ mod runtime;
 mod schemas;
 mod shared;
 mod start;
+mod task;
 mod view;
 
 pub use explain::Explanation;
@@ -28,6 +29,7 @@ pub use invocation::offers::{Declined, Offered, OffersAnswer, OffersRequest};
 pub use receipts::{PinView, ReceiptView};
 pub use runtime::runtime;
 pub use start::{Node, StartError};
+pub use task::{EventStream, Submission, TaskEvent};
 pub use view::{Check, Event, Level, NodeView, State};
 
 // What questions and answers are made of, so that doors and verbs need to know no other layer.

@@ -19,6 +19,7 @@ use super::invocation::routing::Routing;
 use super::invocation::running::Running;
 use super::receipts;
 use super::schemas::Schemas;
+use super::task;
 use super::view::{Event, State};
 use crate::agents::Registry;
 use crate::config::Config;
@@ -125,6 +126,9 @@ pub(super) struct Shared {
     pub(super) events: broadcast::Sender<Event>,
     pub(super) state: watch::Sender<State>,
     pub(super) drain: CancellationToken,
+    /// To the loop that owns tasks, and the word that it ends.
+    pub(super) tasks: mpsc::Sender<task::Command>,
+    pub(super) tasks_stop: CancellationToken,
     pub(super) notes: Mutex<Vec<String>>,
 }
 

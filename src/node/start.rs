@@ -26,6 +26,7 @@ use super::invocation::routing::Routing;
 use super::invocation::running::Running;
 use super::schemas::Schemas;
 use super::shared::{COMMANDS_MAX, EVENTS_MAX, OUTCOMES_MAX, Shared};
+use super::task;
 use super::view::State;
 use crate::agents::Registry;
 use crate::agents::definition;
@@ -150,6 +151,7 @@ struct Opened {
     bans: BTreeMap<NodeId, Ban>,
     definitions: Vec<Definition>,
     pins: BTreeSet<NodeId>,
+    tasks: (task::Reader, task::Found),
     notes: Vec<String>,
 }
 
@@ -179,8 +181,12 @@ fn open(config: &Config, wall: Timestamp) -> Result<Opened, StartError> {
     for note in &notes {
         tracing::warn!(note, "start-up goes on without this");
     }
+    let (journal, replay) = dir.journal(store::journal::Config::default())?;
+    let reader = task::Reader::new(journal, dir.blobs(), config);
+    let mut found = task::replay(&reader, replay)?;
+    notes.append(&mut found.notes);
     let disk = Disk { dir, token, index, pinning: tokio::sync::Mutex::default(), reserved: Mutex::default() };
-    Ok(Opened { disk, key, peers, bans, definitions: loaded.definitions, pins, notes })
+    Ok(Opened { disk, key, peers, bans, definitions: loaded.definitions, pins, tasks: (reader, found), notes })
 }
 
 fn addresses(texts: &[String]) -> Result<Vec<Multiaddr>, StartError> {
@@ -199,7 +205,7 @@ impl Node {
             let config = config.clone();
             tokio::task::spawn_blocking(move || open(&config, wall)).await.map_err(|_| StartError::Worker)??
         };
-        let Opened { disk, key, peers, bans, definitions, pins, notes } = opened;
+        let Opened { disk, key, peers, bans, definitions, pins, tasks: (reader, found), notes } = opened;
         let node = key.id();
         let join = addresses(&config.mesh.join)?;
         let remembered =
@@ -212,6 +218,7 @@ impl Node {
         let (commands, command_inbox) = mpsc::channel(COMMANDS_MAX);
         let (outcomes, outcome_inbox) = mpsc::channel(OUTCOMES_MAX);
         let (changes, change_inbox) = mpsc::channel(1_024);
+        let (tasks, task_inbox) = mpsc::channel(task::COMMANDS_MAX);
         let routing = &config.routing;
         let weights = Weights {
             r#match: routing.weight_match,
@@ -264,6 +271,8 @@ impl Node {
             events: broadcast::channel(EVENTS_MAX).0,
             state: watch::channel(State::Joining).0,
             drain: CancellationToken::new(),
+            tasks,
+            tasks_stop: CancellationToken::new(),
             notes: Mutex::new(notes),
             config,
         });
@@ -279,8 +288,12 @@ impl Node {
         let directory = directory::State::new(directory_config);
         let event_loop = EventLoop::new(Arc::clone(&shared), Arc::clone(&disk), mesh, inputs, directory, bootstrap, penalties);
         let task = tokio::spawn(event_loop.with_pins(pins).run());
-        let node = Self { handle: Handle { shared, disk, started_at: wall }, task };
+        let access = Arc::new(task::Access { reader: reader.clone(), clock: task::TaskClock::new(clock) });
+        let book = task::Book::new(Arc::clone(&shared), reader, found, task_inbox);
+        let node = Self { handle: Handle { shared, disk, tasks: access, started_at: wall }, task };
         node.attach_all(definitions).await?;
+        // Tasks go on once this node's own agents are there.
+        tokio::spawn(book.run());
         Ok(node)
     }
 

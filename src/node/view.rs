@@ -1,5 +1,7 @@
 //! The node as clients see it.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -115,6 +117,8 @@ pub enum Event {
     },
     /// A peer was banned.
     PeerBanned(NodeId, &'static str),
+    /// A task of this node has ended; its row in the list.
+    TaskEnded(Arc<Value>),
     /// The node stops.
     Draining(Timestamp),
 }
@@ -129,6 +133,7 @@ impl Event {
             Self::AgentUp { agent, name, node } => ("agent_up", json!({ "agent_id": agent, "name": name, "node_id": node })),
             Self::AgentDown { agent, name, node } => ("agent_down", json!({ "agent_id": agent, "name": name, "node_id": node })),
             Self::PeerBanned(node, reason) => ("peer_banned", json!({ "node_id": node, "reason": reason })),
+            Self::TaskEnded(row) => ("task_ended", row.as_ref().clone()),
             Self::Draining(at) => ("draining", json!({ "at": at.to_string() })),
         }
     }

@@ -4,14 +4,14 @@
 //! `/openapi.json` is made from the same declarations as the routes, so the two cannot disagree.
 
 mod agents;
-mod body;
+pub(super) mod body;
 mod events;
 mod find;
 mod invoke;
 mod node;
 mod offers;
 mod trust;
-mod types;
+pub(super) mod types;
 
 use axum::Router;
 use axum::routing::get;
@@ -73,6 +73,7 @@ fn described() -> (Router<Handle>, utoipa::openapi::OpenApi) {
         .routes(routes!(invoke::invoke))
         .routes(routes!(invoke::cancel))
         .routes(routes!(events::events))
+        .merge(super::aitp::routes())
         .split_for_parts()
 }
 
@@ -84,6 +85,6 @@ mod tests {
     fn every_path_that_is_suggested_is_described() {
         let (_, description) = described();
         let missing = |path: &&&str| **path != "/openapi.json" && !description.paths.paths.contains_key(**path);
-        assert_eq!(PATHS.iter().filter(missing).collect::<Vec<_>>(), [&""; 0]);
+        assert_eq!(PATHS.iter().chain(super::super::aitp::PATHS).filter(missing).collect::<Vec<_>>(), [&""; 0]);
     }
 }

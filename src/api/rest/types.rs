@@ -16,14 +16,14 @@ use crate::node::{AgentView, Answer, Availability, Entry, InvokeReply, Phase, Pr
 
 /// What every error looks like.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ErrorDocument {
+pub(in crate::api) struct ErrorDocument {
     /// The error.
     error: ErrorBody,
 }
 
 /// The inside of an error.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ErrorBody {
+pub(in crate::api) struct ErrorBody {
     /// A stable word.
     code: String,
     /// The number in MAOP's classes.

@@ -31,9 +31,24 @@ const WINDOW_BYTES: u64 = 256 * 1024;
 const CHUNKS_MAX: usize = (WINDOW_BYTES / CHUNK_COST_MIN) as usize;
 
 enum Command {
-    Call { id: u64, request: Box<Request>, deadline: Duration, reply: oneshot::Sender<Settled>, chunks: Option<mpsc::Sender<Bytes>> },
-    Taken { id: u64, cost: u64 },
-    Cancel { id: u64 },
+    Call {
+        id: u64,
+        request: Box<Request>,
+        deadline: Duration,
+        reply: oneshot::Sender<Settled>,
+        chunks: Option<mpsc::Sender<Bytes>>,
+        watch: Option<(oneshot::Sender<()>, bool)>,
+    },
+    Go {
+        id: u64,
+    },
+    Taken {
+        id: u64,
+        cost: u64,
+    },
+    Cancel {
+        id: u64,
+    },
 }
 
 /// Who waits for a call.
@@ -45,6 +60,15 @@ struct Caller {
 
 /// How a call ended on the lane, and how long after it was sent; without that it never was.
 type Settled = (Outcome, Option<Duration>);
+
+/// Who wants to know when the agent accepts a call.
+#[derive(Debug)]
+pub struct Watch {
+    /// Told when it does.
+    pub accepted: oneshot::Sender<()>,
+    /// The agent begins when this comes, or at once without it. It never begins if it is dropped.
+    pub go: Option<oneshot::Receiver<()>>,
+}
 
 /// Why a lane ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,8 +131,9 @@ impl Lane {
         let (reader, writer) = io::split(stream, observers.foreground);
         let now = clock.elapsed();
         let machine = State::new(PENDING_MAX, now);
-        let (chunks_by_id, outbox, outputs) = (HashMap::new(), VecDeque::new(), Vec::new());
-        let task = Task { reader, writer, inbox, machine, chunks_by_id, outbox, outputs, clock, now, tally: observers.tally };
+        let (chunks_by_id, watches_by_id, outbox, outputs) = (HashMap::new(), HashMap::new(), VecDeque::new(), Vec::new());
+        let task =
+            Task { reader, writer, inbox, machine, chunks_by_id, watches_by_id, outbox, outputs, clock, now, tally: observers.tally };
         (lane, task.run())
     }
 
@@ -133,13 +158,14 @@ impl Lane {
     }
 
     /// Makes one call and waits for its end. The chunks of a streamed answer go to `chunks`, and the other side may send more as these are
-    /// taken. What its end needs besides is done by `finish`, while chunks may still be handed on; only then it counts as good or bad. Dropping
-    /// the future cancels the call, also at the other end.
+    /// taken. A call that waits to be confirmed may be watched. What its end needs besides is done by `finish`, while chunks may still be handed
+    /// on; only then it counts as good or bad. Dropping the future cancels the call, also at the other end.
     pub async fn call<F: Future<Output = Outcome>>(
         &self,
         mut request: Box<Request>,
         deadline: Duration,
         chunks: Option<&mpsc::Sender<Bytes>>,
+        watch: Option<Watch>,
         finish: impl FnOnce(Outcome) -> F,
     ) -> Outcome {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
@@ -148,7 +174,8 @@ impl Lane {
         let mut guard = CancelOnDrop { lane: self, id, armed: false };
         request.window_bytes = if chunks.is_some() { WINDOW_BYTES } else { 0 };
         let (arriving, arrived) = chunks.map(|_| mpsc::channel(CHUNKS_MAX)).unzip();
-        match self.commands.try_send(Command::Call { id, request, deadline, reply, chunks: arriving }) {
+        let (watch, go) = watch.map(|watch| ((watch.accepted, watch.go.is_some()), watch.go)).unzip();
+        match self.commands.try_send(Command::Call { id, request, deadline, reply, chunks: arriving, watch }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Closed(_)) => return Outcome::Lost { begun: false },
             Err(mpsc::error::TrySendError::Full(_)) => {
@@ -166,12 +193,25 @@ impl Lane {
             }
             outcome
         };
-        let outcome = match chunks.zip(arrived) {
-            Some((chunks, arrived)) => Box::pin(self.stream(id, deadline, answer, chunks, arrived)).await,
-            None => answer.await,
+        let outcome = match (chunks.zip(arrived), go.flatten()) {
+            (Some((chunks, arrived)), _) => Box::pin(self.stream(id, deadline, answer, chunks, arrived)).await,
+            (None, Some(go)) => Box::pin(self.held(id, answer, go)).await,
+            (None, None) => answer.await,
         };
         guard.armed = false;
         outcome
+    }
+
+    /// Passes the word to begin on.
+    async fn held(&self, id: u64, answer: impl Future<Output = Outcome>, go: oneshot::Receiver<()>) -> Outcome {
+        let mut answer = std::pin::pin!(answer);
+        tokio::select! {
+            outcome = &mut answer => return outcome,
+            went = go => if went.is_ok() {
+                let _ = self.commands.send(Command::Go { id }).await;
+            }
+        }
+        answer.await
     }
 
     /// Counts a call that was taken back because the other side did not take what belongs to it.
@@ -236,6 +276,7 @@ struct Task<R, W> {
     inbox: mpsc::Receiver<Command>,
     machine: State<Caller>,
     chunks_by_id: HashMap<u64, mpsc::Sender<Bytes>>,
+    watches_by_id: HashMap<u64, oneshot::Sender<()>>,
     /// Frames for which the writer has no room yet. A call whose request waits here has a deadline like any other.
     outbox: VecDeque<Frame>,
     outputs: Vec<Output<Caller>>,
@@ -333,14 +374,21 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Call { id, request, deadline, reply, chunks } => {
+            Command::Call { id, request, deadline, reply, chunks, watch } => {
                 if let Some(chunks) = chunks {
                     self.chunks_by_id.insert(id, chunks);
                 }
                 self.tally.on_sent();
                 let caller = Caller { id, since: self.now, reply };
                 self.machine.handle_call(id, request, caller, deadline, self.now, &mut self.outputs);
+                if let Some((accepted, is_held)) = watch {
+                    self.watches_by_id.insert(id, accepted);
+                    if is_held {
+                        self.machine.handle_hold(id);
+                    }
+                }
             }
+            Command::Go { id } => self.machine.handle_go(id, &mut self.outputs),
             Command::Taken { id, cost } => self.machine.handle_taken(id, cost, &mut self.outputs),
             Command::Cancel { id } => self.machine.handle_cancel(id, &mut self.outputs),
         }
@@ -379,9 +427,17 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
                         let _ = chunks.try_send(chunk);
                     }
                 }
+                Output::Accepted(id) => {
+                    if let Some(watch) = self.watches_by_id.remove(&id) {
+                        let _ = watch.send(());
+                    }
+                }
                 Output::Settle(Caller { id, since, reply }, outcome) => {
                     if !self.chunks_by_id.is_empty() {
                         self.chunks_by_id.remove(&id);
+                    }
+                    if !self.watches_by_id.is_empty() {
+                        self.watches_by_id.remove(&id);
                     }
                     let _ = reply.send((outcome, Some(self.now.saturating_sub(since))));
                 }

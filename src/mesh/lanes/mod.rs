@@ -9,7 +9,7 @@ mod io;
 mod server;
 mod tally;
 
-pub use client::{Lane, LaneEnd};
+pub use client::{Lane, LaneEnd, Watch};
 pub use server::{Executing, Executor, Orders, serve};
 pub use tally::{Tally, Totals};
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +14,7 @@ use super::keyed::Ask;
 use super::offers;
 use super::own_side::OwnSide;
 use crate::agents::{Agent, Confirm, Invocation, off_workers};
-use crate::mesh::lanes::{Executing, Executor, Orders};
+use crate::mesh::lanes::{Executing, Executor, Orders, Watch};
 use crate::model::{ErrorCode, Failure, NodeId, Priority};
 use crate::node::shared::{Counted, Shared};
 use crate::proto::invocation::call::AttemptFailure;
@@ -153,13 +153,14 @@ pub(super) async fn here(
     request: Box<Request>,
     deadline: Duration,
     chunks: Option<mpsc::Sender<Bytes>>,
+    watch: Option<Watch>,
 ) -> Result<Success, AttemptFailure> {
     let cancel = CancellationToken::new();
     // Dropping this future drops the guard, which tells the agent to stop.
     let _guard = cancel.clone().drop_guard();
     let task = {
         let (shared, caller) = (Arc::clone(shared), shared.node());
-        let orders = Orders { cancel, chunks, confirm: None, drained: None };
+        let orders = Orders { cancel, chunks, confirm: watch.map(confirm), drained: None };
         // The agent is told to stop by the token, and must be able to hear it after this future is gone.
         tokio::spawn(async move {
             let _serving = Counted::new(&shared.serving);
@@ -168,6 +169,16 @@ pub(super) async fn here(
     };
     let broke_off = |_| Err(AttemptFailure { failure: Failure::new(ErrorCode::Internal, "the call broke off"), begun: true });
     task.await.unwrap_or_else(broke_off)
+}
+
+/// What the agent waits for, of a caller that watches.
+fn confirm(watch: Watch) -> (oneshot::Sender<()>, oneshot::Receiver<()>) {
+    let at_once = || {
+        let (go, going) = oneshot::channel();
+        let _ = go.send(());
+        going
+    };
+    (watch.accepted, watch.go.unwrap_or_else(at_once))
 }
 
 async fn execute(

@@ -21,7 +21,7 @@ use super::routing::run;
 use super::stream;
 use crate::agents::definition::ANYTHING;
 use crate::agents::off_workers;
-use crate::mesh::lanes::Lane;
+use crate::mesh::lanes::{Lane, Watch};
 use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, InvocationId, NodeId, Priority, VersionRequirement};
 use crate::node::explain::Explanation;
 use crate::node::schemas::schemas_of;
@@ -273,12 +273,13 @@ pub(super) fn deadline(shared: &Shared, request: &InvokeRequest, now: Duration) 
     now.saturating_add(request.timeout.unwrap_or(default))
 }
 
-/// Asks one agent. Says also what the reader of its chunks saw and did.
+/// Asks one agent. A watched call waits for the agent to accept it. Says also what the reader of its chunks saw and did.
 pub(super) async fn attempt(
     shared: &Arc<Shared>,
     request: &InvokeRequest,
     id: InvocationId,
     candidate: &Candidate,
+    watch: Option<Watch>,
     mut now: Duration,
     deadline: Duration,
 ) -> (Result<Success, AttemptFailure>, Reader) {
@@ -313,7 +314,7 @@ pub(super) async fn attempt(
         key: request.key.clone(),
         traceparent: request.traceparent.clone(),
         hops: request.hops.clone(),
-        confirm: request.key.is_none() && !offered.idempotent,
+        confirm: watch.is_some() || (request.key.is_none() && !offered.idempotent),
         window_bytes: 0,
         body: Body::Inline(request.input.clone()),
     });
@@ -321,11 +322,11 @@ pub(super) async fn attempt(
     let (mut outcome, reader) = match &request.chunks {
         Some(chunks) => {
             let (sender, arriving) = mpsc::channel(1);
-            let call = ask(shared, record.node, wire, deadline, Some(sender), &own);
+            let call = ask(shared, record.node, wire, deadline, Some(sender), watch, &own);
             let patience = stream::Patience::new(request, shared.clock.zero() + deadline);
             Box::pin(stream::pass_on(call, arriving, chunks, patience, &own)).await
         }
-        None => (ask(shared, record.node, wire, deadline, None, &own).await, Reader::default()),
+        None => (ask(shared, record.node, wire, deadline, None, watch, &own).await, Reader::default()),
     };
     let (own, untaken) = own.noted();
     let reader = Reader { own, untaken, ..reader };
@@ -361,10 +362,11 @@ async fn ask(
     mut request: Box<Request>,
     deadline: Duration,
     chunks: Option<mpsc::Sender<Bytes>>,
+    watch: Option<Watch>,
     own: &OwnSide,
 ) -> Result<Success, AttemptFailure> {
     if node == shared.node() {
-        return Box::pin(execute::here(shared, request, deadline, chunks)).await;
+        return Box::pin(execute::here(shared, request, deadline, chunks, watch)).await;
     }
     let refuse = |failure: Failure| AttemptFailure { failure, begun: false };
     let lane = match shared.lanes.get(node, request.priority) {
@@ -381,7 +383,8 @@ async fn ask(
             Some(Box::pin(own.holds_up(place)).await.map_err(refuse)?)
         }
     };
-    let call = lane.call(request, deadline, chunks.as_ref(), |outcome| with_output(shared, node, invocation, deadline, own, outcome));
+    let call =
+        lane.call(request, deadline, chunks.as_ref(), watch, |outcome| with_output(shared, node, invocation, deadline, own, outcome));
     let outcome = match blob.zip(place) {
         None => call.await,
         Some(((head, bytes), place)) => {

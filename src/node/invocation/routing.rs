@@ -14,16 +14,17 @@ use rust_decimal::Decimal;
 
 use super::invoke::{InvokeReply, InvokeRequest, attempt, deadline};
 use crate::config;
-use crate::model::{AgentId, CapabilityName, Failure, InvocationId};
-use crate::node::explain::Explanation;
+use crate::mesh::lanes::Watch;
+use crate::model::{AgentId, CapabilityName, ErrorCode, Failure, InvocationId};
+use crate::node::explain::{self, Explanation};
 use crate::node::find;
 use crate::node::shared::{Shared, lock};
 use crate::proto::directory::Rankings;
 use crate::proto::directory::rank::{Answer, Candidate, Ranking, Rejection};
 use crate::proto::invocation::breaker::{self, Phase};
-use crate::proto::invocation::call::{self, Step};
+use crate::proto::invocation::call::{self, AttemptFailure, Step};
 use crate::proto::invocation::chain;
-use crate::proto::invocation::evidence::{Evidence, evidence};
+use crate::proto::invocation::evidence::{Evidence, Reader, evidence};
 use crate::proto::invocation::routing::{self, Choice};
 use crate::wire::directory::{Query, Wanted};
 use crate::wire::invocation::{Body, Hop, Success};
@@ -105,40 +106,117 @@ fn circle(hops: &[Hop], ranking: &Ranking) -> Option<Failure> {
     if ranking.candidates().is_empty() { chain::check(hops, waiting.agent).err() } else { None }
 }
 
-/// One attempt under way: it counts where load is looked at, and its end is told however it ends.
-struct Attempt<'a> {
-    shared: &'a Shared,
-    candidate: &'a Candidate,
+/// One attempt, from the choice of its agent on: it counts where load is looked at, and its end is told however it ends.
+pub(in crate::node) struct Attempt<'a> {
+    shared: &'a Arc<Shared>,
+    ranking: Arc<Ranking>,
     choice: Choice,
     ended: bool,
 }
 
 impl<'a> Attempt<'a> {
-    fn new(shared: &'a Shared, candidate: &'a Candidate, choice: Choice) -> Self {
+    /// `None` if the choice is not one of this ranking.
+    fn new(shared: &'a Arc<Shared>, ranking: &Arc<Ranking>, choice: Choice) -> Option<Self> {
+        let candidate = ranking.candidates().get(choice.index)?;
         candidate.entry.traffic.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self { shared, candidate, choice, ended: false }
+        Some(Self { shared, ranking: Arc::clone(ranking), choice, ended: false })
     }
 
-    fn end(mut self, learnt: Evidence, now: Duration) {
-        self.tell(&learnt, now);
-        if let (Some(outcome), Some(capability)) = (learnt.trust, self.candidate.capability()) {
-            self.shared.observe(self.candidate.agent(), &capability.id, outcome, learnt.down);
+    /// Whom it is given to.
+    pub(in crate::node) fn candidate(&self) -> &Candidate {
+        // Looked at when it was made.
+        &self.ranking.candidates()[self.choice.index]
+    }
+
+    /// How many could have been chosen.
+    pub(in crate::node) fn candidates(&self) -> usize {
+        self.ranking.candidates().len()
+    }
+
+    /// How the choice came about, in short: the chosen, the next best, and who was left out.
+    pub(in crate::node) fn explanation(&self, now: Duration) -> serde_json::Value {
+        let mut answer = considered(self.shared, &self.ranking, Some(self.candidate().agent()), now, CHOICE_LISTED_MAX);
+        answer.rejected.truncate(CHOICE_LISTED_MAX);
+        let here = self.shared.node();
+        let candidates: Vec<_> = answer.candidates.iter().map(|found| explain::candidate(found, true, here)).collect();
+        serde_json::json!({ "why": self.choice.why.to_string(), "candidates": candidates, "rejected": explain::rejected(&answer) })
+    }
+
+    /// Makes the call.
+    pub(in crate::node) async fn ask(
+        mut self,
+        request: &InvokeRequest,
+        id: InvocationId,
+        watch: Option<Watch>,
+        deadline: Duration,
+    ) -> (Result<Success, AttemptFailure>, Reader) {
+        let now = self.shared.mono();
+        self.shared.metrics.attempt();
+        let (outcome, reader) = attempt(self.shared, request, id, self.candidate(), watch, now, deadline).await;
+        let (ended, given) = (self.shared.mono(), deadline.saturating_sub(now));
+        let learnt = evidence(self.candidate(), outcome.as_ref().err(), ended.saturating_sub(now), given, reader);
+        self.tell(&learnt, ended);
+        if let (Some(outcome), Some(capability)) = (learnt.trust, self.candidate().capability()) {
+            self.shared.observe(self.candidate().agent(), &capability.id, outcome, learnt.down);
         }
+        (outcome, reader)
     }
 
     fn tell(&mut self, learnt: &Evidence, now: Duration) {
         self.ended = true;
-        lock(&self.shared.routing.state).on_end(self.candidate, self.choice, learnt, now, &mut rand::rng());
+        lock(&self.shared.routing.state).on_end(self.candidate(), self.choice, learnt, now, &mut rand::rng());
     }
 }
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        self.candidate.entry.traffic.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.candidate().entry.traffic.in_flight.fetch_sub(1, Ordering::Relaxed);
         if !self.ended {
             self.tell(&Evidence::NONE, self.shared.mono());
         }
     }
+}
+
+/// How many candidates, and how many of those left out, the explanation of one choice lists.
+const CHOICE_LISTED_MAX: usize = 4;
+
+/// Chooses an agent for one attempt of a call that is not `avoid`ed, looking further than the directory if it must.
+///
+/// # Errors
+/// Why nobody can be asked.
+pub(in crate::node) async fn choose<'a>(
+    shared: &'a Arc<Shared>,
+    request: &InvokeRequest,
+    avoid: &[AgentId],
+    deadline: Duration,
+) -> Result<Attempt<'a>, Failure> {
+    let mut now = shared.mono();
+    let machine = call::State::new(call::Config { attempts_max: 1 }, request.capability.clone(), request.agent, true, now, deadline);
+    let mut machine = machine.avoiding(avoid.iter().copied());
+    loop {
+        let ranking = outside(&request.hops, rank(shared, request, now));
+        let step = machine.next(&ranking, &mut lock(&shared.routing.state), now, &mut rand::rng());
+        match step {
+            Step::Fail(failure) => return Err(refused_for_cost(&ranking, failure)),
+            Step::Unknown => return Err(call::unknown(&request.capability, &shared.routes.load())),
+            Step::Search => {
+                let wait = deadline.saturating_sub(now).min(find::SEARCH_MAX);
+                let _ = Box::pin(tokio::time::timeout(wait, find::find(shared, query_of(request), 1))).await;
+            }
+            Step::Ask(choice) => {
+                let chosen = Attempt::new(shared, &ranking, choice);
+                return chosen.ok_or_else(|| Failure::new(ErrorCode::Internal, "the candidate is gone"));
+            }
+        }
+        now = shared.mono();
+    }
+}
+
+/// The failure of a call that somebody would do for more than it may cost says so.
+fn refused_for_cost(ranking: &Ranking, failure: Failure) -> Failure {
+    let dear = ranking.answer().rejected.iter().any(|rejected| matches!(rejected.reason, Rejection::Cost(_)));
+    let nobody = ranking.candidates().is_empty() && failure.code == ErrorCode::CapabilityNotFound;
+    if dear && nobody { Failure { code: ErrorCode::OverBudget, ..failure } } else { failure }
 }
 
 /// Has somebody do the call.
@@ -153,7 +231,7 @@ pub(super) async fn run(shared: &Arc<Shared>, request: &InvokeRequest, id: Invoc
         let ranking = outside(&request.hops, rank(shared, request, now));
         let step = machine.next(&ranking, &mut lock(&shared.routing.state), now, &mut rand::rng());
         let told = |failure: Failure, explained: Option<Answer>| {
-            let answer = request.explain.then(|| explained.unwrap_or_else(|| considered(shared, &ranking, None, now)));
+            let answer = request.explain.then(|| explained.unwrap_or_else(|| considered(shared, &ranking, None, now, EXPLAINED_MAX)));
             let explanation = answer.map(|answer| explanation(answer, &machine, now.saturating_sub(started)).document(shared.node()));
             match explanation {
                 Some(document) => failure.with("explain", document),
@@ -171,19 +249,16 @@ pub(super) async fn run(shared: &Arc<Shared>, request: &InvokeRequest, id: Invoc
                 let _ = Box::pin(tokio::time::timeout(wait, find::find(shared, query_of(request), 1))).await;
             }
             Step::Ask(choice) => {
+                let Some(running) = Attempt::new(shared, &ranking, choice) else { continue };
                 let Some(candidate) = ranking.candidates().get(choice.index) else { continue };
-                let running = Attempt::new(shared, candidate, choice);
                 if request.explain && explained.is_none() {
-                    explained = Some(considered(shared, &ranking, Some(candidate.agent()), now));
+                    explained = Some(considered(shared, &ranking, Some(candidate.agent()), now, EXPLAINED_MAX));
                 }
-                shared.metrics.attempt();
-                let (outcome, reader) = attempt(shared, request, id, candidate, now, deadline).await;
+                let (outcome, reader) = running.ask(request, id, None, deadline).await;
                 if reader.streamed || reader.silence.is_some() {
                     machine.on_chunk();
                 }
                 let ended = shared.mono();
-                let learnt = evidence(candidate, outcome.as_ref().err(), ended.saturating_sub(now), deadline.saturating_sub(now), reader);
-                running.end(learnt, ended);
                 match outcome {
                     Ok(success) => {
                         machine.on_success(ended);
@@ -211,7 +286,7 @@ fn query_of(request: &InvokeRequest) -> Query {
 const EXPLAINED_MAX: usize = 64;
 
 /// Whom a call considered: the front of the ranking, `chosen` wherever it stands, and who was left out.
-fn considered(shared: &Shared, ranking: &Ranking, chosen: Option<AgentId>, now: Duration) -> Answer {
+fn considered(shared: &Shared, ranking: &Ranking, chosen: Option<AgentId>, now: Duration, listed_max: usize) -> Answer {
     let mut answer = Answer { candidates: Vec::new(), rejected: ranking.answer().rejected.clone() };
     let state = lock(&shared.routing.state);
     for candidate in ranking.candidates() {
@@ -219,7 +294,7 @@ fn considered(shared: &Shared, ranking: &Ranking, chosen: Option<AgentId>, now: 
         let is_chosen = chosen == Some(candidate.agent());
         match state.obstacle(candidate, now).filter(|_| !is_chosen) {
             Some(reason) => answer.reject(&candidate.entry, reason),
-            None if is_chosen || answer.candidates.len() < EXPLAINED_MAX => answer.candidates.push(candidate.clone()),
+            None if is_chosen || answer.candidates.len() < listed_max => answer.candidates.push(candidate.clone()),
             None => {}
         }
     }

@@ -41,6 +41,11 @@ impl Routes {
         self.entries_by_name.keys()
     }
 
+    /// Whether somebody offers this, or something below it.
+    pub fn offers(&self, name: &CapabilityName) -> bool {
+        self.entries_by_name.contains_key(name)
+    }
+
     /// Those of the names that are next to `asked` in their order, so that they begin like it: at most `count` on either side.
     pub fn names_beside(&self, asked: &CapabilityName, count: usize) -> impl Iterator<Item = &CapabilityName> {
         let before = self.entries_by_name.range(..asked).rev().take(count);

@@ -112,6 +112,13 @@ impl State {
         }
     }
 
+    /// The same call, which these agents are not asked for.
+    #[must_use]
+    pub fn avoiding(mut self, agents: impl IntoIterator<Item = AgentId>) -> Self {
+        self.tried.extend(agents);
+        self
+    }
+
     /// Who was asked so far.
     pub fn attempts(&self) -> &[Attempt] {
         &self.attempts

@@ -51,6 +51,8 @@ pub enum Outcome {
 pub enum Output<T> {
     /// Write this frame.
     Send(Frame),
+    /// The agent is free for the call with this number, and waits for the word to begin.
+    Accepted(u64),
     /// Give this outcome to whoever waits.
     Settle(T, Outcome),
     /// Give this chunk of the answer to whoever waits for the call with this number; report what is taken with [`State::handle_taken`].
@@ -73,6 +75,8 @@ struct Pending<T> {
     token: T,
     deadline: Duration,
     begun: bool,
+    /// Whether the word to begin is the caller's to give.
+    held: bool,
     credit: Credit,
 }
 
@@ -145,9 +149,24 @@ impl<T> State<T> {
             self.pinged_at = None;
         }
         let credit = Credit { window_bytes: request.window_bytes, open: request.window_bytes, taken: 0 };
-        self.pending_by_id.insert(id, Pending { token, deadline, begun: !request.confirm, credit });
+        self.pending_by_id.insert(id, Pending { token, deadline, begun: !request.confirm, held: false, credit });
         self.none_due_before = self.none_due_before.min(deadline);
         outputs.push(Output::Send(Frame::Request { id, request }));
+    }
+
+    /// The caller says itself when the agent may begin, with [`State::handle_go`].
+    pub fn handle_hold(&mut self, id: u64) {
+        if let Some(pending) = self.pending_by_id.get_mut(&id) {
+            pending.held = true;
+        }
+    }
+
+    /// The agent may begin; nothing if it has, or is not free yet.
+    pub fn handle_go(&mut self, id: u64, outputs: &mut Vec<Output<T>>) {
+        if let Some(pending) = self.pending_by_id.get_mut(&id).filter(|pending| !pending.begun) {
+            pending.begun = true;
+            outputs.push(Output::Send(Frame::Go { id }));
+        }
     }
 
     /// The caller no longer waits.
@@ -198,9 +217,10 @@ impl<T> State<T> {
         self.pinged_at = None;
         match frame {
             Frame::Accepted { id } => {
-                if let Some(pending) = self.pending_by_id.get_mut(&id).filter(|pending| !pending.begun) {
-                    pending.begun = true;
-                    outputs.push(Output::Send(Frame::Go { id }));
+                let Some(pending) = self.pending_by_id.get_mut(&id).filter(|pending| !pending.begun) else { return };
+                outputs.push(Output::Accepted(id));
+                if !pending.held {
+                    self.handle_go(id, outputs);
                 }
             }
             Frame::Result { id, success } => match self.remove(id) {

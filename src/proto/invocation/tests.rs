@@ -210,6 +210,7 @@ impl World {
     fn caller_does(&mut self, output: client::Output<u64>) -> Result<(), TestCaseError> {
         match output {
             client::Output::Send(frame) => self.up.push_back(frame),
+            client::Output::Accepted(_) => {}
             client::Output::Settle(id, outcome) => {
                 let call = self.calls.get_mut(&id).expect("a call that was made");
                 call.settled += 1;

@@ -25,6 +25,11 @@ pub fn receipt(state: &State) -> Value {
     json!({"task_id": state.id, "status": state.status().as_str(), "created_at": seconds(state.created)})
 }
 
+/// The same for a task of which its row in a list is at hand.
+pub fn receipt_of(summary: &Value) -> Value {
+    json!({"task_id": summary["task_id"], "status": summary["status"], "created_at": summary["created_at"]})
+}
+
 /// The status document (AITP 8.2); with `explain` each step tells its attempts and how their agents were chosen.
 pub fn status(state: &State, home: NodeId, explain: bool, now: Timestamp) -> Value {
     let definition = &state.definition;

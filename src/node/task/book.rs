@@ -1,0 +1,738 @@
+//! The loop that owns this node's tasks.
+//!
+//! Everything that happens to a task comes here, one thing after the other: what clients want, what steps report, what the disk has, what
+//! time it is. A thing is handed to the task's machine, and what the machine says is carried out: events go to the journal, orders to
+//! steps. Nothing here waits for anything but the next thing.
+//!
+//! *Overload.* Submissions are refused while the journal cannot keep up or the disk is full; what runs may end. If the journal is busy all the
+//! same, entries wait here, and no task is taken in until they are gone. *A failed disk* ends it: nothing is acknowledged any more, and
+//! clients are told to restart the node.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use serde_json::Value;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::door::{Command, Cursor, Standing};
+use super::plan;
+use super::read::{self, Reader};
+use super::replay::{Found, Unfinished};
+use super::step::{Orders, Report, Step};
+use crate::model::{CapabilityName, ErrorCode, Failure, TaskId, Timestamp};
+use crate::node::clock::Clock;
+use crate::node::shared::Shared;
+use crate::node::view::Event as NodeEvent;
+use crate::proto::task::machine::{Input, Machine, Output};
+use crate::proto::task::state::{Phase, State};
+use crate::proto::task::{result, view};
+use crate::store::journal::{Committed, Index, Position};
+use crate::wire::task::{Entry, Event, Fence, Outcome};
+
+/// Commands of clients that may wait for the loop.
+pub(in crate::node) const COMMANDS_MAX: usize = 4_096;
+/// Reports of steps that may wait for the loop; a step waits until there is room.
+const REPORTS_MAX: usize = 4_096;
+/// Things of one kind that are taken before the loop looks at the others.
+const PER_TURN: usize = 256;
+/// How long after an agent showed up those who wait for one are told: many come at once.
+const OFFERED_AFTER: Duration = Duration::from_millis(50);
+/// How often tasks whose time is over are forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+
+/// A call under way, and the words that it waits for. Dropping it takes the call back.
+struct Running {
+    send: Option<oneshot::Sender<crate::proto::task::machine::Send>>,
+    begin: Option<oneshot::Sender<()>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// A task that has not ended.
+struct Live {
+    machine: Machine,
+    /// Outputs of its subtasks, by their places.
+    outputs: Vec<Option<Arc<Value>>>,
+    running_by_subtask: BTreeMap<u32, Running>,
+    /// Planning or composing, of which there is one at a time.
+    work: Option<AbortOnDropHandle<()>>,
+    wake: Option<Timestamp>,
+    /// Where its entries lie.
+    positions: Vec<Position>,
+    /// How many of them are durable, for those who follow.
+    durable: watch::Sender<Durable>,
+    /// Answers that wait for the disk, with the number of events that it must have.
+    answers: Vec<(u64, Answer)>,
+}
+
+/// How far a task is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Durable {
+    pub(super) events: u64,
+    pub(super) ended: bool,
+}
+
+/// An answer to a client, which goes out when what it tells is durable.
+type Answer = Box<dyn FnOnce(Result<(), Failure>) + Send>;
+
+/// A task that has ended; the rest of it is in the journal.
+#[derive(Debug, Clone)]
+pub(super) struct Ended {
+    pub(super) summary: Arc<Value>,
+    pub(super) outcome: Outcome,
+    pub(super) created: Timestamp,
+    pub(super) at: Timestamp,
+    pub(super) positions: Arc<[Position]>,
+    pub(super) key: Option<(String, [u8; 32])>,
+}
+
+/// Entries on their way to the disk.
+struct Pending {
+    end: Index,
+    task: TaskId,
+    events: u64,
+}
+
+/// The loop.
+pub(in crate::node) struct Book {
+    shared: Arc<Shared>,
+    reader: Reader,
+    clock: TaskClock,
+    live: BTreeMap<TaskId, Live>,
+    ended: BTreeMap<TaskId, Ended>,
+    /// Every task by when it was submitted, for lists.
+    by_age: BTreeSet<(Timestamp, TaskId)>,
+    by_key: BTreeMap<String, (TaskId, [u8; 32])>,
+    /// For each task those that depend on it.
+    dependents: BTreeMap<TaskId, BTreeSet<TaskId>>,
+    wakes: BTreeSet<(Timestamp, TaskId)>,
+    pending: VecDeque<Pending>,
+    /// Entries that the journal had no room for yet.
+    backlog: VecDeque<(TaskId, u64, Vec<Bytes>)>,
+    stopped: Option<Failure>,
+    reports: mpsc::Sender<Report>,
+    report_inbox: mpsc::Receiver<Report>,
+    commands: mpsc::Receiver<Command>,
+    committed: watch::Receiver<Committed>,
+    events: broadcast::Receiver<NodeEvent>,
+    /// When those who wait for an agent are told.
+    offered_at: Option<Instant>,
+    forget_at: Instant,
+    rng: SmallRng,
+}
+
+/// The clock of tasks: the wall clock as it was when the node started, and from then on one that nobody can step (fault F15). What it says
+/// can be compared with what is in the journal.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::node) struct TaskClock {
+    clock: Clock,
+    zero: Timestamp,
+}
+
+impl TaskClock {
+    pub(in crate::node) fn new(clock: Clock) -> Self {
+        let now = clock.now();
+        Self { clock, zero: Timestamp::from_ms(now.wall.as_ms().saturating_sub(u64::try_from(now.mono.as_millis()).unwrap_or(0))) }
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.zero.saturating_add(self.clock.mono())
+    }
+
+    /// When this moment comes.
+    fn instant(&self, at: Timestamp) -> Instant {
+        let now = Instant::now();
+        now.checked_add(at.saturating_since(self.now())).unwrap_or(now + FORGET_EVERY)
+    }
+}
+
+impl Book {
+    pub(in crate::node) fn new(shared: Arc<Shared>, reader: Reader, found: Found, commands: mpsc::Receiver<Command>) -> Self {
+        let (reports, report_inbox) = mpsc::channel(REPORTS_MAX);
+        let (committed, events) = (reader.journal.committed(), shared.events.subscribe());
+        let mut book = Self {
+            clock: TaskClock::new(shared.clock),
+            shared,
+            reader,
+            live: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            by_age: BTreeSet::new(),
+            by_key: BTreeMap::new(),
+            dependents: BTreeMap::new(),
+            wakes: BTreeSet::new(),
+            pending: VecDeque::new(),
+            backlog: VecDeque::new(),
+            stopped: None,
+            reports,
+            report_inbox,
+            commands,
+            committed,
+            events,
+            offered_at: None,
+            forget_at: Instant::now() + FORGET_EVERY,
+            rng: SmallRng::from_os_rng(),
+        };
+        book.restore(found);
+        book
+    }
+
+    /// Takes up what a start found in the journal.
+    fn restore(&mut self, found: Found) {
+        for (task, ended) in found.ended {
+            self.by_age.insert((ended.created, task));
+            if let Some((key, identity)) = &ended.key {
+                self.by_key.insert(key.clone(), (task, *identity));
+            }
+            self.ended.insert(task, ended);
+        }
+        for (task, Unfinished { state, positions, outputs }) in found.live {
+            self.begin(task, Machine::new(state, u64::try_from(positions.len()).unwrap_or(u64::MAX)), positions, outputs);
+        }
+    }
+
+    fn begin(&mut self, task: TaskId, machine: Machine, positions: Vec<Position>, outputs: Vec<Option<Arc<Value>>>) {
+        let state = machine.state();
+        self.by_age.insert((state.created(), task));
+        if let Some((key, identity)) = state.key() {
+            self.by_key.insert(key.to_owned(), (task, identity));
+        }
+        for before in state.waiting_for() {
+            self.dependents.entry(*before).or_default().insert(task);
+        }
+        let durable = watch::channel(Durable { events: machine.committed_events(), ended: false }).0;
+        let running_by_subtask = BTreeMap::new();
+        let live = Live { machine, outputs, running_by_subtask, work: None, wake: None, positions, durable, answers: Vec::new() };
+        self.live.insert(task, live);
+    }
+
+    /// Runs until the node stops.
+    pub(in crate::node) async fn run(mut self) {
+        let resumed: Vec<TaskId> = self.live.keys().copied().collect();
+        for task in resumed {
+            self.tell_dependencies(task);
+            self.drive(task, Input::Resume);
+        }
+        let stop = self.shared.tasks_stop.clone();
+        loop {
+            let wake = self.wakes.first().map(|(at, _)| self.clock.instant(*at));
+            let timer = [wake, self.offered_at, Some(self.forget_at)].into_iter().flatten().min().unwrap_or(self.forget_at);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Ok(()) = self.committed.changed() => self.on_committed(),
+                Some(report) = self.report_inbox.recv() => {
+                    self.on_report(report);
+                    for _ in 1..PER_TURN {
+                        match self.report_inbox.try_recv() {
+                            Ok(report) => self.on_report(report),
+                            Err(_) => break,
+                        }
+                    }
+                }
+                command = self.commands.recv() => {
+                    let Some(command) = command else { break };
+                    self.handle(command);
+                    for _ in 1..PER_TURN {
+                        match self.commands.try_recv() {
+                            Ok(command) => self.handle(command),
+                            Err(_) => break,
+                        }
+                    }
+                }
+                event = self.events.recv(), if self.offered_at.is_none() => {
+                    if matches!(event, Ok(NodeEvent::AgentUp { .. }) | Err(broadcast::error::RecvError::Lagged(_))) {
+                        self.offered_at = Some(Instant::now() + OFFERED_AFTER);
+                    }
+                }
+                () = sleep_until(timer) => self.on_timer(),
+            }
+        }
+        // What was decided is still worth keeping; what runs is taken back, and begun anew under the same key after the next start.
+        self.live.clear();
+        let journal = self.reader.journal.clone();
+        let _ = tokio::task::spawn_blocking(move || journal.close()).await;
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Submit { task, definition, event, at, reply } => {
+                let answer = self.submit(task, *definition, event, at);
+                match answer {
+                    Ok((task, created)) => match self.ended.get(&task) {
+                        Some(ended) => drop(reply.send(Ok((view::receipt_of(&ended.summary), created)))),
+                        None => self.answer(task, reply, move |state| Ok((view::receipt(state), created))),
+                    },
+                    Err(failure) => drop(reply.send(Err(failure))),
+                }
+            }
+            Command::Status { task, explain, reply } => {
+                let (home, now) = (self.shared.node(), self.clock.now());
+                match self.ended.get(&task) {
+                    Some(ended) => drop(reply.send(Ok(Standing::Ended(ended.positions.clone())))),
+                    None => self.answer(task, reply, move |state| Ok(Standing::Live(view::status(state, home, explain, now)))),
+                }
+            }
+            Command::Ended { task, reply } => {
+                let found = match self.ended.get(&task) {
+                    Some(ended) => Ok(ended.positions.clone()),
+                    None if self.live.contains_key(&task) => {
+                        let failure = Failure::new(ErrorCode::NotFinished, format!("task {task} has not ended"));
+                        Err(failure.with("retry_after_ms", 1_000))
+                    }
+                    None => Err(unknown(task)),
+                };
+                let _ = reply.send(found);
+            }
+            Command::Cancel { task, reply } => {
+                if self.ended.contains_key(&task) || self.live.get(&task).is_some_and(|live| live.machine.state().end().is_some()) {
+                    let _ = reply.send(Err(Failure::new(ErrorCode::Conflict, format!("task {task} has ended already"))));
+                    return;
+                }
+                let (home, now) = (self.shared.node(), self.clock.now());
+                // The answer is written down before the task is moved to those that have ended.
+                self.drive(task, Input::Cancel);
+                self.answer(task, reply, move |state| Ok(view::status(state, home, false, now)));
+            }
+            Command::List { wanted, reply } => {
+                let _ = reply.send(self.list(&wanted));
+            }
+            Command::Follow { task, reply } => {
+                let _ = reply.send(self.follow(task));
+            }
+            Command::Resolve { prefix, reply } => {
+                let named = |task: &&TaskId| task.to_string().starts_with(&prefix);
+                let _ = reply.send(self.live.keys().chain(self.ended.keys()).filter(named).take(8).copied().collect());
+            }
+        }
+    }
+
+    /// Answers with what the task is now, as soon as that is durable.
+    fn answer<T: Send + 'static>(
+        &mut self,
+        task: TaskId,
+        reply: oneshot::Sender<Result<T, Failure>>,
+        document: impl FnOnce(&State) -> Result<T, Failure>,
+    ) {
+        let Some(live) = self.live.get_mut(&task) else {
+            let _ = reply.send(Err(unknown(task)));
+            return;
+        };
+        let state = live.machine.state();
+        let document = document(state);
+        if state.events() <= live.machine.committed_events() {
+            let _ = reply.send(document);
+        } else if let Some(failure) = &self.stopped {
+            let _ = reply.send(Err(failure.clone()));
+        } else {
+            let needed = state.events();
+            let answer = move |durable: Result<(), Failure>| drop(reply.send(durable.and(document)));
+            live.answers.push((needed, Box::new(answer)));
+        }
+    }
+
+    fn submit(
+        &mut self,
+        task: TaskId,
+        definition: crate::proto::task::definition::Definition,
+        event: Event,
+        at: Timestamp,
+    ) -> Result<(TaskId, bool), Failure> {
+        if let Some(failure) = &self.stopped {
+            return Err(failure.clone());
+        }
+        let Event::Submitted(submitted) = &event else { return Err(Failure::new(ErrorCode::Internal, "not a submission")) };
+        if let Some((known, identity)) = submitted.key.as_ref().and_then(|key| self.by_key.get(key)) {
+            if *identity == submitted.identity {
+                return Ok((*known, false));
+            }
+            let message = "the idempotency key was used before with another definition";
+            return Err(Failure::new(ErrorCode::Conflict, message).with("task_id", known.to_string()));
+        }
+        if self.reader.journal.is_full() {
+            let message = "the disk of this node is full: tasks that run may end, and no new one is taken";
+            return Err(Failure::new(ErrorCode::InsufficientResources, message).with("retry_after_ms", 5_000));
+        }
+        let limits = &self.shared.config.task;
+        let live_max = usize::try_from(limits.live_max).unwrap_or(usize::MAX);
+        if self.live.len() >= live_max || !self.backlog.is_empty() {
+            let failure = Failure::new(ErrorCode::Busy, format!("this node has its {live_max} tasks that have not ended (task.live_max)"));
+            return Err(failure.with("limit", live_max).with("retry_after_ms", 200));
+        }
+        let missing: Vec<String> = definition.dependencies.iter().filter(|task| !self.is_known(task)).map(ToString::to_string).collect();
+        if let Some(first) = missing.first() {
+            let failure = Failure::new(ErrorCode::InvalidRequest, format!("the task depends on {first}, which this node does not know"));
+            return Err(failure.with("path", "/metadata/dependencies").with("unknown", missing.clone()));
+        }
+        let config = Arc::clone(&self.reader.config);
+        let Some(machine) = crate::proto::task::machine::submit(task, &config, definition, event.clone(), at) else {
+            return Err(Failure::new(ErrorCode::Internal, "not a submission"));
+        };
+        let subtasks = machine.state().parts().len();
+        self.begin(task, machine, Vec::new(), vec![None; subtasks]);
+        let mut outputs = vec![Output::Append(event)];
+        self.tell_dependencies(task);
+        if let Some(live) = self.live.get_mut(&task) {
+            live.machine.handle(Input::Resume, at, &mut self.rng, &mut outputs);
+        }
+        self.carry_out(task, outputs, at);
+        Ok((task, true))
+    }
+
+    fn is_known(&self, task: &TaskId) -> bool {
+        self.live.contains_key(task) || self.ended.contains_key(task)
+    }
+
+    /// Tells a task how those ended on which it depends.
+    fn tell_dependencies(&mut self, task: TaskId) {
+        let Some(live) = self.live.get(&task) else { return };
+        let waiting: Vec<TaskId> = live.machine.state().waiting_for().iter().copied().collect();
+        for before in waiting {
+            let outcome = match self.ended.get(&before) {
+                Some(ended) => Some(ended.outcome),
+                // One that is forgotten has ended, and nobody knows how.
+                None if !self.live.contains_key(&before) => Some(Outcome::Failed),
+                None => None,
+            };
+            if let Some(outcome) = outcome {
+                self.drive(task, Input::DependencyEnded(before, outcome));
+            }
+        }
+    }
+
+    /// Hands an input to a task and carries out what follows.
+    fn drive(&mut self, task: TaskId, input: Input) {
+        let now = self.clock.now();
+        let Some(live) = self.live.get_mut(&task) else { return };
+        let mut outputs = Vec::new();
+        live.machine.handle(input, now, &mut self.rng, &mut outputs);
+        self.carry_out(task, outputs, now);
+    }
+
+    fn carry_out(&mut self, task: TaskId, outputs: Vec<Output>, now: Timestamp) {
+        let home = self.shared.node();
+        let Some(live) = self.live.get_mut(&task) else { return };
+        let mut entries = Vec::new();
+        let mut ended = false;
+        for output in outputs {
+            match output {
+                Output::Append(event) => entries.push(Entry { home, epoch: EPOCH, task, at: now, event }.encode()),
+                // What begins while the node stops would only be cut off; the next start takes it up.
+                Output::Choose(_) if self.shared.drain.is_cancelled() => {}
+                Output::Choose(choose) => {
+                    let (send, sending) = oneshot::channel();
+                    let (begin, beginning) = oneshot::channel();
+                    let subtask = choose.subtask;
+                    let before = live.machine.state().definition().subtasks.get(usize::try_from(subtask).unwrap_or(usize::MAX));
+                    // A step is given what it may name, and not all that there is.
+                    let mut outputs = vec![None; live.outputs.len()];
+                    for index in before.into_iter().flat_map(|subtask| &subtask.after) {
+                        if let (Some(given), Some(output)) = (outputs.get_mut(*index), live.outputs.get(*index)) {
+                            given.clone_from(output);
+                        }
+                    }
+                    let step = Step {
+                        shared: Arc::clone(&self.shared),
+                        blobs: self.reader.blobs.clone(),
+                        reports: self.reports.clone(),
+                        task,
+                        definition: Arc::clone(live.machine.state().definition()),
+                        outputs,
+                        choose,
+                    };
+                    let orders = Orders { send: sending, begin: beginning };
+                    let running = AbortOnDropHandle::new(tokio::spawn(Box::pin(step.run(orders))));
+                    live.running_by_subtask.insert(subtask, Running { send: Some(send), begin: Some(begin), _task: running });
+                }
+                Output::Send(send) => {
+                    let running = live.running_by_subtask.get_mut(&send.fence.subtask);
+                    if let Some(waiting) = running.and_then(|running| running.send.take()) {
+                        let _ = waiting.send(send);
+                    }
+                }
+                Output::Begin(Fence { subtask, .. }) => {
+                    if let Some(waiting) = live.running_by_subtask.get_mut(&subtask).and_then(|running| running.begin.take()) {
+                        let _ = waiting.send(());
+                    }
+                }
+                Output::Withdraw(Fence { subtask, .. }) => drop(live.running_by_subtask.remove(&subtask)),
+                Output::Plan => {
+                    let work = plan::decompose(
+                        Arc::clone(&self.shared),
+                        self.reader.blobs.clone(),
+                        task,
+                        Arc::clone(live.machine.state().definition()),
+                    );
+                    let reports = self.reports.clone();
+                    let work = async move {
+                        let input = work.await;
+                        let _ = reports.send(Report { task, input, output: None }).await;
+                    };
+                    live.work = Some(AbortOnDropHandle::new(tokio::spawn(Box::pin(work))));
+                }
+                Output::Compose => {
+                    let (shared, reports) = (Arc::clone(&self.shared), self.reports.clone());
+                    let (definition, outputs) = (Arc::clone(live.machine.state().definition()), live.outputs.clone());
+                    let work = async move {
+                        let value = result::compose(&definition, &|index| outputs.get(index)?.as_deref());
+                        let checked = read::check(&shared, &definition.output, &value, "result");
+                        let _ = reports.send(Report { task, input: Input::Composed(checked), output: None }).await;
+                    };
+                    live.work = Some(AbortOnDropHandle::new(tokio::spawn(work)));
+                }
+                Output::Ended => ended = true,
+            }
+        }
+        let wake = live.machine.wake_at();
+        if wake != live.wake {
+            if let Some(before) = std::mem::replace(&mut live.wake, wake) {
+                self.wakes.remove(&(before, task));
+            }
+            self.wakes.extend(wake.map(|at| (at, task)));
+        }
+        let events = live.machine.state().events();
+        if !entries.is_empty() {
+            self.append(task, events, entries);
+        }
+        if ended {
+            self.end(task);
+        }
+    }
+
+    fn append(&mut self, task: TaskId, events: u64, entries: Vec<Bytes>) {
+        if !self.backlog.is_empty() || !self.try_append(task, events, &entries) {
+            self.backlog.push_back((task, events, entries));
+        }
+    }
+
+    /// False if the journal has no room now.
+    fn try_append(&mut self, task: TaskId, events: u64, entries: &[Bytes]) -> bool {
+        match self.reader.journal.append(entries.to_vec()) {
+            Ok(ticket) => {
+                if let Some(live) = self.live.get_mut(&task) {
+                    live.positions.extend_from_slice(ticket.positions());
+                }
+                self.pending.push_back(Pending { end: ticket.end(), task, events });
+                true
+            }
+            Err(refused) if refused.is_retryable() => false,
+            Err(refused) => {
+                self.fail(&refused.to_string());
+                true
+            }
+        }
+    }
+
+    /// The disk has more.
+    fn on_committed(&mut self) {
+        let (end, stopped) = {
+            let committed = self.committed.borrow_and_update();
+            (committed.end, committed.stopped.clone())
+        };
+        while self.pending.front().is_some_and(|pending| pending.end <= end) {
+            let Some(Pending { task, events, .. }) = self.pending.pop_front() else { break };
+            let Some(live) = self.live.get_mut(&task) else { continue };
+            let mut outputs = Vec::new();
+            live.machine.committed(events, &mut outputs);
+            let ended = live.machine.state().end().is_some() && live.machine.state().events() <= events;
+            live.durable.send_replace(Durable { events, ended });
+            let (due, waiting) = std::mem::take(&mut live.answers).into_iter().partition(|(needed, _)| *needed <= events);
+            live.answers = waiting;
+            let due: Vec<(u64, Answer)> = due;
+            due.into_iter().for_each(|(_, answer)| answer(Ok(())));
+            if !outputs.is_empty() {
+                let now = self.clock.now();
+                self.carry_out(task, outputs, now);
+            }
+        }
+        while let Some((task, events, entries)) = self.backlog.pop_front() {
+            if !self.try_append(task, events, &entries) {
+                self.backlog.push_front((task, events, entries));
+                break;
+            }
+        }
+        if let Some(reason) = stopped {
+            self.fail(&reason);
+        }
+    }
+
+    /// The journal will keep nothing any more.
+    fn fail(&mut self, reason: &str) {
+        if self.stopped.is_some() {
+            return;
+        }
+        tracing::error!(reason, "the journal has stopped: tasks are neither taken nor continued until this node is restarted");
+        let failure = Failure::new(ErrorCode::Unavailable, format!("the journal of this node has stopped: {reason}"));
+        let failure = failure.retryable(false).with("suggestion", "see to the disk and restart the node");
+        for live in self.live.values_mut() {
+            live.running_by_subtask.clear();
+            for (_, answer) in std::mem::take(&mut live.answers) {
+                answer(Err(failure.clone()));
+            }
+        }
+        self.stopped = Some(failure);
+    }
+
+    fn on_report(&mut self, report: Report) {
+        let Report { task, input, output } = report;
+        let Some(live) = self.live.get_mut(&task) else { return };
+        if let Input::Finished(fence, _) = &input {
+            live.running_by_subtask.remove(&fence.subtask);
+            if let (Some(output), Some(place)) = (output, live.outputs.get_mut(usize::try_from(fence.subtask).unwrap_or(usize::MAX))) {
+                *place = Some(output);
+            }
+        }
+        if let Input::Planned { definition, .. } = &input {
+            live.outputs = vec![None; definition.subtasks.len()];
+        }
+        self.drive(task, input);
+    }
+
+    fn on_timer(&mut self) {
+        let now = self.clock.now();
+        while let Some((at, task)) = self.wakes.first().copied().filter(|(at, _)| *at <= now) {
+            self.wakes.remove(&(at, task));
+            if let Some(live) = self.live.get_mut(&task) {
+                live.wake = None;
+            }
+            self.drive(task, Input::Wake);
+        }
+        if self.offered_at.is_some_and(|at| at <= Instant::now()) {
+            self.offered_at = None;
+            self.tell_offered();
+        }
+        if self.forget_at <= Instant::now() {
+            self.forget_at = Instant::now() + FORGET_EVERY;
+            self.forget();
+        }
+    }
+
+    /// Somebody showed up: tasks that wait for what is now offered go on.
+    fn tell_offered(&mut self) {
+        let routes = self.shared.routes.load_full();
+        let mut offered: Vec<(TaskId, CapabilityName)> = Vec::new();
+        for (task, live) in &self.live {
+            let state = live.machine.state();
+            let parts = state.parts().iter().zip(&state.definition().subtasks);
+            let waiting = parts.filter(|(part, _)| matches!(part.phase, Phase::Paused { deferred: true, .. }));
+            let names: BTreeSet<&CapabilityName> = waiting.map(|(_, subtask)| &subtask.capability).collect();
+            offered.extend(names.into_iter().filter(|name| routes.offers(name)).map(|name| (*task, name.clone())));
+        }
+        for (task, name) in offered {
+            self.drive(task, Input::Offered(name));
+        }
+    }
+
+    /// A task is over, and that is durable.
+    fn end(&mut self, task: TaskId) {
+        let Some(live) = self.live.remove(&task) else { return };
+        if let Some(at) = live.wake {
+            self.wakes.remove(&(at, task));
+        }
+        let Some(ended) = ended(live.machine.state(), &live.positions) else { return };
+        live.durable.send_replace(Durable { events: live.machine.state().events(), ended: true });
+        let outcome = ended.outcome;
+        self.shared.publish(NodeEvent::TaskEnded(Arc::clone(&ended.summary)));
+        self.ended.insert(task, ended);
+        for dependent in self.dependents.remove(&task).unwrap_or_default() {
+            self.drive(dependent, Input::DependencyEnded(task, outcome));
+        }
+    }
+
+    /// Forgets tasks that ended long ago, and what of the journal nobody needs any more.
+    fn forget(&mut self) {
+        let limits = &self.shared.config.task;
+        let (keep, kept_max) = (Duration::from_millis(limits.keep_ms), usize::try_from(limits.kept_max).unwrap_or(usize::MAX));
+        let now = self.clock.now();
+        let mut by_end: Vec<(Timestamp, TaskId)> = self.ended.iter().map(|(task, ended)| (ended.at, *task)).collect();
+        by_end.sort_unstable();
+        let surplus = by_end.len().saturating_sub(kept_max);
+        let over: Vec<TaskId> = by_end
+            .into_iter()
+            .enumerate()
+            .filter(|(place, (at, _))| *place < surplus || now.saturating_since(*at) >= keep)
+            .map(|(_, (_, task))| task)
+            .collect();
+        for task in &over {
+            let Some(ended) = self.ended.remove(task) else { continue };
+            self.by_age.remove(&(ended.created, *task));
+            if let Some((key, _)) = ended.key {
+                self.by_key.remove(&key);
+            }
+        }
+        let wanted: BTreeSet<_> = self.live.values().flat_map(|live| &live.positions).map(|position| position.segment).collect();
+        let wanted: BTreeSet<_> = wanted
+            .into_iter()
+            .chain(self.ended.values().flat_map(|ended| ended.positions.iter()).map(|position| position.segment))
+            .collect();
+        let (journal, blobs) = (self.reader.journal.clone(), self.reader.blobs.clone());
+        tokio::task::spawn_blocking(move || {
+            for task in over {
+                if let Err(error) = blobs.remove_all(&task.to_string()) {
+                    tracing::warn!(%error, %task, "large texts of a forgotten task could not be removed");
+                }
+            }
+            if let Err(error) = journal.forget_segments(|segment| !wanted.contains(&segment)) {
+                tracing::warn!(%error, "segments that nobody needs could not be removed");
+            }
+        });
+    }
+
+    fn follow(&self, task: TaskId) -> Result<Cursor, Failure> {
+        if let Some(live) = self.live.get(&task) {
+            let committed = usize::try_from(live.machine.committed_events()).unwrap_or(usize::MAX);
+            let positions = live.positions.get(..committed.min(live.positions.len())).unwrap_or_default().into();
+            return Ok(Cursor { positions, durable: Some(live.durable.subscribe()) });
+        }
+        let ended = self.ended.get(&task).ok_or_else(|| unknown(task))?;
+        Ok(Cursor { positions: ended.positions.clone(), durable: None })
+    }
+
+    fn list(&self, wanted: &super::door::Wanted) -> (Vec<Value>, Option<String>) {
+        let from = wanted.after;
+        let mut rows = Vec::new();
+        let older = self.by_age.iter().rev().filter(|place| from.is_none_or(|from| **place < from));
+        for place @ (_, task) in older {
+            let row = match (self.live.get(task), self.ended.get(task)) {
+                // What is not durable yet is nobody's business.
+                (Some(live), _) if live.machine.committed_events() == 0 => continue,
+                (Some(live), _) => view::summary(live.machine.state()),
+                (None, Some(ended)) => ended.summary.as_ref().clone(),
+                (None, None) => continue,
+            };
+            if !wanted.fits(&row) {
+                continue;
+            }
+            if rows.len() >= wanted.limit {
+                return (rows, Some(super::door::cursor_text(*place)));
+            }
+            rows.push(row);
+        }
+        (rows, None)
+    }
+}
+
+/// The epoch of a journal that one node keeps alone.
+const EPOCH: u64 = 1;
+
+/// What is kept at hand of a task that has ended; `None` if it has not.
+pub(super) fn ended(state: &State, positions: &[Position]) -> Option<Ended> {
+    let end = state.end()?;
+    Some(Ended {
+        summary: Arc::new(view::summary(state)),
+        outcome: end.outcome,
+        created: state.created(),
+        at: end.at,
+        positions: positions.into(),
+        key: state.key().map(|(key, identity)| (key.to_owned(), identity)),
+    })
+}
+
+fn unknown(task: TaskId) -> Failure {
+    let failure = Failure::new(ErrorCode::TaskNotFound, format!("this node knows no task {task}"));
+    failure.with("suggestion", "`meshwork task list` lists those that it knows")
+}

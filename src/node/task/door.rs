@@ -1,0 +1,334 @@
+//! What clients ask about tasks, and how it reaches the loop that owns them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::Stream;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::sync::{oneshot, watch};
+
+use super::book::{Durable, TaskClock};
+use super::plan;
+use super::read::{self, Reader};
+use crate::agents::off_workers;
+use crate::model::{ErrorCode, Failure, TaskId, Timestamp, printable};
+use crate::node::handle::{Handle, stopping};
+use crate::proto::task::definition::Definition;
+use crate::proto::task::{fault, result, view};
+use crate::store::journal::Position;
+use crate::wire::invocation::KEY_BYTES_MAX;
+use crate::wire::task::{Event, Outcome, Submitted};
+
+/// The largest document of a task, in bytes.
+const DOCUMENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Rows that one list holds at most.
+const LIST_MAX: usize = 500;
+/// Entries that are read from the journal at once for a stream of events.
+const EVENTS_PER_READ: usize = 256;
+
+type Reply<T> = oneshot::Sender<Result<T, Failure>>;
+
+/// What the handle needs of tasks beside the loop that owns them.
+#[derive(Debug)]
+pub(in crate::node) struct Access {
+    pub(in crate::node) reader: Reader,
+    pub(in crate::node) clock: TaskClock,
+}
+
+/// A question or order to the loop.
+pub(in crate::node) enum Command {
+    /// Take a task in. The answer is its receipt, and whether it is new.
+    Submit { task: TaskId, definition: Box<Definition>, event: Event, at: Timestamp, reply: Reply<(Value, bool)> },
+    /// How a task stands: the document, or where to read it if it has ended.
+    Status { task: TaskId, explain: bool, reply: Reply<Standing> },
+    /// Where a task lies that has ended.
+    Ended { task: TaskId, reply: Reply<Arc<[Position]>> },
+    /// Cancel it.
+    Cancel { task: TaskId, reply: Reply<Value> },
+    /// Tasks, the latest first.
+    List { wanted: Wanted, reply: oneshot::Sender<(Vec<Value>, Option<String>)> },
+    /// Where its events are, and how to hear of more.
+    Follow { task: TaskId, reply: Reply<Cursor> },
+    /// Which tasks this may be the beginning of.
+    Resolve { prefix: String, reply: oneshot::Sender<Vec<TaskId>> },
+}
+
+/// How a task stands.
+pub(in crate::node) enum Standing {
+    /// The document that tells it.
+    Live(Value),
+    /// It has ended, and this is where to read it.
+    Ended(Arc<[Position]>),
+}
+
+/// Which tasks a list shall hold.
+#[derive(Debug, Clone)]
+pub(in crate::node) struct Wanted {
+    pub(super) status: Option<String>,
+    pub(super) tag: Option<String>,
+    pub(super) limit: usize,
+    pub(super) after: Option<(Timestamp, TaskId)>,
+}
+
+impl Wanted {
+    pub(super) fn fits(&self, row: &Value) -> bool {
+        let tags = || row["tags"].as_array().into_iter().flatten();
+        self.status.as_deref().is_none_or(|status| row["status"] == status)
+            && self.tag.as_deref().is_none_or(|tag| tags().any(|given| given == tag))
+    }
+}
+
+/// Where the next page of a list begins.
+pub(super) fn cursor_text((at, task): (Timestamp, TaskId)) -> String {
+    format!("{}-{task}", at.as_ms())
+}
+
+fn cursor_of(text: &str) -> Option<(Timestamp, TaskId)> {
+    let (at, task) = text.split_once('-')?;
+    Some((Timestamp::from_ms(at.parse().ok()?), task.parse().ok()?))
+}
+
+/// Where a task's events are.
+#[derive(Debug, Clone)]
+pub(in crate::node) struct Cursor {
+    pub(super) positions: Arc<[Position]>,
+    /// Grows while the task is under way.
+    pub(super) durable: Option<watch::Receiver<Durable>>,
+}
+
+/// What a submission came to.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// The receipt (AITP 8.1).
+    pub receipt: Value,
+    /// False if the same was submitted under the same key before.
+    pub created: bool,
+}
+
+/// One event of a task.
+#[derive(Debug, Clone)]
+pub struct TaskEvent {
+    /// Which of the task's events, from 0.
+    pub index: u64,
+    /// What clients call it.
+    pub name: &'static str,
+    /// All of it.
+    pub data: Value,
+}
+
+/// The events of a task, from a cursor on until it ends.
+pub type EventStream = std::pin::Pin<Box<dyn Stream<Item = Result<TaskEvent, Failure>> + Send>>;
+
+fn broke_off<E>(_: E) -> Failure {
+    stopping()
+}
+
+impl Handle {
+    async fn ask_tasks<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Failure> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.tasks.send(command(reply)).await.map_err(broke_off)?;
+        answer.await.map_err(broke_off)
+    }
+
+    /// Reads and checks a definition without running it.
+    fn definition_of(&self, document: &Value, at: Timestamp) -> Result<Definition, Failure> {
+        let definition = Definition::read(document, &self.tasks.reader.defaults, at).map_err(|faults| fault::failure(&faults))?;
+        plan::check(&self.shared, &definition)?;
+        Ok(definition)
+    }
+
+    /// Takes a task in (AITP 8.1). It is durable when this returns. Submissions with one key are one task.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` with every fault of the definition, `CONFLICT` if the key stands for another one, `BUSY` or
+    /// `INSUFFICIENT_RESOURCES` if this node takes no more. Nothing was changed then.
+    pub async fn submit(&self, document: Bytes, key: Option<String>) -> Result<Submission, Failure> {
+        if self.shared.drain.is_cancelled() {
+            return Err(Failure::new(ErrorCode::Unavailable, "this node is stopping").retryable(false));
+        }
+        let invalid = |message: String| Failure::new(ErrorCode::InvalidRequest, message);
+        if document.len() > DOCUMENT_BYTES_MAX {
+            let message = format!("the definition has {} bytes, at most {DOCUMENT_BYTES_MAX} are allowed", document.len());
+            return Err(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", DOCUMENT_BYTES_MAX));
+        }
+        if key.as_ref().is_some_and(|key| key.is_empty() || key.len() > KEY_BYTES_MAX || key.chars().any(char::is_control)) {
+            return Err(
+                invalid(format!("an idempotency key has 1 to {KEY_BYTES_MAX} printable characters")).with("path", "/Idempotency-Key")
+            );
+        }
+        let at = self.tasks.clock.now();
+        let read = off_workers(document.len(), || {
+            let value: Value = serde_json::from_slice(&document).map_err(|error| invalid(format!("the body cannot be read: {error}")))?;
+            let identity = *blake3::hash(value.to_string().as_bytes()).as_bytes();
+            self.definition_of(&value, at).map(|definition| (definition, identity))
+        });
+        let (definition, identity) = read?;
+        let task = TaskId::from_random(rand::random());
+        let document = read::keep(&self.tasks.reader.blobs, task, document).await?;
+        let event = Event::Submitted(Submitted { document, key, identity });
+        let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, reply };
+        let (receipt, created) = self.ask_tasks(submit).await??;
+        Ok(Submission { receipt, created })
+    }
+
+    /// What would come of a definition: its subtasks, whom they would be given to, and what they would probably cost.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` with every fault of the definition.
+    pub async fn plan(&self, document: &Value) -> Result<Value, Failure> {
+        let definition = self.definition_of(document, self.tasks.clock.now())?;
+        Box::pin(plan::explain(&self.shared, &self.tasks.reader.blobs, definition)).await
+    }
+
+    /// How a task stands (AITP 8.2).
+    ///
+    /// # Errors
+    /// `TASK_NOT_FOUND`.
+    pub async fn task(&self, task: TaskId, explain: bool) -> Result<Value, Failure> {
+        let positions = match self.ask_tasks(|reply| Command::Status { task, explain, reply }).await?? {
+            Standing::Live(document) => return Ok(document),
+            Standing::Ended(positions) => positions,
+        };
+        let (reader, home, now) = (self.tasks.reader.clone(), self.node_id(), self.tasks.clock.now());
+        let read = move || Ok(view::status(&reader.state(&positions)?, home, explain, now));
+        tokio::task::spawn_blocking(read).await.map_err(broke_off)?
+    }
+
+    /// The result of a task that has ended, as a JSON document (AITP 8.3).
+    ///
+    /// # Errors
+    /// `TASK_NOT_FOUND`, `NOT_FINISHED`.
+    pub async fn task_result(&self, task: TaskId) -> Result<Box<RawValue>, Failure> {
+        let positions = self.ask_tasks(|reply| Command::Ended { task, reply }).await??;
+        let reader = self.tasks.reader.clone();
+        let read = move || {
+            let state = reader.state(&positions)?;
+            let outputs = reader.outputs(&state)?;
+            let ended_well = state.end().is_some_and(|end| matches!(end.outcome, Outcome::Success | Outcome::Partial));
+            let internal = |error: serde_json::Error| Failure::new(ErrorCode::Internal, error.to_string());
+            let value = ended_well.then(|| result::compose(state.definition(), &|index| outputs.get(index)?.as_deref()));
+            let value = value.map(|value| serde_json::value::to_raw_value(&value)).transpose().map_err(internal)?;
+            let document = view::result(&state, value.as_deref());
+            serde_json::value::to_raw_value(&document).map_err(internal)
+        };
+        tokio::task::spawn_blocking(read).await.map_err(broke_off)?
+    }
+
+    /// Cancels a task.
+    ///
+    /// # Errors
+    /// `TASK_NOT_FOUND`, `CONFLICT` if it has ended.
+    pub async fn cancel_task(&self, task: TaskId) -> Result<Value, Failure> {
+        self.ask_tasks(|reply| Command::Cancel { task, reply }).await?
+    }
+
+    /// Tasks of this node, the latest first: rows, and where the next page begins.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for a cursor that is none.
+    pub async fn tasks(&self, status: Option<String>, tag: Option<String>, limit: usize, after: Option<&str>) -> Result<Value, Failure> {
+        let cursor = |text: &str| {
+            let failure = Failure::new(ErrorCode::InvalidRequest, format!("`{}` is no cursor of a list", printable(text, 60)));
+            cursor_of(text).ok_or_else(|| failure.with("path", "/after"))
+        };
+        let after = after.map(cursor).transpose()?;
+        let wanted = Wanted { status, tag, limit: limit.clamp(1, LIST_MAX), after };
+        let (rows, next) = self.ask_tasks(|reply| Command::List { wanted, reply }).await?;
+        Ok(serde_json::json!({ "tasks": rows, "next": next }))
+    }
+
+    /// The task that `text` names: its id, or an unambiguous beginning of it.
+    ///
+    /// # Errors
+    /// `TASK_NOT_FOUND`, `INVALID_REQUEST` if it could mean several.
+    pub async fn task_named(&self, text: &str) -> Result<TaskId, Failure> {
+        if let Ok(task) = text.parse() {
+            return Ok(task);
+        }
+        let is_prefix = text.len() >= 4 && text.len() < 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+        let prefix = text.to_ascii_lowercase();
+        let found = if is_prefix { self.ask_tasks(|reply| Command::Resolve { prefix, reply }).await? } else { Vec::new() };
+        match found[..] {
+            [task] => Ok(task),
+            [] => {
+                let failure = Failure::new(ErrorCode::TaskNotFound, format!("this node knows no task `{}`", printable(text, 80)));
+                Err(failure.with("suggestion", "`meshwork task list` lists those that it knows"))
+            }
+            _ => {
+                let names: Vec<String> = found.iter().map(ToString::to_string).collect();
+                let failure = Failure::new(ErrorCode::InvalidRequest, format!("`{text}` could mean {}", names.join(", ")));
+                Err(failure.with("candidates", names))
+            }
+        }
+    }
+
+    /// The events of a task after the one with this index, or all of them; ends when the task has.
+    ///
+    /// # Errors
+    /// `TASK_NOT_FOUND`.
+    pub async fn task_events(&self, task: TaskId, after: Option<u64>) -> Result<EventStream, Failure> {
+        // Also refuses a task that nobody knows before the stream begins.
+        self.ask_tasks(|reply| Command::Follow { task, reply }).await??;
+        let from = after.map_or(0, |after| after.saturating_add(1));
+        let following = Following { handle: self.clone(), task, next: from, definition: None, over: false };
+        let batches = futures::stream::try_unfold(following, |following| async move {
+            let batch = following.batch().await?;
+            Ok::<_, Failure>(batch.map(|(events, following)| (futures::stream::iter(events.into_iter().map(Ok)), following)))
+        });
+        Ok(Box::pin(futures::TryStreamExt::try_flatten(batches)))
+    }
+}
+
+/// A stream of events on its way.
+struct Following {
+    handle: Handle,
+    task: TaskId,
+    next: u64,
+    definition: Option<Arc<Definition>>,
+    over: bool,
+}
+
+impl Following {
+    /// The next events, once there are any; `None` when the task has ended.
+    async fn batch(mut self) -> Result<Option<(Vec<TaskEvent>, Self)>, Failure> {
+        if self.over {
+            return Ok(None);
+        }
+        let task = self.task;
+        loop {
+            let cursor = self.handle.ask_tasks(|reply| Command::Follow { task, reply }).await??;
+            let from = usize::try_from(self.next).unwrap_or(usize::MAX).min(cursor.positions.len());
+            let to = from.saturating_add(EVENTS_PER_READ).min(cursor.positions.len());
+            if from < to {
+                let (reader, positions, known) = (self.handle.tasks.reader.clone(), cursor.positions.clone(), self.definition.clone());
+                let first = self.next;
+                let read = move || {
+                    // Names of subtasks stand in the definition alone, which a plan may have completed by then.
+                    let needed = if known.as_ref().is_some_and(|known| !known.subtasks.is_empty()) { from } else { 0 };
+                    let definition = match known.filter(|_| needed > 0) {
+                        Some(known) => known,
+                        None => Arc::clone(reader.state(positions.get(..to).unwrap_or_default())?.definition()),
+                    };
+                    let entries = reader.entries(positions.get(from..to).unwrap_or_default())?;
+                    let events = entries.into_iter().zip(first..).map(|(entry, index)| TaskEvent {
+                        index,
+                        name: entry.event.name(),
+                        data: view::event(index, task, &entry.event, entry.at, &definition),
+                    });
+                    Ok::<_, Failure>((events.collect::<Vec<_>>(), definition))
+                };
+                let (events, definition) = tokio::task::spawn_blocking(read).await.map_err(broke_off)??;
+                self.definition = Some(definition);
+                self.next = self.next.saturating_add(u64::try_from(events.len()).unwrap_or(0));
+                self.over = events.iter().any(|event| event.name == "ended");
+                return Ok(Some((events, self)));
+            }
+            let Some(mut durable) = cursor.durable else { return Ok(None) };
+            let more = durable.wait_for(|durable| durable.events > self.next || durable.ended).await.map(|durable| *durable);
+            if more.is_ok_and(|durable| durable.ended && durable.events <= self.next) {
+                return Ok(None);
+            }
+        }
+    }
+}

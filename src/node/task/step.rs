@@ -1,0 +1,284 @@
+//! One attempt of one subtask: its input is made, an agent chosen, the call made when it may be, its end reported.
+//!
+//! Nothing leaves this node before [`book`](super::book) says so: the choice is reported first, and the call waits for the word that it is
+//! kept. Dropping the future takes the call back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rust_decimal::Decimal;
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use super::read;
+use crate::agents::off_workers;
+use crate::mesh::lanes::Watch;
+use crate::model::{AgentId, ErrorCode, Failure, InvocationId, Price, TaskId};
+use crate::node::invocation::invoke::InvokeRequest;
+use crate::node::invocation::routing::{self, Attempt};
+use crate::node::shared::{Counted, Shared};
+use crate::proto::invocation::call::AttemptFailure;
+use crate::proto::task::definition::{Definition, Subtask};
+use crate::proto::task::machine::{Choose, Chosen, Finish, Input, Send};
+use crate::proto::task::result::map_output;
+use crate::store::Blobs;
+use crate::wire::invocation::{Body, Success};
+use crate::wire::task::{Charge, Fence, Loss};
+
+/// What a step tells the book.
+pub(super) struct Report {
+    /// Whose.
+    pub(super) task: TaskId,
+    /// What happened.
+    pub(super) input: Input,
+    /// The output as a value, where there is one: others will need it.
+    pub(super) output: Option<Arc<Value>>,
+}
+
+/// What the book tells a step.
+pub(super) struct Orders {
+    /// The call may go out.
+    pub(super) send: oneshot::Receiver<Send>,
+    /// The agent may begin, where it waits for that.
+    pub(super) begin: oneshot::Receiver<()>,
+}
+
+/// What a step works on.
+pub(super) struct Step {
+    pub(super) shared: Arc<Shared>,
+    pub(super) blobs: Blobs,
+    pub(super) reports: mpsc::Sender<Report>,
+    pub(super) task: TaskId,
+    pub(super) definition: Arc<Definition>,
+    /// Outputs of the subtasks before it, by their places.
+    pub(super) outputs: Vec<Option<Arc<Value>>>,
+    pub(super) choose: Choose,
+}
+
+/// What the largest choice may take of looking for somebody.
+const CHOOSE_MAX: Duration = Duration::from_secs(3);
+
+/// By so much the agent's own deadline is later than ours, so that its node does not take what is told here as a timeout for its own.
+const GRACE: Duration = Duration::from_millis(200);
+
+impl Step {
+    /// Makes the attempt.
+    pub(super) async fn run(self, orders: Orders) {
+        let number = self.choose.subtask;
+        let Some(subtask) = usize::try_from(number).ok().and_then(|index| self.definition.subtasks.get(index)) else { return };
+        let request = match request(&self.definition, subtask, &self.outputs, &self.choose) {
+            Ok(request) => request,
+            Err(failure) => return self.tell(Input::Unavailable(number, failure), None).await,
+        };
+        let attempt = match choose_agent(&self.shared, request.clone(), &self.definition, subtask, &self.choose).await {
+            Ok(attempt) => attempt,
+            Err(failure) => return self.tell(Input::Unavailable(number, failure), None).await,
+        };
+        let record = &attempt.candidate().entry.record;
+        let chosen = Chosen {
+            agent: record.agent,
+            name: crate::model::printable(&record.name, 64),
+            node: record.node,
+            estimate: estimate(&attempt, subtask),
+            explain: Bytes::from(attempt.explanation(self.shared.mono()).to_string()),
+        };
+        self.tell(Input::Chosen(number, chosen), None).await;
+        let Ok(send) = orders.send.await else { return };
+        let (input, output) = self.make(subtask, attempt, request, send, orders.begin).await;
+        self.tell(input, output).await;
+    }
+
+    async fn tell(&self, input: Input, output: Option<Arc<Value>>) {
+        // The book outlives its steps; if it is gone, so is the node.
+        let _ = self.reports.send(Report { task: self.task, input, output }).await;
+    }
+
+    /// Makes the call, and says how it ended.
+    async fn make(
+        &self,
+        subtask: &Subtask,
+        attempt: Attempt<'_>,
+        mut request: InvokeRequest,
+        send: Send,
+        begin: oneshot::Receiver<()>,
+    ) -> (Input, Option<Arc<Value>>) {
+        let (shared, fence) = (&self.shared, send.fence);
+        // A node that stops lets what runs finish, as far as it has time.
+        let _counted = Counted::new(&shared.in_flight);
+        let ended = |finish| (Input::Finished(fence, finish), None);
+        let price = attempt.candidate().capability().and_then(|capability| capability.price.clone());
+        request.key = Some(key(self.task, subtask, &request.input));
+        let left = send.until.map(|until| until.saturating_since(shared.clock.now().wall));
+        let start_within = left.map_or(send.start_within, |left| left.min(send.start_within));
+        let most = send.start_within.saturating_add(send.close_within);
+        let deadline = shared.mono().saturating_add(left.map_or(most, |left| left.min(most))).saturating_add(GRACE);
+        let (accepted, acceptance) = oneshot::channel();
+        let watch = Watch { accepted, go: send.wait.then_some(begin) };
+        let id = InvocationId::from_random(rand::random());
+        let call = attempt.ask(&request, id, Some(watch), deadline);
+        let mut call = std::pin::pin!(call);
+        let outcome = tokio::select! {
+            biased;
+            outcome = &mut call => Some(outcome),
+            Ok(()) = acceptance => None,
+            () = tokio::time::sleep(start_within) => {
+                let waited = u64::try_from(start_within.as_millis()).unwrap_or(u64::MAX);
+                let failure = Failure::new(ErrorCode::Busy, format!("the agent did not accept the call within {waited} ms"));
+                return ended(Finish::Rejected { expired: true, failure });
+            }
+        };
+        let (outcome, _) = match outcome {
+            Some(outcome) => outcome,
+            None => {
+                self.tell(Input::Accepted(fence), None).await;
+                tokio::select! {
+                    biased;
+                    outcome = &mut call => outcome,
+                    () = tokio::time::sleep(send.close_within) => {
+                        let took = u64::try_from(send.close_within.as_millis()).unwrap_or(u64::MAX);
+                        let failure = Failure::new(ErrorCode::Timeout, format!("the attempt did not end within {took} ms"));
+                        return ended(Finish::Failed(Loss::AttemptTimeout, failure.with("timeout_ms", took)));
+                    }
+                }
+            }
+        };
+        match outcome {
+            Ok(success) => self.finished(subtask, fence, price, success).await,
+            Err(failed) => ended(failed_attempt(failed)),
+        }
+    }
+
+    /// What becomes of an answer: mapped, checked against what the author demands, kept where it is large.
+    async fn finished(&self, subtask: &Subtask, fence: Fence, price: Option<Price>, success: Success) -> (Input, Option<Arc<Value>>) {
+        let charge = charge(price, &success);
+        let text = match success.body {
+            Body::Inline(text) => text,
+            Body::Blob(_) => Bytes::new(),
+        };
+        let failed = |loss, failure: Failure| (Input::Finished(fence, Finish::Failed(loss, failure.retryable(true))), None);
+        let not_json = |error| Failure::new(ErrorCode::InvalidSchema, format!("the output is not JSON: {error}"));
+        let mapped = off_workers(text.len(), || {
+            let value = serde_json::from_slice::<Value>(&text).map_err(not_json)?;
+            if subtask.output_mapping.is_empty() {
+                return Ok((value, text));
+            }
+            let value = map_output(subtask, value)?;
+            let text = serde_json::to_vec(&value).map_err(not_json)?;
+            Ok((value, text.into()))
+        });
+        let checked = mapped.and_then(|(value, text)| {
+            read::check(&self.shared, &subtask.output, &value, &format!("output of `{}`", subtask.id))?;
+            Ok((value, text))
+        });
+        let (value, text) = match checked {
+            Ok(checked) => checked,
+            Err(failure) => return failed(Loss::InvalidOutput, failure),
+        };
+        match read::keep(&self.blobs, self.task, text).await {
+            Ok(output) => (Input::Finished(fence, Finish::Done { output, charge }), Some(Arc::new(value))),
+            Err(failure) => failed(Loss::AgentError, failure),
+        }
+    }
+}
+
+/// The call as the subtask describes it.
+fn request(definition: &Definition, subtask: &Subtask, outputs: &[Option<Arc<Value>>], choose: &Choose) -> Result<InvokeRequest, Failure> {
+    let output = |index: usize| outputs.get(index).and_then(Option::as_deref);
+    let input = subtask.input.render(&definition.parameters, &output)?;
+    let text = serde_json::to_vec(&input).map_err(|error| Failure::new(ErrorCode::InvalidRequest, error.to_string()))?;
+    let mut request = InvokeRequest::new(subtask.capability.clone(), text.into());
+    request.version = subtask.version.clone();
+    request.agent = subtask.agent;
+    request.priority = definition.priority;
+    request.constraints.min_trust = subtask.min_trust;
+    let units = subtask.estimated_units.max(Decimal::ONE);
+    request.constraints.max_cost = choose.cost_max.and_then(|most| most.checked_div(units));
+    Ok(request)
+}
+
+/// Chooses whom to ask: who may already hold the result, else somebody on whom no attempt failed, else anybody who did not refuse.
+async fn choose_agent<'a>(
+    shared: &'a Arc<Shared>,
+    mut request: InvokeRequest,
+    definition: &Definition,
+    subtask: &Subtask,
+    choose: &Choose,
+) -> Result<Attempt<'a>, Failure> {
+    let deadline = shared.mono().saturating_add(CHOOSE_MAX);
+    if let Some(prefer) = choose.prefer {
+        let named = InvokeRequest { agent: Some(prefer), ..request.clone() };
+        if let Ok(attempt) = Box::pin(routing::choose(shared, &named, &choose.refused_by, deadline)).await {
+            return Ok(attempt);
+        }
+    }
+    let mut avoid: Vec<AgentId> = choose.refused_by.iter().chain(&choose.failed_on).copied().collect();
+    let mut foreign: Option<Failure> = None;
+    loop {
+        let found = Box::pin(routing::choose(shared, &request, &avoid, deadline)).await;
+        match found {
+            Ok(attempt) => match foreign_currency(definition, &attempt) {
+                None => return Ok(attempt),
+                Some(failure) => {
+                    avoid.push(attempt.candidate().agent());
+                    foreign = Some(failure);
+                }
+            },
+            Err(failure) if avoid.iter().any(|agent| choose.failed_on.contains(agent)) => {
+                // Nobody else is left, so whoever failed may try again.
+                tracing::trace!(%failure, subtask = %subtask.id, "nobody but those who failed");
+                avoid.retain(|agent| !choose.failed_on.contains(agent));
+                request.agent = subtask.agent;
+            }
+            Err(failure) => return Err(foreign.unwrap_or(failure)),
+        }
+    }
+}
+
+/// Why an agent cannot be paid, if its price is in another currency than the budget.
+fn foreign_currency(definition: &Definition, attempt: &Attempt<'_>) -> Option<Failure> {
+    let budget = definition.budget?;
+    let candidate = attempt.candidate();
+    let price = candidate.capability()?.price.as_ref().filter(|price| price.currency != budget.currency && !price.amount.is_zero())?;
+    let name = crate::model::printable(&candidate.entry.record.name, 64);
+    let message = format!("`{name}` is paid in {}, and the budget is in {}", price.currency, budget.currency);
+    Some(Failure::new(ErrorCode::OverBudget, message))
+}
+
+/// What the attempt will probably cost.
+fn estimate(attempt: &Attempt<'_>, subtask: &Subtask) -> Option<Decimal> {
+    let price = attempt.candidate().capability()?.price.as_ref()?;
+    Some(price.times(subtask.estimated_units))
+}
+
+/// What an attempt costs.
+fn charge(attempt_price: Option<Price>, success: &Success) -> Option<Charge> {
+    let price = attempt_price?;
+    let stated = success.units.as_deref().and_then(|units| units.parse::<Decimal>().ok());
+    let units = stated.filter(|units| !units.is_sign_negative()).unwrap_or(Decimal::ONE);
+    Some(Charge { units, total: price.times(units), unit: price.unit, price: price.amount, currency: price.currency })
+}
+
+/// What becomes of an attempt that failed.
+fn failed_attempt(failed: AttemptFailure) -> Finish {
+    let AttemptFailure { failure, begun } = failed;
+    if !begun {
+        return Finish::Rejected { expired: false, failure };
+    }
+    let losses = [
+        (ErrorCode::Unavailable, Loss::AgentLost),
+        (ErrorCode::Timeout, Loss::AttemptTimeout),
+        (ErrorCode::InvalidSchema, Loss::InvalidOutput),
+    ];
+    let loss = losses.into_iter().find(|(code, _)| *code == failure.code).map_or(Loss::AgentError, |(_, loss)| loss);
+    Finish::Failed(loss, failure)
+}
+
+/// What all attempts of a subtask are known by to whoever executes them: the same work has the same key, and other work another.
+fn key(task: TaskId, subtask: &Subtask, input: &[u8]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&task.to_bytes()).update(subtask.id.as_str().as_bytes()).update(b"\n");
+    let input = off_workers(input.len(), || blake3::hash(input));
+    hasher.update(input.as_bytes());
+    hasher.finalize().to_hex().to_string()
+}
