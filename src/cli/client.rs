@@ -62,16 +62,17 @@ impl Client {
 
     /// Reads something.
     pub(crate) async fn get(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, CliError> {
-        let mut url = self.url(path);
-        if !query.is_empty() {
-            url.query_pairs_mut().extend_pairs(query);
-        }
-        self.send(self.http.get(url).timeout(ANSWER_TIMEOUT)).await
+        self.send(self.http.get(self.url_with(path, query)).timeout(ANSWER_TIMEOUT)).await
     }
 
     /// Sends a document, and waits for the answer as long as `timeout`.
     pub(crate) async fn post(&self, path: &[&str], body: &Value, timeout: Duration) -> Result<Value, CliError> {
         self.send(self.http.post(self.url(path)).json(body).timeout(timeout)).await
+    }
+
+    /// Sends a document that is taken once, however often it is sent with the same `key`.
+    pub(crate) async fn post_once(&self, path: &[&str], body: &Value, key: &str) -> Result<Value, CliError> {
+        self.send(self.http.post(self.url(path)).header("idempotency-key", key).json(body).timeout(ANSWER_TIMEOUT)).await
     }
 
     /// Sets something that its path names.
@@ -85,8 +86,8 @@ impl Client {
     }
 
     /// Opens a stream of events; only connecting is limited in time.
-    pub(crate) async fn follow(&self, path: &[&str]) -> Result<Response, CliError> {
-        self.open(self.http.get(self.url(path)).header("accept", "text/event-stream")).await
+    pub(crate) async fn follow(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Response, CliError> {
+        self.open(self.http.get(self.url_with(path, query)).header("accept", "text/event-stream")).await
     }
 
     /// Sends a document whose answer comes in events: each but the last is given to `each`, and the last is the answer.
@@ -121,6 +122,14 @@ impl Client {
         // Only URLs without a host cannot have a path, and `address` lets none of them in.
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
+        }
+        url
+    }
+
+    fn url_with(&self, path: &[&str], query: &[(&str, &str)]) -> Url {
+        let mut url = self.url(path);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
         }
         url
     }

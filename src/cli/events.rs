@@ -21,7 +21,7 @@ pub(crate) async fn run(Args {}: Args, global: &Global) -> Result<(), CliError> 
     let gone = |why: &str| {
         CliError::unreachable(format!("the node at {} {why}", client.address())).hint("`meshwork status` says whether it is back")
     };
-    let mut events = client.follow(&["v1", "events"]).await?.bytes_stream().eventsource();
+    let mut events = client.follow(&["v1", "events"], &[]).await?.bytes_stream().eventsource();
     while let Some(event) = events.next().await {
         let event = event.map_err(|error| match error {
             EventStreamError::Transport(_) => gone("went away"),

@@ -30,6 +30,7 @@ mod output;
 mod peers;
 mod status;
 mod table;
+mod task;
 mod trust;
 mod up;
 
@@ -85,6 +86,8 @@ enum Verb {
     Offers(offers::Args),
     /// Have an agent do something; its output alone goes to stdout.
     Call(call::Args),
+    /// Run tasks of several steps, each by whoever in the mesh does it best, and follow them.
+    Task(task::Args),
     /// List the nodes that this one is connected to.
     Peers(peers::Args),
     /// Sum up the node: who it is, where it listens, what it carries.
@@ -132,6 +135,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Find(args) => find::run(args, global).await,
         Verb::Offers(args) => offers::run(args, global).await,
         Verb::Call(args) => call::run(args, global).await,
+        Verb::Task(args) => Box::pin(task::run(args, global)).await,
         Verb::Peers(args) => peers::run(args, global).await,
         Verb::Status(args) => status::run(args, global).await,
         Verb::Trust(args) => trust::run(args, global).await,

@@ -18,8 +18,8 @@ use tokio::sync::Notify;
 
 use super::*;
 
-const AGENT: &str = "did:key:z6MkeXCES4onVW4up9Qgz1KRnZsKmGufcaZxF6Zpv2w5QwUK";
-const NODE: &str = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";
+pub(super) const AGENT: &str = "did:key:z6MkeXCES4onVW4up9Qgz1KRnZsKmGufcaZxF6Zpv2w5QwUK";
+pub(super) const NODE: &str = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";
 
 #[test]
 fn the_command_line_is_well_formed_and_every_verb_has_an_example() {
@@ -456,8 +456,8 @@ async fn examples_are_listed_and_printed_as_they_are() {
 }
 
 /// A server in a node's place, and what it was asked.
-struct Node {
-    address: String,
+pub(super) struct Node {
+    pub(super) address: String,
     arrived: Arc<Notify>,
     asked: Arc<Mutex<Vec<(String, Value)>>>,
 }
@@ -466,7 +466,7 @@ type Reply = Arc<dyn Fn(&str, &Value) -> Option<Response> + Send + Sync>;
 
 impl Node {
     /// Answers each request as `reply` says.
-    async fn start(reply: impl Fn(&str, &Value) -> Response + Send + Sync + 'static) -> Self {
+    pub(super) async fn start(reply: impl Fn(&str, &Value) -> Response + Send + Sync + 'static) -> Self {
         Self::serve(Arc::new(move |call, body| Some(reply(call, body)))).await
     }
 
@@ -484,11 +484,11 @@ impl Node {
         Self { address, arrived, asked }
     }
 
-    async fn run(&self, words: &[&str]) -> (u8, String, String) {
+    pub(super) async fn run(&self, words: &[&str]) -> (u8, String, String) {
         run_line(&[words, &["--api", &self.address]].concat(), token()).await
     }
 
-    fn requests(&self) -> Vec<(String, Value)> {
+    pub(super) fn requests(&self) -> Vec<(String, Value)> {
         self.asked.lock().expect("no panic while held").clone()
     }
 }
@@ -514,11 +514,11 @@ async fn handle(State((reply, arrived, asked)): State<Shared>, request: Request)
     answer.await
 }
 
-fn answer(status: u16, document: Value) -> Response {
+pub(super) fn answer(status: u16, document: Value) -> Response {
     (StatusCode::from_u16(status).expect("a status"), Json(document)).into_response()
 }
 
-fn refusal(status: u16, code: &str, details: Value) -> Response {
+pub(super) fn refusal(status: u16, code: &str, details: Value) -> Response {
     answer(
         status,
         json!({ "error": { "code": code, "number": 1, "message": "no", "retryable": false, "details": details, "trace_id": "t" } }),
@@ -545,11 +545,11 @@ fn record() -> Value {
         "status": { "state": "available", "reason": null, "in_flight": 0, "queue": 0, "reachable": true } })
 }
 
-fn token() -> global::Environment {
+pub(super) fn token() -> global::Environment {
     [("MESHWORK_TOKEN", "t0ken")].into_iter().collect()
 }
 
-fn parse(words: &[&str], env: global::Environment, screen: &Screen) -> Cli {
+pub(super) fn parse(words: &[&str], env: global::Environment, screen: &Screen) -> Cli {
     let mut cli = Cli::try_parse_from(["meshwork"].iter().chain(words)).expect("a command line");
     (cli.global.env, cli.global.screen) = (env, screen.clone());
     cli
@@ -560,7 +560,7 @@ fn global(words: &[&str], env: global::Environment, screen: &Screen) -> Global {
 }
 
 /// Runs a command line; gives exit code, stdout and stderr.
-async fn run_line(words: &[&str], env: global::Environment) -> (u8, String, String) {
+pub(super) async fn run_line(words: &[&str], env: global::Environment) -> (u8, String, String) {
     let screen = Screen::memory();
     let cli = parse(words, env, &screen);
     let global = cli.global.clone();
