@@ -47,6 +47,13 @@ fn arguments_are_checked_before_anything_is_asked() {
         "agent",
         "agent add",
         "agents --scope mesh",
+        "task",
+        "task run",
+        "task run x.yaml --input topic",
+        "task run x.yaml --timeout 0",
+        "task result 1f3a --timeout 3",
+        "task list --status RUNNING",
+        "task list --limit 0",
         "fly",
     ] {
         let error = Cli::try_parse_from(["meshwork"].into_iter().chain(line.split(' '))).expect_err(line);
@@ -458,8 +465,9 @@ async fn examples_are_listed_and_printed_as_they_are() {
 /// A server in a node's place, and what it was asked.
 pub(super) struct Node {
     pub(super) address: String,
-    arrived: Arc<Notify>,
+    pub(super) arrived: Arc<Notify>,
     asked: Arc<Mutex<Vec<(String, Value)>>>,
+    keys: Arc<Mutex<Vec<String>>>,
 }
 
 type Reply = Arc<dyn Fn(&str, &Value) -> Option<Response> + Send + Sync>;
@@ -471,17 +479,17 @@ impl Node {
     }
 
     /// Never answers but to a cancellation.
-    async fn start_silent() -> Self {
+    pub(super) async fn start_silent() -> Self {
         Self::serve(Arc::new(|call, _| call.starts_with("DELETE ").then(|| StatusCode::NO_CONTENT.into_response()))).await
     }
 
     async fn serve(reply: Reply) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound").to_string();
-        let (arrived, asked) = (Arc::new(Notify::new()), Arc::default());
-        let state = (reply, arrived.clone(), Arc::clone(&asked));
+        let (arrived, asked, keys) = (Arc::new(Notify::new()), Arc::default(), Arc::default());
+        let state = (reply, arrived.clone(), Arc::clone(&asked), Arc::clone(&keys));
         tokio::spawn(axum::serve(listener, Router::new().fallback(handle).with_state(state)).into_future());
-        Self { address, arrived, asked }
+        Self { address, arrived, asked, keys }
     }
 
     pub(super) async fn run(&self, words: &[&str]) -> (u8, String, String) {
@@ -491,16 +499,24 @@ impl Node {
     pub(super) fn requests(&self) -> Vec<(String, Value)> {
         self.asked.lock().expect("no panic while held").clone()
     }
+
+    /// The idempotency keys that came, in order.
+    pub(super) fn keys(&self) -> Vec<String> {
+        self.keys.lock().expect("no panic while held").clone()
+    }
 }
 
-type Shared = (Reply, Arc<Notify>, Arc<Mutex<Vec<(String, Value)>>>);
+type Shared = (Reply, Arc<Notify>, Arc<Mutex<Vec<(String, Value)>>>, Arc<Mutex<Vec<String>>>);
 
-async fn handle(State((reply, arrived, asked)): State<Shared>, request: Request) -> Response {
+async fn handle(State((reply, arrived, asked, keys)): State<Shared>, request: Request) -> Response {
     if request.uri().path() == "/health" {
         return Json(json!({ "status": "ok" })).into_response();
     }
     if request.headers().get(AUTHORIZATION).is_none_or(|value| value != "Bearer t0ken") {
         return refusal(401, "AUTHENTICATION_FAILED", json!({}));
+    }
+    if let Some(key) = request.headers().get("idempotency-key") {
+        keys.lock().expect("no panic while held").push(key.to_str().expect("visible").to_owned());
     }
     let call = format!("{} {}", request.method(), request.uri());
     let bytes = axum::body::to_bytes(request.into_body(), 1_000_000).await.expect("a body");

@@ -1,7 +1,7 @@
 //! The live view of a running task: a heading and a line per subtask, as wide as the terminal.
 //!
 //! What stands in a line is decided by [`lines`], which knows no terminal and no clock; [`Live`] draws it over itself on stderr. When
-//! the terminal is narrow the node goes first, then the cost, and what is left is cut; when there are many subtasks they are summed up
+//! the terminal is narrow the node goes first, then attempts, then the cost, and what is left is cut; when there are many subtasks they are summed up
 //! in one line and only those that run or failed have their own.
 
 use console::{Term, measure_text_width, pad_str, style, truncate_str};
@@ -25,6 +25,12 @@ const TITLE_WIDTH_MAX: usize = 32;
 
 /// The width of the heading's bar.
 const BAR_WIDTH: usize = 16;
+
+/// The same where figures need the room.
+const BAR_WIDTH_NARROW: usize = 8;
+
+/// The columns of a terminal below which room is short.
+const NARROW: usize = 100;
 
 /// What stands between columns.
 const GAP: &str = "  ";
@@ -131,7 +137,7 @@ fn heading(task: &Status, frame: &Frame<'_>) -> String {
         Some(why) => facts.push(format!("trying to reach the node: {}", printable(why, REASON_CHARS_MAX))),
         None if task.status.is_empty() => facts.push("waiting for the node".to_owned()),
         None => {
-            facts.extend([task.standing(), format!("{} {percent:.0} %", bar(percent)), clock(frame.elapsed_ms)]);
+            facts.extend([task.standing(), format!("{} {percent:.0} %", bar(percent, frame.width)), clock(frame.elapsed_ms)]);
             facts.push(task.cost());
         }
     }
@@ -142,10 +148,10 @@ fn heading(task: &Status, frame: &Frame<'_>) -> String {
     format!("{mark} {}{GAP}{facts}", truncate_str(&title, room, "…"))
 }
 
-fn bar(percent: f64) -> String {
-    // In sixteenths of a hundred: exact in a float, and within the bar.
-    let full = (percent / 100.0 * BAR_WIDTH as f64).round() as usize;
-    "━".repeat(full) + &"╌".repeat(BAR_WIDTH.saturating_sub(full))
+fn bar(percent: f64, columns: usize) -> String {
+    let width = if columns < NARROW { BAR_WIDTH_NARROW } else { BAR_WIDTH };
+    let full = (percent / 100.0 * width as f64).round() as usize;
+    "━".repeat(full) + &"╌".repeat(width.saturating_sub(full))
 }
 
 /// `12 done, 3 running, 40 waiting, 1 failed`.
@@ -162,12 +168,11 @@ fn sum(steps: &[Step]) -> String {
 /// The columns that a subtask has beside its mark and its name.
 const COLUMNS: usize = 6;
 
-/// Columns in the order in which they are given up, by their place: the node, the cost, the number of the attempt.
-const GIVEN_UP: [usize; 3] = [2, 5, 3];
+/// Columns in the order in which they are given up, by their place: the node, the number of the attempt, the cost.
+const GIVEN_UP: [usize; 3] = [2, 5, 4];
 
 fn rows(task: &Status, steps: &[&Step], frame: &Frame<'_>) -> Vec<String> {
-    let retried = steps.iter().any(|step| step.attempt > Some(1));
-    let cells: Vec<[String; COLUMNS]> = steps.iter().map(|step| cells(task, step, retried, frame)).collect();
+    let cells: Vec<[String; COLUMNS]> = steps.iter().map(|step| cells(task, step, frame)).collect();
     let widest = |of: &mut dyn Iterator<Item = &String>| of.map(|cell| measure_text_width(cell)).max().unwrap_or_default();
     let mut widths: [usize; COLUMNS] = std::array::from_fn(|column| widest(&mut cells.iter().filter_map(|row| row.get(column))));
     let names: Vec<String> = steps.iter().map(|step| step.label()).collect();
@@ -181,6 +186,8 @@ fn rows(task: &Status, steps: &[&Step], frame: &Frame<'_>) -> Vec<String> {
         }
     }
     let mut lines = Vec::new();
+    // What went wrong has a line of its own where there are lines left for it.
+    let mut spare = frame.rows_max.saturating_sub(steps.len());
     for ((step, cells), name) in steps.iter().zip(&cells).zip(&names) {
         let name = truncate_str(name, name_width, "…");
         let mut line = format!("  {} {}", mark(&step.status, frame), pad_str(&name, name_width, console::Alignment::Left, None));
@@ -198,15 +205,16 @@ fn rows(task: &Status, steps: &[&Step], frame: &Frame<'_>) -> Vec<String> {
             line += &note;
         }
         lines.push(line.trim_end().to_owned());
-        if let (Some(error), "FAILED" | "RETRYING") = (&step.error, step.status.as_str()) {
+        if let (Some(error), "FAILED" | "RETRYING", 1..) = (&step.error, step.status.as_str(), spare) {
+            spare -= 1;
             lines.push(format!("      {}", reason(error)));
         }
     }
     lines
 }
 
-/// Status, agent, node, attempt, time, cost.
-fn cells(task: &Status, step: &Step, retried: bool, frame: &Frame<'_>) -> [String; COLUMNS] {
+/// Status, agent, node, time, cost, attempt.
+fn cells(task: &Status, step: &Step, frame: &Frame<'_>) -> [String; COLUMNS] {
     let node = step.node();
     let spent_ms = step.duration_ms.or_else(|| {
         let runs = step.is_running() && !task.has_ended();
@@ -216,13 +224,13 @@ fn cells(task: &Status, step: &Step, retried: bool, frame: &Frame<'_>) -> [Strin
         figures::word(&step.status),
         step.who(),
         if node.is_empty() { node } else { format!("on {node}") },
-        step.attempt.filter(|_| retried).map(|attempt| format!("attempt {attempt}")).unwrap_or_default(),
         spent_ms.map(|ms| if step.has_ended() { figures::millis(ms) } else { clock(ms as u64) }).unwrap_or_default(),
         if step.cost.is_null() {
             String::new()
         } else {
             format!("{} {}", super::document::amount(&step.cost), figures::word(&task.currency))
         },
+        step.attempt.filter(|attempt| *attempt > 1).map(|attempt| format!("attempt {attempt}")).unwrap_or_default(),
     ]
 }
 

@@ -142,8 +142,8 @@ pub(super) async fn cancel(args: CancelArgs, global: &Global) -> Result<(), CliE
 
 /// Lists tasks.
 pub(super) async fn list(args: ListArgs, global: &Global) -> Result<(), CliError> {
-    let limit = args.limit.map(|limit| limit.to_string());
-    let given = [("status", &args.status), ("tag", &args.tag), ("limit", &limit), ("after", &args.after)];
+    let (limit, status) = (args.limit.map(|limit| limit.to_string()), args.status.map(|status| status.to_uppercase()));
+    let given = [("status", &status), ("tag", &args.tag), ("limit", &limit), ("after", &args.after)];
     let query: Vec<(&str, &str)> = given.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))).collect();
     let answer = Client::new(global)?.get(&["aitp", "tasks"], &query).await?;
     global.answer(&answer, || {
