@@ -32,6 +32,9 @@ const BAR_WIDTH_NARROW: usize = 8;
 /// The columns of a terminal below which room is short.
 const NARROW: usize = 100;
 
+/// Columns that stay free at the end of a line: a terminal writes `^C` there, and a line that it breaks spoils the next drawing.
+const ECHO_WIDTH: usize = 3;
+
 /// What stands between columns.
 const GAP: &str = "  ";
 
@@ -115,6 +118,7 @@ impl Live {
 
 /// The view as lines that fit the width.
 pub(super) fn lines(task: &Status, frame: &Frame<'_>) -> Vec<String> {
+    let frame = &Frame { width: frame.width.saturating_sub(ECHO_WIDTH), ..*frame };
     let steps = &task.progress.steps;
     let all = steps.len() <= frame.rows_max;
     let mut shown: Vec<&Step> = steps.iter().filter(|step| all || step.is_running() || step.status == "FAILED").collect();
@@ -126,7 +130,7 @@ pub(super) fn lines(task: &Status, frame: &Frame<'_>) -> Vec<String> {
         lines.push(format!("  {}", sum(steps)));
     }
     lines.extend(rows(task, &shown, frame));
-    lines.iter().map(|line| truncate_str(line, frame.width.saturating_sub(1), "…").into_owned()).collect()
+    lines.iter().map(|line| truncate_str(line, frame.width, "…").into_owned()).collect()
 }
 
 fn heading(task: &Status, frame: &Frame<'_>) -> String {
@@ -143,7 +147,7 @@ fn heading(task: &Status, frame: &Frame<'_>) -> String {
     }
     let facts = facts.join(GAP);
     // The name gives way to the figures.
-    let room = frame.width.saturating_sub(measure_text_width(&facts) + 5).clamp(8, TITLE_WIDTH_MAX);
+    let room = frame.width.saturating_sub(measure_text_width(&facts) + 4).clamp(8, TITLE_WIDTH_MAX);
     let mark = if task.has_ended() { mark(if task.status == "COMPLETED" { "SUCCESS" } else { "FAILED" }, frame) } else { spinner(frame) };
     format!("{mark} {}{GAP}{facts}", truncate_str(&title, room, "…"))
 }
@@ -179,7 +183,7 @@ fn rows(task: &Status, steps: &[&Step], frame: &Frame<'_>) -> Vec<String> {
     let name_width = widest(&mut names.iter()).min(NAME_WIDTH_MAX);
     for column in GIVEN_UP {
         let wide: usize = widths.iter().filter(|width| **width > 0).map(|width| width + GAP.len()).sum();
-        if name_width + wide + 5 > frame.width
+        if name_width + wide + 4 > frame.width
             && let Some(width) = widths.get_mut(column)
         {
             *width = 0;
