@@ -156,7 +156,7 @@ mod tests {
         match capability {
             "echo" => vec![json!(null), json!({"a": [1, "${x}"]})],
             "pdf_text_extraction" => vec![
-                json!({"document": sample.clone()}),
+                json!({"document": sample}),
                 json!({"document": document::tests::sample_url()}),
                 json!({"paper_pdf_url": sample, "max_pages": 50}),
             ],
