@@ -31,6 +31,7 @@ mod peers;
 mod status;
 mod table;
 mod task;
+mod task_file;
 mod trust;
 mod up;
 

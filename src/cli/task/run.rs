@@ -19,6 +19,7 @@ use super::{
     outcome, seconds,
     wait::{self, Show},
 };
+use crate::cli::task_file;
 use crate::model::{ErrorCode, Failure, InvocationId};
 
 /// How often a submission is sent while no answer comes.
@@ -108,7 +109,7 @@ fn key(given: Option<String>) -> String {
 
 /// The task of a file with values put in.
 pub(super) fn definition(file: &str, input: Vec<(String, Value)>) -> Result<Value, CliError> {
-    let mut document = task_of(file)?;
+    let mut document = task_file::read(file)?;
     if input.is_empty() {
         return Ok(document);
     }
@@ -119,10 +120,6 @@ pub(super) fn definition(file: &str, input: Vec<(String, Value)>) -> Result<Valu
     let parameters = task.entry("parameters").or_insert_with(|| json!(Map::new()));
     parameters.as_object_mut().ok_or_else(|| not_an_object("`parameters`"))?.extend(input);
     Ok(document)
-}
-
-fn task_of(file: &str) -> Result<Value, CliError> {
-    serde_json::from_str(&text_of(file)?).map_err(|error| CliError::usage(format!("{file} is not a task: {error}")))
 }
 
 /// `NAME=VALUE`, where the value is JSON if it can be read so, the text of a file after `@`, else a text.
