@@ -152,6 +152,8 @@ pub(super) fn look(disk: Arc<dyn Disk>) -> Result<Looked, Error> {
     ids.sort_unstable();
     let mut replay = Replay { disk: disk.clone(), segments: Vec::new(), last: None, findings: Vec::new() };
     let mut headers = BTreeMap::new();
+    // An index that was given once is not given again, also if its segment had to be moved aside.
+    let floor = names.iter().filter_map(|name| damaged_number(name)).map(|(id, _)| id.0).max().unwrap_or_default();
     let mut next = Place::new_segment(0);
     for (at, id) in ids.iter().enumerate() {
         let name = id.file_name();
@@ -193,6 +195,9 @@ pub(super) fn look(disk: Arc<dyn Disk>) -> Result<Looked, Error> {
                 next = Place::new_segment(id.0);
             }
         }
+    }
+    if next.next < floor {
+        next = Place::new_segment(floor);
     }
     Ok(Looked { replay, headers, next })
 }
@@ -267,9 +272,9 @@ fn read_whole(disk: &dyn Disk, name: &str, bytes_max: u32, bytes: &mut Vec<u8>) 
 /// Renames a segment to its next free `.damaged-N`, removes all but the latest of those, and says its new name.
 fn move_aside(disk: &dyn Disk, name: &str) -> Result<String, Error> {
     let fail = |source| io(disk, "move aside", name, source);
-    let number = |other: &String| other.split_once(".seg.damaged-").and_then(|(_, number)| number.parse::<u64>().ok());
+    let names = disk.names().map_err(fail)?;
     let mut damaged: Vec<(u64, String)> =
-        disk.names().map_err(fail)?.into_iter().filter_map(|other| number(&other).map(|number| (number, other))).collect();
+        names.into_iter().filter_map(|other| damaged_number(&other).map(|(_, number)| (number, other))).collect();
     damaged.sort_unstable();
     let aside = format!("{name}.damaged-{}", damaged.last().map_or(1, |(number, _)| number.saturating_add(1)));
     disk.rename(name, &aside).map_err(fail)?;
@@ -280,6 +285,12 @@ fn move_aside(disk: &dyn Disk, name: &str) -> Result<String, Error> {
         let _ = disk.remove(&name);
     }
     Ok(aside)
+}
+
+/// The segment and the number of a file that was moved aside.
+fn damaged_number(name: &str) -> Option<(SegmentId, u64)> {
+    let (segment, number) = name.split_once(".damaged-")?;
+    Some((SegmentId::from_file_name(segment)?, number.parse().ok()?))
 }
 
 fn foreign(disk: &dyn Disk, name: &str) -> Error {

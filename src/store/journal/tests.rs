@@ -323,6 +323,40 @@ fn damage_before_the_last_batch_is_lost_not_torn() {
     }
 }
 
+/// F4: an idle journal notes how far it is committed, so that damage to its last batch is known for what it is.
+#[test]
+fn damage_to_the_last_batch_is_lost_once_the_journal_was_idle() {
+    let disk = Memory::default();
+    let (journal, mut writer, _) = open(&disk);
+    let position = journal.append(vec![payload(0, 300)]).expect("room").positions()[0];
+    assert!(writer.turn() && writer.turn(), "the second finds nothing to write");
+    let disk = disk.copy();
+    disk.tamper(&position.segment.file_name(), |bytes| bytes[position.offset as usize + 40] ^= 1);
+    let (_, findings) = replay(open(&disk).2);
+    assert_eq!(findings[0].kind, FindingKind::Lost { first: Index(0), end: Index(1) });
+}
+
+/// F2: a segment of which the first batch was torn gives way, and the indices before it stay used even if nothing else remembers them.
+#[test]
+fn no_index_is_given_twice_when_a_segment_is_moved_aside() {
+    let (disk, kept) = filled(250, 10);
+    let (journal, _writer, _) = open(&disk);
+    let names = segments(&disk);
+    let last = SegmentId::from_file_name(names.last().expect("several")).expect("a segment");
+    let before = SegmentId::from_file_name(&names[names.len() - 2]).expect("a segment");
+    journal.forget_segments(|id| id == before).expect("deletes");
+    let disk = disk.copy();
+    disk.tamper(&last.file_name(), |bytes| {
+        bytes[1_024..1_044].fill(0);
+        bytes[ENTRIES_AT as usize + 30..].fill(0);
+    });
+    for _ in 0..2 {
+        let (journal, _writer, opened) = open(&disk);
+        assert_eq!(committed(&journal).end, Index(last.0));
+        assert!(replay(opened).0.keys().all(|index| kept.contains_key(index)));
+    }
+}
+
 /// F17: a segment of another format, or none at all, is refused by name and left alone.
 #[test]
 fn a_segment_of_a_later_release_is_refused_by_name() {
