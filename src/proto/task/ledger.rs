@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use rust_decimal::Decimal;
 
 use super::definition::Budget;
-use crate::model::AgentId;
+use crate::model::{AgentId, Currency};
 use crate::wire::task::{Charge, Fence};
 
 /// One line: what an attempt was billed.
@@ -80,6 +80,8 @@ impl Ledger {
     /// Whether an attempt that probably costs `amount` may be sent.
     pub fn cover(&self, amount: Decimal) -> Cover {
         match (self.free(), self.remaining()) {
+            // Who overdrew the budget did not make dear what costs nothing.
+            _ if amount.is_zero() => Cover::Covered,
             (Some(free), _) if amount <= free => Cover::Covered,
             (Some(_), Some(remaining)) if amount <= remaining => Cover::Later,
             (Some(_), _) => Cover::Never,
@@ -101,9 +103,17 @@ impl Ledger {
         self.reserved_by_subtask.remove(&subtask);
     }
 
-    /// Bills an attempt.
+    /// What amounts are in: the budget's currency, or that of the first bill where there is no budget.
+    pub fn currency(&self) -> Option<Currency> {
+        let billed = || self.lines.first().map(|line| line.charge.currency);
+        self.budget.map(|budget| budget.currency).or_else(billed)
+    }
+
+    /// Bills an attempt. What is in another currency stands in its line and is not added up: nobody knows what it is worth.
     pub(super) fn bill(&mut self, line: Line) {
-        self.spent = self.spent.saturating_add(line.charge.total);
+        if self.currency().is_none_or(|currency| currency == line.charge.currency) {
+            self.spent = self.spent.saturating_add(line.charge.total);
+        }
         self.lines.push(line);
     }
 }

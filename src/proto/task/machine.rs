@@ -6,7 +6,7 @@
 //!
 //! Orders that stay inside the node (choosing an agent, composing the result) do not wait for the disk: what comes of them does.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -177,7 +177,8 @@ impl Machine {
             return None;
         }
         let pause = self.state.pauses.first().map(|(until, _)| *until);
-        pause.into_iter().chain(self.state.definition.deadline).min()
+        let deadline = self.state.definition.deadline.filter(|_| !self.state.all_over());
+        pause.into_iter().chain(deadline).min()
     }
 
     /// The first `events` events are durable: gives out what waited for that.
@@ -190,21 +191,41 @@ impl Machine {
 
     /// Takes an input.
     pub fn handle(&mut self, input: Input, now: Timestamp, rng: &mut impl Rng, outputs: &mut Vec<Output>) {
-        let is_late = self.state.end.is_none() && self.state.definition.deadline.is_some_and(|deadline| now >= deadline);
         // What came in time may still have waited in line; a result that is here is worth more than a deadline that just passed.
-        if is_late && !matches!(input, Input::Finished(_, Finish::Done { .. })) {
-            let events = end::deadline(&self.state, now);
-            self.record(events, now, outputs);
+        // So is one that was kept before the home node went down.
+        let is_result = matches!(input, Input::Finished(_, Finish::Done { .. }) | Input::Resume);
+        if !is_result {
+            self.check_deadline(now, outputs);
         }
         let events = self.decide(input, now, rng, outputs);
         self.record(events, now, outputs);
+        if is_result {
+            self.check_deadline(now, outputs);
+        }
         self.advance(now, outputs);
+    }
+
+    /// Ends a task whose time is up while something is still to be done.
+    fn check_deadline(&mut self, now: Timestamp, outputs: &mut Vec<Output>) {
+        let is_late = self.state.definition.deadline.is_some_and(|deadline| now >= deadline);
+        if is_late && self.state.end.is_none() && !self.state.all_over() {
+            let events = end::deadline(&self.state, now);
+            self.record(events, now, outputs);
+        }
     }
 
     fn decide(&mut self, input: Input, now: Timestamp, rng: &mut impl Rng, outputs: &mut Vec<Output>) -> Vec<Event> {
         let state = &mut self.state;
         match input {
-            Input::Resume => recover::decide(state, now),
+            Input::Resume => {
+                let events = recover::task(state, now);
+                self.record(events, now, outputs);
+                for index in 0..self.state.parts.len() {
+                    let events = recover::subtask(&self.state, index, now);
+                    self.record(events, now, outputs);
+                }
+                Vec::new()
+            }
             Input::Chosen(subtask, chosen) => {
                 let later = state.ledger.cover(chosen.estimate.unwrap_or_default()) == Cover::Later;
                 let events = dispatch::decide(state, subtask, chosen, now);
@@ -215,9 +236,17 @@ impl Machine {
             }
             Input::Unavailable(subtask, failure) => unavailable::decide(state, subtask, failure, now),
             Input::Accepted(fence) => accept::decide(state, fence),
-            Input::Finished(fence, Finish::Done { output, charge }) => result::decide(state, fence, output, charge, now),
-            Input::Finished(fence, Finish::Rejected { expired, failure }) => reject::decide(state, fence, expired, failure, now),
-            Input::Finished(fence, Finish::Failed(loss, failure)) => retry::decide(state, fence, loss, failure, now, rng),
+            Input::Finished(fence, Finish::Done { output, charge }) => {
+                let events = result::decide(state, fence, output, charge);
+                let is_used = events.iter().any(|event| matches!(event, Event::ResultReceived { .. }));
+                self.record(events, now, outputs);
+                if is_used { result::judge(&self.state, fence, now) } else { Vec::new() }
+            }
+            Input::Finished(fence, finish) => match self.meant(fence, finish) {
+                Finish::Rejected { expired, failure } => reject::decide(&self.state, fence, expired, failure, now),
+                Finish::Failed(loss, failure) => retry::decide(&self.state, fence, loss, failure, now, rng),
+                Finish::Done { .. } => Vec::new(),
+            },
             Input::DependencyEnded(task, outcome) => {
                 if !state.waiting_for.remove(&task) || matches!(outcome, Outcome::Success | Outcome::Partial) {
                     return Vec::new();
@@ -239,6 +268,10 @@ impl Machine {
                 if state.end.is_some() || !state.parts.is_empty() {
                     return Vec::new();
                 }
+                if definition.subtasks.is_empty() {
+                    let failure = Failure::new(ErrorCode::AgentFailed, "the goal was decomposed into nothing").retryable(false);
+                    return end::decide(state, Outcome::Failed, Some(Reason::NoPlan), Some(failure), now);
+                }
                 let event = Event::Planned { subtasks, by };
                 state.apply(&event, now);
                 state.planned(*definition);
@@ -246,7 +279,8 @@ impl Machine {
                 Vec::new()
             }
             Input::Unplanned(failure) => end::decide(state, Outcome::Failed, Some(Reason::NoPlan), Some(failure), now),
-            Input::Composed(composed) => end::complete(state, composed, now),
+            Input::Composed(composed) if state.composing => end::complete(state, composed, now),
+            Input::Composed(_) => Vec::new(),
             Input::Cancel => end::cancel(state, now),
             Input::Wake => Vec::new(),
         }
@@ -255,7 +289,22 @@ impl Machine {
     /// Applies events, has them kept, and notes what may leave the node once they are.
     fn record(&mut self, events: Vec<Event>, now: Timestamp, outputs: &mut Vec<Output>) {
         for event in events {
-            let running = if matches!(event, Event::Ended { .. } | Event::SubtaskFailed { .. }) { self.running() } else { Vec::new() };
+            let stopped = match &event {
+                Event::Ended { .. } => self.running(),
+                Event::SubtaskFailed { subtask, .. } => self.current(place(*subtask)).into_iter().collect(),
+                Event::Submitted(_)
+                | Event::Planned { .. }
+                | Event::Dispatched(_)
+                | Event::Accepted(_)
+                | Event::Rejected { .. }
+                | Event::ResultReceived { .. }
+                | Event::Validated(_)
+                | Event::AttemptFailed { .. }
+                | Event::Requeued(_)
+                | Event::Deferred { .. }
+                | Event::DuplicateResult { .. }
+                | Event::CancelRequested => Vec::new(),
+            };
             self.state.apply(&event, now);
             let needed = self.state.events;
             if let Event::Dispatched(dispatched) = &event
@@ -268,11 +317,7 @@ impl Machine {
             {
                 self.held.push_back((needed, Output::Begin(*fence)));
             }
-            if !running.is_empty() {
-                let still: BTreeSet<Fence> = self.running().into_iter().collect();
-                let stopped = running.into_iter().filter(|fence| !still.contains(fence));
-                self.held.extend(stopped.map(|fence| (needed, Output::Withdraw(fence))));
-            }
+            self.held.extend(stopped.into_iter().map(|fence| (needed, Output::Withdraw(fence))));
             let ended = matches!(event, Event::Ended { .. });
             outputs.push(Output::Append(event));
             if ended {
@@ -283,8 +328,26 @@ impl Machine {
 
     /// Attempts under way.
     fn running(&self) -> Vec<Fence> {
-        let parts = self.state.parts.iter().enumerate();
-        parts.filter_map(|(index, part)| Some(Fence { subtask: number(index), attempt: part.current()?.number })).collect()
+        (0..self.state.parts.len()).filter_map(|index| self.current(index)).collect()
+    }
+
+    /// The attempt of a subtask that is under way.
+    fn current(&self, index: usize) -> Option<Fence> {
+        let attempt = self.state.parts.get(index)?.current()?;
+        Some(Fence { subtask: number(index), attempt: attempt.number })
+    }
+
+    /// What an agent's end means by what is known of its beginning: who accepted cannot refuse any more, only be lost; and who waits for the
+    /// word to begin has not begun before it accepted.
+    fn meant(&self, fence: Fence, finish: Finish) -> Finish {
+        let is_running = self.state.part(fence.subtask).is_some_and(|part| part.phase == Phase::Running);
+        match finish {
+            Finish::Rejected { expired: _, failure } if is_running => Finish::Failed(Loss::AgentLost, failure),
+            Finish::Failed(Loss::AgentLost | Loss::AttemptTimeout, failure) if !is_running && self.waits(fence) => {
+                Finish::Rejected { expired: false, failure }
+            }
+            Finish::Done { .. } | Finish::Rejected { .. } | Finish::Failed(..) => finish,
+        }
     }
 
     fn waits(&self, fence: Fence) -> bool {
@@ -322,12 +385,14 @@ impl Machine {
         while let Some((_, index)) = state.pauses.first().copied().filter(|(until, _)| *until <= now) {
             state.enter(index, Phase::Ready);
         }
-        while state.busy < state.config.parallel_max {
+        // Who waits for money keeps its place: else all would be chosen for anew whenever some of it is given back.
+        while state.busy + state.held.len() < state.config.parallel_max {
             let Some((_, index)) = state.ready.first().copied() else { break };
             state.enter(index, Phase::Choosing);
             let (Some(part), Some(subtask)) = (state.parts.get(index), state.definition.subtasks.get(index)) else { break };
             // What all of it may still cost, whatever others hold back: who waits for their money may yet have it.
-            let left = [subtask.cost_limit, state.ledger.remaining()].into_iter().flatten().min();
+            let remaining = state.ledger.remaining().map(|remaining| remaining.max(Decimal::ZERO));
+            let left = [subtask.cost_limit, remaining].into_iter().flatten().min();
             outputs.push(Output::Choose(Choose {
                 subtask: number(index),
                 refused_by: part.refused_by.iter().copied().collect(),
@@ -336,7 +401,7 @@ impl Machine {
                 cost_max: left,
             }));
         }
-        if state.over == state.parts.len() && !state.composing {
+        if state.all_over() && !state.composing {
             state.composing = true;
             let any = state.parts.iter().any(|part| part.failure.is_some());
             if any || state.definition.output == Value::Bool(true) {

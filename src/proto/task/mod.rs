@@ -18,6 +18,8 @@ pub mod state;
 pub mod template;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod transitions;
 pub mod types;
 pub mod view;

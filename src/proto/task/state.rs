@@ -69,6 +69,12 @@ pub enum Phase {
     Over,
 }
 
+/// How many attempts of a subtask are remembered: all that its author can ask for, and as many again that nobody took.
+pub const ATTEMPTS_KEPT_MAX: usize = 64;
+
+/// The largest failure that is kept whole; of a larger one its details are left out. Agents write some of them.
+const FAILURE_BYTES_MAX: usize = 16 * 1024;
+
 /// One attempt, for people who want to know.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attempt {
@@ -110,6 +116,8 @@ pub enum AttemptEnd {
     Requeued,
     /// With a result that came too late.
     Duplicate,
+    /// The task ended before it did.
+    Withdrawn,
 }
 
 impl AttemptEnd {
@@ -125,6 +133,7 @@ impl AttemptEnd {
             Self::Failed(Loss::InvalidOutput, _) => "invalid_output",
             Self::Requeued => "requeued",
             Self::Duplicate => "duplicate",
+            Self::Withdrawn => "withdrawn",
         }
     }
 
@@ -132,7 +141,7 @@ impl AttemptEnd {
     pub fn failure(&self) -> Option<&Failure> {
         match self {
             Self::Rejected { failure, .. } | Self::Failed(_, failure) => Some(failure),
-            Self::Success | Self::Requeued | Self::Duplicate => None,
+            Self::Success | Self::Requeued | Self::Duplicate | Self::Withdrawn => None,
         }
     }
 }
@@ -144,7 +153,7 @@ pub struct Part {
     pub status: Status,
     /// What it waits for.
     pub phase: Phase,
-    /// Attempts so far; the last one is under way in the phases `Sent` and `Running`.
+    /// Attempts so far, the oldest left out beyond [`ATTEMPTS_KEPT_MAX`]; the last one is under way in the phases `Sent` and `Running`.
     pub attempts: Vec<Attempt>,
     /// How many of them were repeated after they had begun.
     pub retries: u32,
@@ -198,12 +207,21 @@ impl Part {
 
     /// The attempt under way.
     pub fn current(&self) -> Option<&Attempt> {
-        if matches!(self.phase, Phase::Sent | Phase::Running) { self.attempts.last() } else { None }
+        self.attempts.last().filter(|attempt| matches!(self.phase, Phase::Sent | Phase::Running) && attempt.end.is_none())
     }
 
     /// Whether it is done or given up.
     pub fn is_over(&self) -> bool {
         self.phase == Phase::Over
+    }
+
+    /// Makes room for one more attempt: the oldest goes that nobody took, since these may be without end.
+    pub(super) fn forget_attempts(&mut self) {
+        if self.attempts.len() >= ATTEMPTS_KEPT_MAX {
+            let was_begun = |attempt: &Attempt| !matches!(attempt.end, Some(AttemptEnd::Rejected { .. }));
+            let oldest = self.attempts.iter().position(|attempt| !was_begun(attempt)).unwrap_or(0);
+            self.attempts.remove(oldest);
+        }
     }
 
     /// Ends the last attempt, if it is not over yet.
@@ -340,6 +358,10 @@ impl State {
     /// before it was kept.
     pub fn apply(&mut self, event: &Event, at: Timestamp) {
         self.events += 1;
+        if !matches!(event, Event::Submitted(_) | Event::CancelRequested | Event::Ended { .. }) {
+            // Nothing is done for a task before those that it waits for have ended.
+            self.waiting_for.clear();
+        }
         match event {
             // A task begins once, in `submitted`.
             Event::Submitted(_) => {}
@@ -435,7 +457,17 @@ impl State {
 
     /// Outputs of subtasks that are done, by their places.
     pub fn outputs(&self) -> BTreeMap<usize, &Text> {
-        self.parts.iter().enumerate().filter_map(|(index, part)| Some((index, part.output.as_ref()?))).collect()
+        self.parts.iter().enumerate().filter_map(|(index, _)| Some((index, self.output(index)?))).collect()
+    }
+
+    /// The output of the subtask at this place, if it is done.
+    pub fn output(&self, index: usize) -> Option<&Text> {
+        self.parts.get(index)?.output.as_ref()
+    }
+
+    /// Whether every subtask is done or given up.
+    pub(super) fn all_over(&self) -> bool {
+        !self.parts.is_empty() && self.over == self.parts.len()
     }
 
     /// The part with this number.
@@ -488,7 +520,12 @@ impl State {
 
 /// A failure as it is kept.
 pub(super) fn kept(failure: &Failure) -> Text {
-    Text::Inline(serde_json::to_vec(failure).unwrap_or_default().into())
+    let whole = serde_json::to_vec(failure).unwrap_or_default();
+    if whole.len() <= FAILURE_BYTES_MAX {
+        return Text::Inline(whole.into());
+    }
+    let bare = Failure::new(failure.code, &failure.message).retryable(failure.retryable);
+    Text::Inline(serde_json::to_vec(&bare).unwrap_or_default().into())
 }
 
 /// A failure as it was kept.

@@ -415,10 +415,9 @@ fn ledger(state: &State) -> Value {
     })
 }
 
-/// What amounts are in: the budget's currency, or that of the first bill; dollars where nothing says so (AITP 2.2).
+/// What amounts are in; dollars where nothing says so (AITP 2.2).
 fn currency(ledger: &Ledger) -> String {
-    let billed = || ledger.lines().first().map(|line| line.charge.currency);
-    ledger.budget().map(|budget| budget.currency).or_else(billed).map_or_else(|| "USD".to_owned(), |currency| currency.to_string())
+    ledger.currency().map_or_else(|| "USD".to_owned(), |currency| currency.to_string())
 }
 
 /// A decimal as the number that its digits are in JSON.

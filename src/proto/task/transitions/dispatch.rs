@@ -1,5 +1,6 @@
 //! An agent was chosen: what it probably costs is reserved, and the call goes out once that is kept (AITP 4.2, AITP 7).
 
+use bytes::Bytes;
 use rust_decimal::Decimal;
 
 use super::super::definition::Subtask;
@@ -8,7 +9,7 @@ use super::super::machine::Chosen;
 use super::super::state::{Attempt, Part, Phase, State, number, place};
 use super::fail;
 use crate::model::{ErrorCode, Failure, Timestamp};
-use crate::wire::task::{Dispatched, Event, Fence, Reason};
+use crate::wire::task::{Dispatched, Event, Fence, Reason, TEXT_BYTES_MAX};
 
 /// What follows from a choice; nothing if the money it needs is held back by others, or the subtask no longer waits for one.
 pub(in crate::proto::task) fn decide(state: &State, subtask: u32, chosen: Chosen, now: Timestamp) -> Vec<Event> {
@@ -25,6 +26,8 @@ pub(in crate::proto::task) fn decide(state: &State, subtask: u32, chosen: Chosen
     }
     let attempt = part.attempts.last().map_or(0, |attempt| attempt.number).saturating_add(1);
     let Chosen { agent, name, node, estimate, explain } = chosen;
+    // An explanation that is too long for the journal is worth less than the task.
+    let explain = if explain.len() > TEXT_BYTES_MAX { Bytes::new() } else { explain };
     vec![Event::Dispatched(Dispatched { fence: Fence { subtask, attempt }, agent, name, node, estimate, explain })]
 }
 
@@ -46,6 +49,7 @@ pub(in crate::proto::task) fn apply(state: &mut State, event: &Dispatched, at: T
     part.started.get_or_insert(at);
     part.waiting = None;
     part.prefer = None;
+    part.forget_attempts();
     part.attempts.push(Attempt {
         number: event.fence.attempt,
         agent: event.agent,

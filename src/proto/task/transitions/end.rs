@@ -3,7 +3,7 @@
 use super::super::definition::OnFailure;
 use super::super::state::{AttemptEnd, End, Phase, State, Status, failure_of, kept, number};
 use crate::model::{ErrorCode, Failure, Timestamp};
-use crate::wire::task::{Event, Loss, Outcome, Reason, Text};
+use crate::wire::task::{Event, Outcome, Reason, Text};
 
 /// What follows when the task is over.
 pub(in crate::proto::task) fn decide(
@@ -24,10 +24,15 @@ pub(in crate::proto::task) fn cancel(state: &State, now: Timestamp) -> Vec<Event
     if state.end.is_some() || state.cancelling {
         return Vec::new();
     }
-    let failure = Failure::new(ErrorCode::Cancelled, "the task was cancelled");
     let mut events = vec![Event::CancelRequested];
-    events.extend(decide(state, Outcome::Cancelled, Some(Reason::Cancelled), Some(failure), now));
+    events.extend(cancelled(state, now));
     events
+}
+
+/// What follows once that wish is kept.
+pub(super) fn cancelled(state: &State, now: Timestamp) -> Vec<Event> {
+    let failure = Failure::new(ErrorCode::Cancelled, "the task was cancelled");
+    decide(state, Outcome::Cancelled, Some(Reason::Cancelled), Some(failure), now)
 }
 
 /// What follows when its time is up.
@@ -49,37 +54,29 @@ pub(in crate::proto::task) fn deadline(state: &State, now: Timestamp) -> Vec<Eve
 
 /// What follows when every subtask is over. `composed` is what came of looking at the result.
 pub(in crate::proto::task) fn complete(state: &State, composed: Result<(), Failure>, now: Timestamp) -> Vec<Event> {
-    let failed: Vec<u32> =
-        state.parts.iter().enumerate().filter(|(_, part)| part.status == Status::Failed).map(|(index, _)| number(index)).collect();
     if let Err(failure) = composed {
         return decide(state, Outcome::Failed, Some(Reason::InvalidOutput), Some(failure), now);
     }
-    if failed.is_empty() {
-        return decide(state, Outcome::Success, None, None, now);
-    }
-    let first = failed.first().and_then(|subtask| state.part(*subtask)).and_then(|part| part.failure.clone());
-    let (reason, failure) = first.unzip();
-    let done = state.definition.fallback.on_failure == OnFailure::Degrade && has_result(state);
-    decide(state, if done { Outcome::Partial } else { Outcome::Failed }, reason, failure, now)
-}
-
-/// Whether anything that could be a result was done.
-fn has_result(state: &State) -> bool {
-    let sinks = state.dependents.iter().enumerate().filter(|(_, dependents)| dependents.is_empty());
-    sinks.filter_map(|(index, _)| state.parts.get(index)).any(|part| part.status == Status::Success)
+    let failures = || state.parts.iter().filter_map(|part| part.failure.clone());
+    // What failed by itself says more than what failed because of that.
+    let cause = failures().find(|(reason, _)| *reason != Reason::UpstreamFailed).or_else(|| failures().next());
+    let Some((reason, failure)) = cause else { return decide(state, Outcome::Success, None, None, now) };
+    let any_done = state.parts.iter().any(|part| part.status == Status::Success);
+    let is_partial = any_done && state.definition.fallback.on_failure == OnFailure::Degrade;
+    decide(state, if is_partial { Outcome::Partial } else { Outcome::Failed }, Some(reason), Some(failure), now)
 }
 
 pub(in crate::proto::task) fn apply(state: &mut State, outcome: Outcome, reason: Option<Reason>, failure: Option<&Text>, at: Timestamp) {
     let open: Vec<usize> = state.parts.iter().enumerate().filter(|(_, part)| !part.is_over()).map(|(index, _)| index).collect();
-    let word = if outcome == Outcome::Cancelled { Reason::Cancelled } else { reason.unwrap_or(Reason::Cancelled) };
+    // What stopped the task is the failure of the subtask that stopped it; the others were only cancelled, unless time stopped them all.
+    let word = reason.filter(|reason| *reason == Reason::Deadline).unwrap_or(Reason::Cancelled);
     for index in open {
         if let Some(part) = state.parts.get_mut(index) {
             part.status = Status::Failed;
             part.ended = Some(at);
             part.waiting = None;
             part.failure = Some((word, Failure::new(ErrorCode::Cancelled, "the task ended before this was done")));
-            let cancelled = Failure::new(ErrorCode::Cancelled, "the task ended");
-            part.end_attempt(AttemptEnd::Failed(Loss::AgentLost, cancelled), at);
+            part.end_attempt(AttemptEnd::Withdrawn, at);
         }
         state.ledger.release(number(index));
         state.enter(index, Phase::Over);

@@ -1,7 +1,7 @@
 //! A subtask is given up, and what follows from that: the task ends with it, or goes on without it (AITP 6.2, MAOP 4.2 "degraded mode").
 
 use super::super::definition::OnFailure;
-use super::super::state::{Phase, State, Status, failure_of, kept, place};
+use super::super::state::{Phase, State, Status, failure_of, kept, number, place};
 use super::end;
 use crate::model::{ErrorCode, Failure, Timestamp};
 use crate::wire::task::{Event, Outcome, Reason, Text};
@@ -9,21 +9,25 @@ use crate::wire::task::{Event, Outcome, Reason, Text};
 /// What follows when a subtask cannot be done.
 pub(in crate::proto::task) fn decide(state: &State, subtask: u32, reason: Reason, failure: Failure, now: Timestamp) -> Vec<Event> {
     let name = state.definition.subtasks.get(place(subtask)).map(|subtask| subtask.id.to_string()).unwrap_or_default();
-    let failure = failure.with("subtask_id", name.clone());
+    let failure = failure.with("subtask_id", name);
     let mut events = vec![Event::SubtaskFailed { subtask, reason, failure: kept(&failure) }];
+    events.extend(consequences(state, place(subtask), reason, failure, now));
+    events
+}
+
+/// What follows for the others when the subtask at `index` failed.
+pub(super) fn consequences(state: &State, index: usize, reason: Reason, failure: Failure, now: Timestamp) -> Vec<Event> {
     match state.definition.fallback.on_failure {
-        OnFailure::Fail => events.extend(end::decide(state, Outcome::Failed, Some(reason), Some(failure), now)),
+        OnFailure::Fail => end::decide(state, Outcome::Failed, Some(reason), Some(failure), now),
         OnFailure::Degrade => {
+            let name = state.definition.subtasks.get(index).map(|subtask| subtask.id.to_string()).unwrap_or_default();
             let upstream = Failure::new(ErrorCode::AgentFailed, format!("`{name}` failed, and this needs its output"));
             let upstream = kept(&upstream.with("subtask_id", name).retryable(false));
-            let lost = downstream(state, place(subtask)).into_iter();
-            events.extend(lost.filter_map(|index| {
-                let subtask = u32::try_from(index).ok()?;
-                Some(Event::SubtaskFailed { subtask, reason: Reason::UpstreamFailed, failure: upstream.clone() })
-            }));
+            let lost = downstream(state, index).into_iter().map(number);
+            let reason = Reason::UpstreamFailed;
+            lost.map(|subtask| Event::SubtaskFailed { subtask, reason, failure: upstream.clone() }).collect()
         }
     }
-    events
 }
 
 /// Everything that needs the output of `index`, directly or through others, and is not over.

@@ -12,23 +12,25 @@ use crate::model::{AgentId, Timestamp};
 use crate::wire::task::{Charge, Event, Fence, Reason, Text};
 
 /// What follows when an attempt ended with an output that matches its schema.
-pub(in crate::proto::task) fn decide(state: &State, fence: Fence, output: Text, charge: Option<Charge>, now: Timestamp) -> Vec<Event> {
+pub(in crate::proto::task) fn decide(state: &State, fence: Fence, output: Text, charge: Option<Charge>) -> Vec<Event> {
     let Some(part) = state.part(fence.subtask) else { return Vec::new() };
     if state.end.is_some() || part.current().is_none_or(|attempt| attempt.number != fence.attempt) {
         let known = part.attempts.iter().find(|attempt| attempt.number == fence.attempt);
         let is_news = known.is_some_and(|attempt| !matches!(attempt.end, Some(AttemptEnd::Duplicate | AttemptEnd::Success)));
         return if is_news { vec![Event::DuplicateResult { fence, charge }] } else { Vec::new() };
     }
-    let billed = charge.as_ref().map_or(Decimal::ZERO, |charge| charge.total);
-    let is_covered = state.ledger.remaining().is_none_or(|remaining| billed.is_zero() || billed <= remaining);
-    let mut events = vec![Event::ResultReceived { fence, output, charge }];
-    if !is_covered {
-        let message = format!("the agent billed {}, more than was left of the budget", billed.normalize());
-        events.extend(fail::decide(state, fence.subtask, Reason::Cost, dispatch::over_budget(state, &message), now));
-    } else {
-        events.push(Event::Validated(fence));
+    vec![Event::ResultReceived { fence, output, charge }]
+}
+
+/// What follows from a result that is kept and billed: it is used, unless nobody can pay for it.
+pub(in crate::proto::task) fn judge(state: &State, fence: Fence, now: Timestamp) -> Vec<Event> {
+    let billed = state.part(fence.subtask).and_then(|part| part.charge.as_ref()).map_or(Decimal::ZERO, |charge| charge.total);
+    let is_covered = billed.is_zero() || state.ledger.remaining().is_none_or(|remaining| !remaining.is_sign_negative());
+    if is_covered {
+        return vec![Event::Validated(fence)];
     }
-    events
+    let message = format!("the agent billed {}, more than was left of the budget", billed.normalize());
+    fail::decide(state, fence.subtask, Reason::Cost, dispatch::over_budget(state, &message), now)
 }
 
 pub(in crate::proto::task) fn received(state: &mut State, fence: Fence, output: &Text, charge: Option<&Charge>, at: Timestamp) {
@@ -43,6 +45,7 @@ pub(in crate::proto::task) fn received(state: &mut State, fence: Fence, output: 
     part.status = Status::Completed;
     part.output = Some(output.clone());
     part.charge = charge.cloned();
+    part.end_attempt(AttemptEnd::Success, at);
     let agent = part.attempts.last().map(|attempt| attempt.agent);
     bill(state, fence, agent, charge, false);
     state.ledger.release(fence.subtask);
@@ -55,7 +58,6 @@ pub(in crate::proto::task) fn validated(state: &mut State, fence: Fence, at: Tim
     part.status = Status::Success;
     part.ended = Some(at);
     part.waiting = None;
-    part.end_attempt(AttemptEnd::Success, at);
     state.enter(index, Phase::Over);
     for dependent in state.dependents.get(index).cloned().unwrap_or_default() {
         let Some(part) = state.parts.get_mut(dependent) else { continue };

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::super::definition::OnTimeout;
-use super::super::state::{AttemptEnd, Phase, State, Status, failure_of, kept, place};
+use super::super::definition::{OnOffline, OnTimeout, Subtask};
+use super::super::state::{AttemptEnd, Part, Phase, State, Status, failure_of, kept, place};
 use super::fail;
 use crate::model::{ErrorCode, Failure, Timestamp};
 use crate::wire::task::{Event, Fence, Loss, Reason, Text};
@@ -31,27 +31,42 @@ pub(in crate::proto::task) fn decide(
     }
     let Some(subtask) = state.definition.subtasks.get(place(fence.subtask)) else { return Vec::new() };
     let failed = |retry_in| Event::AttemptFailed { fence, loss, failure: kept(&failure), retry_in };
-    let give_up = |reason, failure| {
-        let mut events = vec![failed(None)];
-        events.extend(fail::decide(state, fence.subtask, reason, failure, now));
-        events
-    };
-    let retry = subtask.retry;
+    match verdict(state, part, subtask, loss, &failure) {
+        Ok(pause) => vec![failed(Some(pause.mul_f64(1.0 + rng.random_range(0.0..JITTER))))],
+        Err((reason, told)) => {
+            let mut events = vec![failed(None)];
+            events.extend(fail::decide(state, fence.subtask, reason, told, now));
+            events
+        }
+    }
+}
+
+/// After which pause an attempt that was lost is repeated.
+///
+/// # Errors
+/// Why it is not.
+pub(super) fn verdict(state: &State, part: &Part, subtask: &Subtask, loss: Loss, failure: &Failure) -> Result<Duration, (Reason, Failure)> {
+    let (retry, fallback) = (subtask.retry, &state.definition.fallback);
     if retry.never && matches!(loss, Loss::AgentLost | Loss::AttemptTimeout) {
-        let unknown = failure.clone().with("outcome", "unknown").retryable(false);
-        return give_up(Reason::UnknownOutcome, unknown);
+        return Err((Reason::UnknownOutcome, failure.clone().with("outcome", "unknown").retryable(false)));
     }
-    let is_final = loss == Loss::AttemptTimeout && state.definition.fallback.on_timeout == OnTimeout::Fail;
-    let is_fault = matches!(failure.code, ErrorCode::InvalidRequest | ErrorCode::PayloadTooLarge | ErrorCode::Cancelled);
-    if retry.never || is_final || is_fault || !failure.retryable {
-        return give_up(Reason::NonRetryable, failure.clone());
+    let is_final = match loss {
+        // Only what the agent itself says can be the word on whether another attempt is of use.
+        Loss::AgentError => {
+            !failure.retryable || matches!(failure.code, ErrorCode::InvalidRequest | ErrorCode::PayloadTooLarge | ErrorCode::Cancelled)
+        }
+        Loss::AgentLost => fallback.on_agent_offline == OnOffline::Fail,
+        Loss::AttemptTimeout => fallback.on_timeout == OnTimeout::Fail,
+        Loss::InvalidOutput => false,
+    };
+    if retry.never || is_final {
+        return Err((Reason::NonRetryable, failure.clone()));
     }
-    if part.retries >= retry.retries_max {
-        let attempts = part.retries.saturating_add(1);
-        return give_up(Reason::RetriesExhausted, failure.clone().with("attempts", attempts));
+    let retries = part.retries.saturating_add(1);
+    if retries > retry.retries_max {
+        return Err((Reason::RetriesExhausted, failure.clone().with("attempts", retries)));
     }
-    let pause = if loss == Loss::AgentLost { Duration::ZERO } else { retry.pause(part.retries.saturating_add(1)) };
-    vec![failed(Some(pause.mul_f64(1.0 + rng.random_range(0.0..JITTER))))]
+    Ok(if loss == Loss::AgentLost { Duration::ZERO } else { retry.pause(retries) })
 }
 
 pub(in crate::proto::task) fn apply(
