@@ -14,6 +14,8 @@ pub mod graph;
 pub mod ledger;
 pub mod machine;
 pub mod result;
+#[cfg(test)]
+mod simulation;
 pub mod state;
 pub mod template;
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! A subtask is given up, and what follows from that: the task ends with it, or goes on without it (AITP 6.2, MAOP 4.2 "degraded mode").
 
 use super::super::definition::OnFailure;
-use super::super::state::{Phase, State, Status, failure_of, kept, number, place};
+use super::super::state::{AttemptEnd, Phase, State, Status, failure_of, kept, number, place};
 use super::end;
 use crate::model::{ErrorCode, Failure, Timestamp};
-use crate::wire::task::{Event, Outcome, Reason, Text};
+use crate::wire::task::{Event, Loss, Outcome, Reason, Text};
 
 /// What follows when a subtask cannot be done.
 pub(in crate::proto::task) fn decide(state: &State, subtask: u32, reason: Reason, failure: Failure, now: Timestamp) -> Vec<Event> {
@@ -53,7 +53,10 @@ pub(in crate::proto::task) fn apply(state: &mut State, subtask: u32, reason: Rea
     let index = place(subtask);
     let Some(part) = state.parts.get_mut(index).filter(|part| !part.is_over()) else { return };
     part.status = Status::Failed;
-    part.failure = Some((reason, failure_of(failure)));
+    let failure = failure_of(failure);
+    // Only what nobody knows the outcome of is still open here.
+    part.end_attempt(AttemptEnd::Failed(Loss::AgentLost, failure.clone()), at);
+    part.failure = Some((reason, failure));
     part.waiting = None;
     // An output that was refused after all is nobody's input.
     part.output = None;
