@@ -107,6 +107,8 @@ pub struct Request {
     pub priority: Priority,
     /// Calls with one key from one caller are one call.
     pub key: Option<String>,
+    /// Which attempt of a task's step it is; a lower one under the same key comes too late (design/tasks.md, "Fences and idempotency").
+    pub fence: Option<Fence>,
     /// W3C trace context.
     pub traceparent: Option<String>,
     /// The calls that led to this one, outermost first; none where a client made it.
@@ -117,6 +119,15 @@ pub struct Request {
     pub window_bytes: u64,
     /// The input, as JSON text.
     pub body: Body,
+}
+
+/// Which attempt of a task's step a call is; with the caller, who is the task's owner, and the key, nothing else has the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fence {
+    /// How often the task has changed its owner.
+    pub epoch: u64,
+    /// The attempt, from 1 on.
+    pub attempt: u32,
 }
 
 /// The good end of a call.
@@ -237,10 +248,14 @@ impl Frame {
     fn write(&self, e: &mut Encoder<&mut Vec<u8>>) -> Result<(), encode::Error<std::convert::Infallible>> {
         match self {
             Self::Request { id, request } => {
-                e.array(14)?.u8(0)?.u64(*id)?.bytes(&request.invocation.to_bytes())?.str(request.capability.as_str())?;
+                e.array(15)?.u8(0)?.u64(*id)?.bytes(&request.invocation.to_bytes())?.str(request.capability.as_str())?;
                 text(e, request.version.as_ref().map(ToString::to_string).as_deref())?;
                 e.bytes(&request.agent.public_key())?.u64(request.budget_ms)?.u8(request.priority as u8)?;
                 text(e, request.key.as_deref())?;
+                match request.fence {
+                    Some(fence) => e.array(2)?.u64(fence.epoch)?.u32(fence.attempt)?,
+                    None => e.null()?,
+                };
                 text(e, request.traceparent.as_deref())?;
                 e.array(u64::try_from(request.hops.len()).unwrap_or(u64::MAX))?;
                 for hop in &request.hops {
@@ -332,7 +347,7 @@ fn read(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Frame, decode::Err
     let length = d.array()?.ok_or_else(|| decode::Error::message("an array without a length"))?;
     let kind = d.u8()?;
     let expected = match kind {
-        0 => 14,
+        0 => 15,
         1..=3 | 6 | 9 => 2,
         4 => 5,
         5 => 4,
@@ -361,6 +376,17 @@ fn read(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Frame, decode::Err
     })
 }
 
+fn read_fence(d: &mut Decoder<'_>) -> Result<Option<Fence>, decode::Error> {
+    if d.datatype()? == minicbor::data::Type::Null {
+        d.null()?;
+        return Ok(None);
+    }
+    match d.array()? {
+        Some(2) => Ok(Some(Fence { epoch: d.u64()?, attempt: d.u32()? })),
+        _ => Err(decode::Error::message("a fence of the wrong length")),
+    }
+}
+
 fn read_request(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Request, decode::Error> {
     let invocation = InvocationId::from_bytes(fixed(d)?);
     let capability = d.str()?.parse().map_err(decode::Error::message)?;
@@ -374,6 +400,7 @@ fn read_request(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Request, d
         _ => return Err(decode::Error::message("an unknown priority")),
     };
     let key = read_text(d, KEY_BYTES_MAX)?;
+    let fence = read_fence(d)?;
     let traceparent = read_text(d, TEXT_BYTES_MAX)?;
     let hops_len = d.array()?.ok_or_else(|| decode::Error::message("an array without a length"))?;
     let hops_len = usize::try_from(hops_len).ok().filter(|len| *len <= HOPS_MAX).ok_or_else(|| decode::Error::message("too many hops"))?;
@@ -391,7 +418,7 @@ fn read_request(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Request, d
         return Err(decode::Error::message("a window is too large"));
     }
     let body = read_body(d, whole)?;
-    Ok(Request { invocation, capability, version, agent, budget_ms, priority, key, traceparent, hops, confirm, window_bytes, body })
+    Ok(Request { invocation, capability, version, agent, budget_ms, priority, key, fence, traceparent, hops, confirm, window_bytes, body })
 }
 
 fn read_body(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Body, decode::Error> {
@@ -444,6 +471,7 @@ mod tests {
             budget_ms: 60_000,
             priority: Priority::High,
             key: Some("k".to_owned()),
+            fence: None,
             traceparent: None,
             hops: vec![Hop { node: hop.into(), agent: AgentId::from_public_key([4; 32]) }],
             confirm: true,

@@ -46,6 +46,7 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
         budget_ms: 60_000,
         priority: Priority::High,
         key: Some("k".to_owned()),
+        fence: None,
         traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
         hops: vec![Hop { node: node(), agent: agent() }, Hop { node: node(), agent: AgentId::from_public_key([3; 32]) }],
         confirm: true,
@@ -56,6 +57,7 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
     let bare = Request {
         version: None,
         key: None,
+        fence: None,
         traceparent: None,
         hops: Vec::new(),
         priority: Priority::Low,

@@ -252,6 +252,7 @@ pub(crate) fn request(agent: AgentId, capability: &str, input: &Value) -> Reques
         budget_ms: 30_000,
         priority: Priority::Normal,
         key: None,
+        fence: None,
         traceparent: None,
         hops: Vec::new(),
         confirm: true,

@@ -35,7 +35,7 @@ use crate::proto::invocation::evidence::Reader;
 use crate::telemetry::Side;
 use crate::wire::blob::Part;
 use crate::wire::directory::Wanted;
-use crate::wire::invocation::{Body, Hop, KEY_BYTES_MAX, Request, Success};
+use crate::wire::invocation::{Body, Fence, Hop, KEY_BYTES_MAX, Request, Success};
 
 /// How long a call waits for the schemas of an agent; without them only the agent's node checks.
 const SCHEMAS_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -66,6 +66,8 @@ pub struct InvokeRequest {
     pub priority: Priority,
     /// Calls with one key are one call.
     pub key: Option<String>,
+    /// Which attempt of a task's step it is.
+    pub(crate) fence: Option<Fence>,
     /// What else must hold of the agent.
     pub constraints: Wanted,
     /// W3C trace context.
@@ -94,6 +96,7 @@ impl InvokeRequest {
             hops: Vec::new(),
             priority: Priority::Normal,
             key: None,
+            fence: None,
             constraints: Wanted::default(),
             traceparent: None,
             explain: false,
@@ -312,6 +315,7 @@ pub(super) async fn attempt(
         budget_ms: u64::try_from(deadline.saturating_sub(now).as_millis()).unwrap_or(u64::MAX),
         priority: request.priority,
         key: request.key.clone(),
+        fence: request.fence,
         traceparent: request.traceparent.clone(),
         hops: request.hops.clone(),
         confirm: watch.is_some() || (request.key.is_none() && !offered.idempotent),

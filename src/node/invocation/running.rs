@@ -151,6 +151,7 @@ mod tests {
             budget_ms: 1_000,
             priority: Priority::Normal,
             key: None,
+            fence: None,
             traceparent: None,
             hops,
             confirm: false,

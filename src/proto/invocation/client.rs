@@ -869,6 +869,7 @@ mod tests {
             budget_ms: 60_000,
             priority: Priority::Normal,
             key: None,
+            fence: None,
             traceparent: None,
             hops: Vec::new(),
             confirm: true,

@@ -675,6 +675,7 @@ mod tests {
             budget_ms,
             priority: Priority::Normal,
             key: None,
+            fence: None,
             traceparent: None,
             hops: Vec::new(),
             confirm: true,

@@ -320,6 +320,7 @@ fn request(confirm: bool, window_bytes: u64, budget_ms: u64) -> Request {
         budget_ms,
         priority: Priority::Normal,
         key: None,
+        fence: None,
         traceparent: None,
         hops: Vec::new(),
         confirm,
