@@ -231,7 +231,7 @@ impl World {
     fn carry_out(&mut self, outputs: Vec<Output>) {
         for output in outputs {
             // It may go down between any two things that it does.
-            if self.crashes_left > 0 && self.rng.random_bool(0.01) {
+            if self.crashes_left > 0 && self.rng.random_bool(0.02) {
                 self.crash();
                 return;
             }
@@ -245,10 +245,9 @@ impl World {
                     self.soon(3, What::Begins { agent, fence });
                 }
                 Output::Withdraw(fence) => {
-                    let follows = |event: &Event| match event {
-                        Event::Ended { .. } => true,
-                        Event::SubtaskFailed { subtask, .. } => *subtask == fence.subtask,
-                        _ => false,
+                    let follows = |event: &Event| {
+                        matches!(event, Event::Ended { .. })
+                            || matches!(event, Event::SubtaskFailed { subtask, .. } if *subtask == fence.subtask)
                     };
                     assert!(self.is_durable(follows), "seed {}: withdrawn too early", self.seed);
                     if let Some(call) = self.calls.get_mut(&fence) {
@@ -411,7 +410,7 @@ impl World {
         *executions += 1;
         assert_eq!(*executions, 1, "seed {}: {fence:?} was executed twice", self.seed);
         let fates = &self.fates[index];
-        let fate = fates.get(self.begun[index]).or(fates.last()).copied().unwrap_or(Fate::Well);
+        let fate = fates.get(self.begun[index]).or_else(|| fates.last()).copied().unwrap_or(Fate::Well);
         self.begun[index] += 1;
         let run = self.caused;
         self.works.insert((number, fence.subtask), Work::Runs { fence, life, run });
@@ -533,7 +532,7 @@ impl World {
         while let Some(((at, _), what)) = self.queue.pop_first() {
             self.now = at;
             self.happens(what);
-            if self.crashes_left > 0 && self.machine.is_some() && self.rng.random_bool(0.002) {
+            if self.crashes_left > 0 && self.machine.is_some() && self.rng.random_bool(0.01) {
                 self.crash();
             }
             if steps % 16 == 0 {
@@ -593,12 +592,16 @@ impl World {
         if self.definition.subtasks[index].retry.never {
             assert!(self.begun[index] <= 1, "seed {seed}: subtask {index} was begun {} times", self.begun[index]);
         }
-        let lost_sight = events.iter().filter(|event| match event {
-            Event::Requeued(fence)
+        let is_lost = |event: &&Event| {
+            let (Event::Requeued(fence)
             | Event::Rejected { fence, expired: true, .. }
-            | Event::AttemptFailed { fence, loss: Loss::AttemptTimeout, .. } => fence.subtask as usize == index,
-            _ => false,
-        });
+            | Event::AttemptFailed { fence, loss: Loss::AttemptTimeout, .. }) = event
+            else {
+                return false;
+            };
+            fence.subtask as usize == index
+        };
+        let lost_sight = events.iter().filter(is_lost);
         let extra = self.done_well[index].saturating_sub(1);
         let lost_sight = lost_sight.count();
         assert!(extra <= lost_sight, "seed {seed}: subtask {index} was done {extra} times more than once: {part:?}");

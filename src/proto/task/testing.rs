@@ -175,9 +175,10 @@ impl Task {
         let mut outputs = Vec::new();
         self.machine.handle(input, self.now, &mut self.rng, &mut outputs);
         for output in outputs {
-            match output {
-                Output::Append(event) => self.journal.push((self.now, event)),
-                other => self.orders.push(other),
+            if let Output::Append(event) = output {
+                self.journal.push((self.now, event));
+            } else {
+                self.orders.push(output);
             }
         }
         if !self.is_stalled {
