@@ -555,6 +555,18 @@ impl World {
         assert_eq!((ends, self.ends_told <= 1), (1, true), "seed {seed}: it ends once");
         assert!(self.crashes > 0 || self.ends_told == 1, "seed {seed}: its client is told");
 
+        let mut current = BTreeMap::new();
+        for event in &events {
+            if let Event::Dispatched(dispatched) = event {
+                current.insert(dispatched.fence.subtask, dispatched.fence.attempt);
+            }
+            if let Event::ResultReceived { fence, .. } = event {
+                assert_eq!(current.get(&fence.subtask), Some(&fence.attempt), "seed {seed}: a stale result was used");
+            }
+        }
+        let bills: BTreeSet<Fence> = state.ledger().lines().iter().map(|line| line.fence).collect();
+        assert_eq!(bills.len(), state.ledger().lines().len(), "seed {seed}: an attempt was billed twice");
+
         let unknown = |part: &super::state::Part| part.failure.as_ref().is_some_and(|(reason, _)| *reason == Reason::UnknownOutcome);
         let unknown: BTreeSet<usize> = state.parts.iter().enumerate().filter(|(_, part)| unknown(part)).map(|(index, _)| index).collect();
         assert!(self.crashes > 0 || unknown.is_empty(), "seed {seed}: without a crash the outcome is known");

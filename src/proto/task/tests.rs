@@ -469,6 +469,20 @@ fn a_step_waits_for_money_that_others_hold_back() {
     assert_eq!(task.phase(1), Phase::Sent);
 }
 
+/// AITP-10: an attempt that was refused or failed costs nothing, so it holds nothing back while the next one waits.
+#[test]
+fn an_attempt_that_came_to_nothing_gives_its_money_back() {
+    let mut task = paid("1", 2);
+    for lose in [|task: &mut Task| task.rejects(0, ErrorCode::Busy), |task: &mut Task| task.fails(0)] {
+        task.chosen_for(0, 1, Some("1"));
+        assert_eq!(task.machine.state().ledger().free(), Some(dec("0")));
+        lose(&mut task);
+        assert_eq!(task.machine.state().ledger().free(), Some(dec("1")));
+    }
+    task.chosen_for(1, 1, Some("1"));
+    assert_eq!(task.phase(1), Phase::Sent);
+}
+
 /// AITP-9: on_cost_exceeded: FAIL_AND_NOTIFY, when nothing is left that could be given back.
 #[test]
 fn a_step_that_nobody_can_pay_for_fails() {
