@@ -1,6 +1,6 @@
 //! A task as its events have made it. [`apply`](State::apply) is the only way to change it, live and at start-up alike.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -453,11 +453,6 @@ impl State {
             None if self.parts.iter().all(|part| part.status == Status::Pending && part.attempts.is_empty()) => Status::Pending,
             None => Status::Executing,
         }
-    }
-
-    /// Outputs of subtasks that are done, by their places.
-    pub fn outputs(&self) -> BTreeMap<usize, &Text> {
-        self.parts.iter().enumerate().filter_map(|(index, _)| Some((index, self.output(index)?))).collect()
     }
 
     /// The output of the subtask at this place, if it is done.

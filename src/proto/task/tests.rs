@@ -798,6 +798,23 @@ fn a_decision_that_was_kept_in_part_is_carried_through() {
     }
 }
 
+/// AITP-6: what a task had and did not use when it ended is not shown as the output of a subtask that failed.
+#[test]
+fn a_subtask_that_failed_with_the_task_has_no_output() {
+    let mut task = Task::of(definition(vec![step("a", &[]), step("b", &[])]));
+    task.runs(0);
+    task.runs(1);
+    task.does(1);
+    let received = task.journal.len() - 1;
+    assert!(matches!(task.journal[received - 1].1, Event::ResultReceived { .. }));
+    task.restarts_with(received);
+    assert_eq!(task.status(1), Status::Success, "looked at after the restart");
+    let mut state = super::testing::state(definition(vec![step("a", &[]), step("b", &[])]));
+    task.journal[1..received].iter().for_each(|(at, event)| state.apply(event, *at));
+    state.apply(&Event::Ended { outcome: Outcome::Failed, reason: None, failure: None }, task.now);
+    assert_eq!((state.parts()[1].status, state.output(1)), (Status::Failed, None));
+}
+
 /// AITP-6: a restart makes anew what was under way, asks whoever may have done it first, and uses up no retry.
 #[test]
 fn a_restart_asks_the_same_agent_again() {
