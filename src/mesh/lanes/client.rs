@@ -383,9 +383,7 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
                 self.machine.handle_call(id, request, caller, deadline, self.now, &mut self.outputs);
                 if let Some((accepted, is_held)) = watch {
                     self.watches_by_id.insert(id, accepted);
-                    if is_held {
-                        self.machine.handle_hold(id);
-                    }
+                    self.machine.handle_watch(id, is_held);
                 }
             }
             Command::Go { id } => self.machine.handle_go(id, &mut self.outputs),

@@ -51,7 +51,7 @@ pub enum Outcome {
 pub enum Output<T> {
     /// Write this frame.
     Send(Frame),
-    /// The agent is free for the call with this number, and waits for the word to begin.
+    /// The agent is free for the call with this number, which its caller watches.
     Accepted(u64),
     /// Give this outcome to whoever waits.
     Settle(T, Outcome),
@@ -75,6 +75,8 @@ struct Pending<T> {
     token: T,
     deadline: Duration,
     begun: bool,
+    /// Whether the caller wants to know when the agent is free.
+    watched: bool,
     /// Whether the word to begin is the caller's to give.
     held: bool,
     credit: Credit,
@@ -149,15 +151,15 @@ impl<T> State<T> {
             self.pinged_at = None;
         }
         let credit = Credit { window_bytes: request.window_bytes, open: request.window_bytes, taken: 0 };
-        self.pending_by_id.insert(id, Pending { token, deadline, begun: !request.confirm, held: false, credit });
+        self.pending_by_id.insert(id, Pending { token, deadline, begun: !request.confirm, watched: false, held: false, credit });
         self.none_due_before = self.none_due_before.min(deadline);
         outputs.push(Output::Send(Frame::Request { id, request }));
     }
 
-    /// The caller says itself when the agent may begin, with [`State::handle_go`].
-    pub fn handle_hold(&mut self, id: u64) {
+    /// The caller wants to know when the agent is free; with `held` it also says itself when that may begin, with [`State::handle_go`].
+    pub fn handle_watch(&mut self, id: u64, held: bool) {
         if let Some(pending) = self.pending_by_id.get_mut(&id) {
-            pending.held = true;
+            (pending.watched, pending.held) = (true, held);
         }
     }
 
@@ -218,8 +220,11 @@ impl<T> State<T> {
         match frame {
             Frame::Accepted { id } => {
                 let Some(pending) = self.pending_by_id.get_mut(&id).filter(|pending| !pending.begun) else { return };
-                outputs.push(Output::Accepted(id));
-                if !pending.held {
+                let is_held = pending.held;
+                if pending.watched {
+                    outputs.push(Output::Accepted(id));
+                }
+                if !is_held {
                     self.handle_go(id, outputs);
                 }
             }
@@ -379,6 +384,25 @@ mod tests {
 
         assert_eq!(outputs, [Output::Settle('a', Outcome::Success(success()))]);
         assert_eq!((lane.pending_len(), lane.poll_timeout()), (0, None));
+    }
+
+    /// AITP-6: whoever watches is told when the agent accepts, and one that is held begins on its caller's word alone.
+    #[test]
+    fn a_watched_call_is_told_of_its_acceptance_and_a_held_one_waits() {
+        for held in [false, true] {
+            let (mut lane, mut outputs) = lane();
+            let id = call(&mut lane, 'a', 60_000, &mut outputs);
+            lane.handle_watch(id, held);
+            outputs.clear();
+
+            lane.on_frame(Frame::Accepted { id }, ms(1), &mut outputs);
+            let go = Output::Send(Frame::Go { id });
+            let expected = if held { vec![Output::Accepted(id)] } else { vec![Output::Accepted(id), go.clone()] };
+            assert_eq!(std::mem::take(&mut outputs), expected);
+
+            lane.handle_go(id, &mut outputs);
+            assert_eq!(outputs, if held { vec![go] } else { Vec::new() });
+        }
     }
 
     #[test]

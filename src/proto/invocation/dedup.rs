@@ -4,7 +4,10 @@
 //! key and the same input wait for it and get the same result; with another input they are refused. Only good results are kept, so a
 //! failed call may be tried again under its key.
 //!
-//! They are kept for a while, and within bounds of number and bytes. Where room is short, the oldest of whichever caller holds the most
+//! A task's step carries a fence as well: an attempt that is lower than one that was seen under its key comes too late and is refused
+//! (design/tasks.md, "Fences and idempotency"). After a restart, a key whose run broke off is free again, and its fence still holds.
+//!
+//! Results are kept for a while, and within bounds of number and bytes. Where room is short, the first to expire of whichever caller holds the most
 //! makes it, bytes where bytes are short and results where results are, so that nobody who holds no more than its even share loses any of
 //! it to others (threat T23). One that is larger than all the room is not kept at all. However a result goes, its key is free from then
 //! on, and a call that repeats it runs again. A run under way is never let go of, whatever is kept.
@@ -14,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::model::{AgentId, ErrorCode, Failure, NodeId};
+use crate::wire::invocation::Fence;
 
 /// Whose key, for which agent, and which.
 pub type Key = (NodeId, AgentId, String);
@@ -38,20 +42,39 @@ pub struct Config {
     pub results_max: usize,
     /// How many bytes they may have together.
     pub bytes_max: u64,
-    /// How long each is kept.
+    /// How long each is kept that says nothing else.
     pub keep: Duration,
+}
+
+/// What must be the same in all calls with one key, and what tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Call {
+    /// A hash of the input, which is the same.
+    pub input: [u8; 32],
+    /// Which attempt it is, if it is one of a task.
+    pub fence: Option<Fence>,
+    /// How long its result is kept, if not as long as others.
+    pub keep: Option<Duration>,
 }
 
 #[derive(Debug)]
 struct Entry<W, R> {
-    input: [u8; 32],
+    call: Call,
     state: Progress<W, R>,
 }
 
 #[derive(Debug)]
 enum Progress<W, R> {
     Running(Vec<W>),
-    Done { result: R, bytes: u64 },
+    /// A run that broke off with the process that it was in.
+    Interrupted {
+        until: Duration,
+    },
+    Done {
+        result: R,
+        bytes: u64,
+        until: Duration,
+    },
 }
 
 /// Calls by key. `W` is what the shell needs to answer a caller, `R` a good result.
@@ -59,13 +82,15 @@ enum Progress<W, R> {
 pub struct State<W, R> {
     config: Config,
     entries_by_key: BTreeMap<Key, Entry<W, R>>,
-    /// Those that are over.
-    keys_by_age: BTreeSet<(Duration, Key)>,
+    /// Those that are over, by when they expire.
+    keys_by_end: BTreeSet<(Duration, Key)>,
+    /// Results that were let go of since somebody asked.
+    forgotten: Vec<R>,
     /// What the results of those have together.
     bytes: u64,
     /// The same for each caller that has any.
     kept_by_caller: BTreeMap<NodeId, Kept>,
-    /// Who holds how many bytes, and among equals who has the oldest result: the last makes room for bytes.
+    /// Who holds how many bytes, and among equals whose result expires first: the last makes room for bytes.
     callers_by_bytes: BTreeSet<(u64, Reverse<Duration>, NodeId)>,
     /// Who holds how many results, likewise.
     callers_by_count: BTreeSet<(usize, Reverse<Duration>, NodeId)>,
@@ -74,13 +99,13 @@ pub struct State<W, R> {
 /// What is kept for one caller.
 #[derive(Debug, Default)]
 struct Kept {
-    keys_by_age: BTreeSet<(Duration, Key)>,
+    keys_by_end: BTreeSet<(Duration, Key)>,
     bytes: u64,
 }
 
 impl Kept {
-    fn oldest(&self) -> Reverse<Duration> {
-        Reverse(self.keys_by_age.first().map_or(Duration::MAX, |(at, _)| *at))
+    fn first_end(&self) -> Reverse<Duration> {
+        Reverse(self.keys_by_end.first().map_or(Duration::MAX, |(at, _)| *at))
     }
 }
 
@@ -93,7 +118,8 @@ impl<W, R: Clone> State<W, R> {
         Self {
             config,
             entries_by_key: BTreeMap::new(),
-            keys_by_age: BTreeSet::new(),
+            keys_by_end: BTreeSet::new(),
+            forgotten: Vec::new(),
             bytes: 0,
             kept_by_caller: BTreeMap::new(),
             callers_by_bytes: BTreeSet::new(),
@@ -101,19 +127,29 @@ impl<W, R: Clone> State<W, R> {
         }
     }
 
-    /// A call with `key` and an input of this hash has come.
-    pub fn on_call(&mut self, key: Key, input: [u8; 32], waiter: W, now: Duration) -> Verdict<W, R> {
+    /// A call with `key` has come.
+    pub fn on_call(&mut self, key: Key, call: Call, waiter: W, now: Duration) -> Verdict<W, R> {
         self.expire(now);
         let Some(entry) = self.entries_by_key.get_mut(&key) else {
-            self.entries_by_key.insert(key, Entry { input, state: Progress::Running(Vec::new()) });
+            self.entries_by_key.insert(key, Entry { call, state: Progress::Running(Vec::new()) });
             return Verdict::Run(waiter);
         };
-        if entry.input != input {
+        if entry.call.input != call.input {
             let message = format!("the idempotency key `{}` was used before with another input", key.2);
             return Verdict::Refuse(waiter, Failure::new(ErrorCode::Conflict, message));
         }
+        if call.fence < entry.call.fence {
+            let failure = Failure::new(ErrorCode::Conflict, "a later attempt of the same step has been made");
+            return Verdict::Refuse(waiter, failure);
+        }
+        entry.call.fence = call.fence;
         match &mut entry.state {
             Progress::Done { result, .. } => Verdict::Done(waiter, result.clone()),
+            Progress::Interrupted { until } => {
+                self.keys_by_end.remove(&(*until, key));
+                entry.state = Progress::Running(Vec::new());
+                Verdict::Run(waiter)
+            }
             Progress::Running(waiters) if waiters.len() >= WAITERS_MAX => {
                 let failure = Failure::new(ErrorCode::Busy, "too many callers wait for this idempotency key");
                 Verdict::Refuse(waiter, failure.with("retry_after_ms", 500))
@@ -126,28 +162,76 @@ impl<W, R: Clone> State<W, R> {
     }
 
     /// The call that was run is over, with a result to keep, and its size in bytes, if it went well. Returns those who waited for it.
-    pub fn handle_done(&mut self, key: &Key, good: Option<(&R, u64)>, now: Duration) -> Vec<W> {
+    pub fn handle_done(&mut self, key: &Key, good: Option<(R, u64)>, now: Duration) -> Vec<W> {
         let Some(entry) = self.entries_by_key.get_mut(key) else { return Vec::new() };
         let waiters = match &mut entry.state {
             Progress::Running(waiters) => std::mem::take(waiters),
-            Progress::Done { .. } => return Vec::new(),
+            Progress::Interrupted { .. } | Progress::Done { .. } => return Vec::new(),
         };
-        match good.filter(|(_, bytes)| *bytes <= self.config.bytes_max) {
-            Some((result, bytes)) => {
-                entry.state = Progress::Done { result: result.clone(), bytes };
-                self.bytes = self.bytes.saturating_add(bytes);
-                self.keys_by_age.insert((now, key.clone()));
-                self.change(key.0, |kept| {
-                    kept.keys_by_age.insert((now, key.clone()));
-                    kept.bytes = kept.bytes.saturating_add(bytes);
-                });
-                while self.make_room() {}
+        match good {
+            Some((result, bytes)) if bytes <= self.config.bytes_max => {
+                let until = now.saturating_add(entry.call.keep.unwrap_or(self.config.keep));
+                self.keep(key, result, bytes, until);
+            }
+            Some((result, _)) => {
+                self.forgotten.push(result);
+                self.entries_by_key.remove(key);
             }
             None => {
                 self.entries_by_key.remove(key);
             }
         }
         waiters
+    }
+
+    fn keep(&mut self, key: &Key, result: R, bytes: u64, until: Duration) {
+        let Some(entry) = self.entries_by_key.get_mut(key) else { return };
+        entry.state = Progress::Done { result, bytes, until };
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.keys_by_end.insert((until, key.clone()));
+        self.change(key.0, |kept| {
+            kept.keys_by_end.insert((until, key.clone()));
+            kept.bytes = kept.bytes.saturating_add(bytes);
+        });
+        while self.make_room() {}
+    }
+
+    /// Takes up a run of which nothing is known but that it began, at that time.
+    pub fn restore_begun(&mut self, key: Key, call: Call, at: Duration) {
+        let until = at.saturating_add(call.keep.unwrap_or(self.config.keep));
+        self.release(&key);
+        self.keys_by_end.insert((until, key.clone()));
+        self.entries_by_key.insert(key, Entry { call, state: Progress::Interrupted { until } });
+    }
+
+    /// Takes up the good end of a run that was taken up before.
+    pub fn restore_done(&mut self, key: &Key, result: R, bytes: u64, at: Duration) {
+        let Some(Entry { call, state: Progress::Interrupted { until } }) = self.entries_by_key.get(key) else { return };
+        let (before, after) = (*until, at.saturating_add(call.keep.unwrap_or(self.config.keep)));
+        self.keys_by_end.remove(&(before, key.clone()));
+        self.keep(key, result, bytes, after);
+    }
+
+    /// Lets go of what was taken up under a key: its run ended without a result.
+    pub fn release(&mut self, key: &Key) {
+        let until = match self.entries_by_key.get(key).map(|entry| &entry.state) {
+            Some(Progress::Interrupted { until } | Progress::Done { until, .. }) => *until,
+            Some(Progress::Running(_)) | None => return,
+        };
+        self.forget(&(until, key.clone()));
+    }
+
+    /// Results that were let go of since this was asked last.
+    pub fn take_forgotten(&mut self) -> Vec<R> {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    /// Every result that is kept.
+    pub fn results(&self) -> impl Iterator<Item = &R> {
+        self.entries_by_key.values().filter_map(|entry| match &entry.state {
+            Progress::Done { result, .. } => Some(result),
+            Progress::Running(_) | Progress::Interrupted { .. } => None,
+        })
     }
 
     /// Results kept and calls running.
@@ -161,34 +245,34 @@ impl<W, R: Clone> State<W, R> {
     }
 
     fn expire(&mut self, now: Duration) {
-        let keep = self.config.keep;
-        while self.keys_by_age.first().is_some_and(|(at, _)| at.saturating_add(keep) <= now) {
-            let Some(oldest) = self.keys_by_age.first().cloned() else { return };
-            self.forget(&oldest);
+        while self.keys_by_end.first().is_some_and(|(until, _)| *until <= now) {
+            let Some(first) = self.keys_by_end.first().cloned() else { return };
+            self.forget(&first);
         }
     }
 
-    /// Forgets the oldest result of whoever holds the most of what is short. False if nothing is, or nothing is left.
+    /// Forgets what expires first of whoever holds the most of what is short. False if nothing is, or nothing is left.
     fn make_room(&mut self) -> bool {
         let largest = if self.bytes > self.config.bytes_max {
             self.callers_by_bytes.last().map(|(.., caller)| *caller)
-        } else if self.keys_by_age.len() > self.config.results_max {
+        } else if self.keys_by_end.len() > self.config.results_max {
             self.callers_by_count.last().map(|(.., caller)| *caller)
         } else {
             None
         };
         let kept = largest.and_then(|caller| self.kept_by_caller.get(&caller));
-        let Some(oldest) = kept.and_then(|kept| kept.keys_by_age.first()).cloned() else { return false };
-        self.forget(&oldest);
+        let Some(first) = kept.and_then(|kept| kept.keys_by_end.first()).cloned() else { return false };
+        self.forget(&first);
         true
     }
 
-    fn forget(&mut self, aged: &(Duration, Key)) {
-        self.keys_by_age.remove(aged);
-        let Some(Entry { state: Progress::Done { bytes, .. }, .. }) = self.entries_by_key.remove(&aged.1) else { return };
+    fn forget(&mut self, ending: &(Duration, Key)) {
+        self.keys_by_end.remove(ending);
+        let Some(Entry { state: Progress::Done { bytes, result, .. }, .. }) = self.entries_by_key.remove(&ending.1) else { return };
+        self.forgotten.push(result);
         self.bytes = self.bytes.saturating_sub(bytes);
-        self.change(aged.1.0, |kept| {
-            kept.keys_by_age.remove(aged);
+        self.change(ending.1.0, |kept| {
+            kept.keys_by_end.remove(ending);
             kept.bytes = kept.bytes.saturating_sub(bytes);
         });
     }
@@ -196,15 +280,15 @@ impl<W, R: Clone> State<W, R> {
     /// Changes what is kept for `caller`, and where that puts it among the others.
     fn change(&mut self, caller: NodeId, change: impl FnOnce(&mut Kept)) {
         let kept = self.kept_by_caller.entry(caller).or_default();
-        self.callers_by_bytes.remove(&(kept.bytes, kept.oldest(), caller));
-        self.callers_by_count.remove(&(kept.keys_by_age.len(), kept.oldest(), caller));
+        self.callers_by_bytes.remove(&(kept.bytes, kept.first_end(), caller));
+        self.callers_by_count.remove(&(kept.keys_by_end.len(), kept.first_end(), caller));
         change(kept);
-        if kept.keys_by_age.is_empty() {
+        if kept.keys_by_end.is_empty() {
             self.kept_by_caller.remove(&caller);
             return;
         }
-        self.callers_by_bytes.insert((kept.bytes, kept.oldest(), caller));
-        self.callers_by_count.insert((kept.keys_by_age.len(), kept.oldest(), caller));
+        self.callers_by_bytes.insert((kept.bytes, kept.first_end(), caller));
+        self.callers_by_count.insert((kept.keys_by_end.len(), kept.first_end(), caller));
     }
 }
 
@@ -224,6 +308,10 @@ mod tests {
         (node.into(), AgentId::from_public_key([1; 32]), word.to_owned())
     }
 
+    fn plain(input: u8) -> Call {
+        Call { input: [input; 32], fence: None, keep: None }
+    }
+
     fn success() -> &'static str {
         "1"
     }
@@ -234,8 +322,8 @@ mod tests {
 
     /// A call that runs and ends with a result of so many bytes.
     fn done(state: &mut State<i32, &'static str>, word: &str, bytes: u64, second: u64) {
-        assert_eq!(state.on_call(key(word), [0; 32], 0, s(second)), Verdict::Run(0), "{word}");
-        assert_eq!(state.handle_done(&key(word), Some((&success(), bytes)), s(second)), [0_i32; 0]);
+        assert_eq!(state.on_call(key(word), plain(0), 0, s(second)), Verdict::Run(0), "{word}");
+        assert_eq!(state.handle_done(&key(word), Some((success(), bytes)), s(second)), [0_i32; 0]);
     }
 
     fn is_kept(state: &State<i32, &'static str>, word: &str) -> bool {
@@ -249,38 +337,38 @@ mod tests {
     #[test]
     fn callers_with_one_key_share_one_run() {
         let mut state: State<i32, &str> = keeping(10, 100);
-        assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Verdict::Run(1));
-        assert_eq!(state.on_call(key("k"), [0; 32], 2, Duration::ZERO), Verdict::Wait);
-        assert_eq!(state.handle_done(&key("k"), Some((&success(), 1)), Duration::ZERO), [2]);
-        assert_eq!(state.on_call(key("k"), [0; 32], 3, Duration::ZERO), Verdict::Done(3, success()));
+        assert_eq!(state.on_call(key("k"), plain(0), 1, Duration::ZERO), Verdict::Run(1));
+        assert_eq!(state.on_call(key("k"), plain(0), 2, Duration::ZERO), Verdict::Wait);
+        assert_eq!(state.handle_done(&key("k"), Some((success(), 1)), Duration::ZERO), [2]);
+        assert_eq!(state.on_call(key("k"), plain(0), 3, Duration::ZERO), Verdict::Done(3, success()));
     }
 
     #[test]
     fn a_key_with_another_input_is_a_conflict() {
         let mut state: State<i32, &str> = keeping(10, 100);
-        assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Verdict::Run(1));
+        assert_eq!(state.on_call(key("k"), plain(0), 1, Duration::ZERO), Verdict::Run(1));
         assert!(
-            matches!(state.on_call(key("k"), [1; 32], 2, Duration::ZERO), Verdict::Refuse(2, failure) if failure.code == ErrorCode::Conflict)
+            matches!(state.on_call(key("k"), plain(1), 2, Duration::ZERO), Verdict::Refuse(2, failure) if failure.code == ErrorCode::Conflict)
         );
     }
 
     #[test]
     fn a_failed_call_may_be_tried_again() {
         let mut state: State<i32, &str> = keeping(10, 100);
-        assert_eq!(state.on_call(key("k"), [0; 32], 1, Duration::ZERO), Verdict::Run(1));
+        assert_eq!(state.on_call(key("k"), plain(0), 1, Duration::ZERO), Verdict::Run(1));
         state.handle_done(&key("k"), None, Duration::ZERO);
-        assert_eq!(state.on_call(key("k"), [0; 32], 2, Duration::ZERO), Verdict::Run(2));
+        assert_eq!(state.on_call(key("k"), plain(0), 2, Duration::ZERO), Verdict::Run(2));
     }
 
     #[test]
     fn results_are_kept_for_a_while_and_within_a_bound() {
         let mut state: State<i32, &str> = keeping(2, 100);
         for word in ["a", "b", "c"] {
-            assert_eq!(state.on_call(key(word), [0; 32], 0, Duration::ZERO), Verdict::Run(0));
-            state.handle_done(&key(word), Some((&success(), 1)), Duration::ZERO);
+            assert_eq!(state.on_call(key(word), plain(0), 0, Duration::ZERO), Verdict::Run(0));
+            state.handle_done(&key(word), Some((success(), 1)), Duration::ZERO);
         }
         assert_eq!(state.len(), 2);
-        assert_eq!(state.on_call(key("c"), [0; 32], 0, Duration::from_secs(61)), Verdict::Run(0));
+        assert_eq!(state.on_call(key("c"), plain(0), 0, Duration::from_secs(61)), Verdict::Run(0));
     }
 
     /// Threat T23: large results do not add up to more than there is room for.
@@ -294,26 +382,26 @@ mod tests {
         done(&mut state, "b", 50, 3);
         assert_eq!((is_kept(&state, "d"), is_kept(&state, "a"), is_kept(&state, "c")), (false, false, true));
         assert_eq!((state.len(), state.bytes), (2, 80));
-        assert_eq!(state.on_call(key("d"), [0; 32], 1, s(3)), Verdict::Run(1), "its key is free again");
+        assert_eq!(state.on_call(key("d"), plain(0), 1, s(3)), Verdict::Run(1), "its key is free again");
     }
 
     #[test]
     fn a_result_larger_than_all_the_room_reaches_who_waits_and_is_not_kept() {
         let mut state = keeping(10, 100);
         done(&mut state, "small", 60, 0);
-        assert_eq!(state.on_call(key("large"), [0; 32], 1, s(1)), Verdict::Run(1));
-        assert_eq!(state.on_call(key("large"), [0; 32], 2, s(1)), Verdict::Wait);
-        assert_eq!(state.handle_done(&key("large"), Some((&success(), 101)), s(1)), [2]);
+        assert_eq!(state.on_call(key("large"), plain(0), 1, s(1)), Verdict::Run(1));
+        assert_eq!(state.on_call(key("large"), plain(0), 2, s(1)), Verdict::Wait);
+        assert_eq!(state.handle_done(&key("large"), Some((success(), 101)), s(1)), [2]);
         assert_eq!((state.len(), state.bytes), (1, 60), "nobody else has to make room for what is not kept");
-        assert_eq!(state.on_call(key("large"), [0; 32], 3, s(1)), Verdict::Run(3), "as after its time, a repeat runs again");
+        assert_eq!(state.on_call(key("large"), plain(0), 3, s(1)), Verdict::Run(3), "as after its time, a repeat runs again");
     }
 
     /// Threat T23: one peer cannot flush what is kept for the others.
     #[test]
     fn the_caller_that_holds_the_most_makes_room() {
         let keep = |state: &mut State<i32, &'static str>, caller, word: &str, bytes, second| {
-            assert_eq!(state.on_call(key_of(caller, word), [0; 32], 0, s(second)), Verdict::Run(0), "{word}");
-            state.handle_done(&key_of(caller, word), Some((&success(), bytes)), s(second));
+            assert_eq!(state.on_call(key_of(caller, word), plain(0), 0, s(second)), Verdict::Run(0), "{word}");
+            state.handle_done(&key_of(caller, word), Some((success(), bytes)), s(second));
         };
         let mut state = keeping(4, 100);
         keep(&mut state, 1, "first", 1, 0);
@@ -329,12 +417,12 @@ mod tests {
     #[test]
     fn a_run_under_way_stays_whatever_is_kept() {
         let mut state = keeping(1, 100);
-        assert_eq!(state.on_call(key("running"), [0; 32], 1, s(0)), Verdict::Run(1));
+        assert_eq!(state.on_call(key("running"), plain(0), 1, s(0)), Verdict::Run(1));
         for second in 1..200 {
             done(&mut state, &second.to_string(), 100, second);
         }
-        assert_eq!(state.on_call(key("running"), [0; 32], 2, s(200)), Verdict::Wait);
-        assert_eq!(state.handle_done(&key("running"), Some((&success(), 1)), s(200)), [2]);
+        assert_eq!(state.on_call(key("running"), plain(0), 2, s(200)), Verdict::Wait);
+        assert_eq!(state.handle_done(&key("running"), Some((success(), 1)), s(200)), [2]);
     }
 
     #[test]
@@ -345,6 +433,43 @@ mod tests {
         assert_eq!((state.len(), state.bytes), (1, 10));
         done(&mut state, "c", 90, 61);
         assert_eq!((state.len(), state.bytes), (2, 100));
+    }
+
+    /// AITP-6: a stale attempt of a step cannot begin anew, nor take the result of a later one.
+    #[test]
+    fn an_attempt_below_one_that_was_seen_is_refused() {
+        let attempt = |attempt| Call { fence: Some(Fence { epoch: 1, attempt }), ..plain(0) };
+        let refused = |verdict| matches!(verdict, Verdict::Refuse(_, Failure { code: ErrorCode::Conflict, .. }));
+        let mut state = keeping(10, 100);
+        assert_eq!(state.on_call(key("k"), attempt(2), 1, s(0)), Verdict::Run(1));
+        assert!(refused(state.on_call(key("k"), attempt(1), 2, s(0))));
+        assert_eq!(state.on_call(key("k"), attempt(3), 3, s(0)), Verdict::Wait, "the same work, asked for again");
+        assert_eq!(state.handle_done(&key("k"), Some((success(), 1)), s(1)), [3]);
+        assert!(refused(state.on_call(key("k"), attempt(2), 4, s(1))));
+        assert_eq!(state.on_call(key("k"), attempt(4), 5, s(1)), Verdict::Done(5, success()));
+    }
+
+    /// Fault F10: what was kept before a restart answers after it; what had only begun is run again, and its fence holds.
+    #[test]
+    fn what_a_start_finds_answers_as_before() {
+        let attempt = |attempt| Call { fence: Some(Fence { epoch: 1, attempt }), keep: Some(s(100)), ..plain(0) };
+        let mut state = keeping(10, 100);
+        for word in ["done", "begun", "failed", "old"] {
+            state.restore_begun(key(word), attempt(2), s(10));
+        }
+        state.restore_done(&key("done"), success(), 7, s(20));
+        state.restore_done(&key("old"), success(), 5, s(0));
+        state.release(&key("failed"));
+
+        assert_eq!(state.on_call(key("done"), attempt(3), 1, s(110)), Verdict::Done(1, success()));
+        assert_eq!(state.bytes, 7, "the old one is over");
+        assert!(matches!(state.on_call(key("begun"), attempt(1), 1, s(109)), Verdict::Run(1)), "its time is over as well");
+        assert_eq!(state.on_call(key("failed"), attempt(1), 1, s(30)), Verdict::Run(1));
+
+        state.restore_begun(key("again"), attempt(2), s(110));
+        assert!(matches!(state.on_call(key("again"), attempt(1), 1, s(111)), Verdict::Refuse(..)));
+        assert_eq!(state.on_call(key("again"), attempt(2), 1, s(111)), Verdict::Run(1));
+        assert_eq!(state.take_forgotten(), [success()], "so that what it took of the disk can be freed");
     }
 
     #[derive(Debug, Clone)]
@@ -382,8 +507,8 @@ mod tests {
             let mut kept: BTreeMap<Key, u64> = BTreeMap::new();
             for (number, (caller, bytes)) in (0..).zip(ends) {
                 let key = key_of(caller, &number.to_string());
-                prop_assert_eq!(state.on_call(key.clone(), [0; 32], 0, s(0)), Verdict::Run(0));
-                state.handle_done(&key, Some((&success(), bytes)), Duration::from_millis(number));
+                prop_assert_eq!(state.on_call(key.clone(), plain(0), 0, s(0)), Verdict::Run(0));
+                state.handle_done(&key, Some((success(), bytes)), Duration::from_millis(number));
                 if bytes <= BYTES_MAX {
                     kept.insert(key, bytes);
                 }
@@ -398,10 +523,10 @@ mod tests {
                     let (count, bytes) = share(&before, caller);
                     let within = count <= RESULTS_MAX / usize::from(CALLERS) && bytes <= BYTES_MAX / u64::from(CALLERS);
                     prop_assert!(!within || share(&kept, caller) == (count, bytes), "it held no more than its share");
-                    let counted = state.kept_by_caller.get(&caller).map_or((0, 0), |kept| (kept.keys_by_age.len(), kept.bytes));
+                    let counted = state.kept_by_caller.get(&caller).map_or((0, 0), |kept| (kept.keys_by_end.len(), kept.bytes));
                     prop_assert_eq!(counted, share(&kept, caller));
                 }
-                prop_assert!(state.keys_by_age.len() <= RESULTS_MAX && state.bytes <= BYTES_MAX);
+                prop_assert!(state.keys_by_end.len() <= RESULTS_MAX && state.bytes <= BYTES_MAX);
                 prop_assert_eq!(state.callers_by_bytes.len(), state.kept_by_caller.len());
                 prop_assert_eq!(state.callers_by_count.len(), state.kept_by_caller.len());
             }
@@ -418,7 +543,7 @@ mod tests {
                 match op {
                     Op::Call { word, input } => {
                         callers += 1;
-                        match state.on_call(key(WORDS[word]), [input; 32], callers, now) {
+                        match state.on_call(key(WORDS[word]), plain(input), callers, now) {
                             Verdict::Run(waiter) => {
                                 prop_assert_eq!(waiter, callers);
                                 prop_assert_eq!(unanswered.insert(word, BTreeSet::from([waiter])), None, "a second run");
@@ -428,7 +553,7 @@ mod tests {
                         }
                     }
                     Op::Done { word, good } => {
-                        let waited = state.handle_done(&key(WORDS[word]), good.map(|bytes| (&"1", bytes)), now);
+                        let waited = state.handle_done(&key(WORDS[word]), good.map(|bytes| ("1", bytes)), now);
                         let Some(mut waiting) = unanswered.remove(&word) else {
                             prop_assert!(waited.is_empty());
                             continue;
@@ -440,11 +565,11 @@ mod tests {
                 }
                 let kept = state.entries_by_key.values().filter_map(|entry| match entry.state {
                     Progress::Done { bytes, .. } => Some(bytes),
-                    Progress::Running(_) => None,
+                    Progress::Running(_) | Progress::Interrupted { .. } => None,
                 });
-                prop_assert_eq!((kept.clone().count(), kept.sum::<u64>()), (state.keys_by_age.len(), state.bytes));
-                prop_assert!(state.keys_by_age.len() <= 3 && state.bytes <= 100);
-                prop_assert_eq!(state.len(), state.keys_by_age.len() + unanswered.len());
+                prop_assert_eq!((kept.clone().count(), kept.sum::<u64>()), (state.keys_by_end.len(), state.bytes));
+                prop_assert!(state.keys_by_end.len() <= 3 && state.bytes <= 100);
+                prop_assert_eq!(state.len(), state.keys_by_end.len() + unanswered.len());
             }
         }
     }
