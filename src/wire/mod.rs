@@ -13,6 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 pub mod blob;
 pub mod directory;
 pub mod invocation;
+pub mod kept;
 pub mod offer;
 pub mod receipt;
 mod signed;

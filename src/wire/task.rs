@@ -13,6 +13,7 @@ use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use rust_decimal::Decimal;
 
+use super::kept::Subject;
 use super::{Error, malformed};
 use crate::model::{AgentId, Currency, NodeId, TaskId, Timestamp};
 
@@ -28,7 +29,7 @@ const KIND: &str = "journal entry";
 #[cbor(map)]
 pub struct Entry {
     /// The node that owns the task.
-    #[cbor(n(0), with = "node")]
+    #[cbor(n(0), with = "kept_as_node")]
     pub home: NodeId,
     /// How often the task has changed its owner.
     #[n(1)]
@@ -37,7 +38,7 @@ pub struct Entry {
     #[cbor(n(2), with = "task")]
     pub task: TaskId,
     /// When it happened, by the owner's clock.
-    #[cbor(n(3), with = "timestamp")]
+    #[cbor(n(3), with = "kept_as_timestamp")]
     pub at: Timestamp,
     /// What happened.
     #[n(4)]
@@ -338,13 +339,13 @@ pub struct Dispatched {
     #[n(0)]
     pub fence: Fence,
     /// Whom it is given to.
-    #[cbor(n(1), with = "agent")]
+    #[cbor(n(1), with = "kept_as_agent")]
     pub agent: AgentId,
     /// What that agent is called.
     #[n(2)]
     pub name: String,
     /// Where it is.
-    #[cbor(n(3), with = "node")]
+    #[cbor(n(3), with = "kept_as_node")]
     pub node: NodeId,
     /// What it will probably cost.
     #[cbor(n(4), with = "cost")]
@@ -380,8 +381,7 @@ impl Event {
 impl Entry {
     /// The entry as bytes.
     pub fn encode(&self) -> Bytes {
-        // Writing to memory cannot fail, and every field has an encoding.
-        minicbor::to_vec(self).map_or_else(|_| Bytes::new(), Bytes::from)
+        Subject::Task.encode(self)
     }
 
     /// The entry in `bytes`, which must hold that and nothing else.
@@ -389,12 +389,10 @@ impl Entry {
     /// # Errors
     /// [`Error::Oversize`] or [`Error::Malformed`]: another release wrote it, or a disk changed it.
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        if bytes.len() > ENTRY_BYTES_MAX {
-            return Err(Error::Oversize { kind: KIND, bytes: bytes.len(), bytes_max: ENTRY_BYTES_MAX });
-        }
-        let mut decoder = minicbor::Decoder::new(bytes);
+        let body = Subject::Task.body(bytes)?;
+        let mut decoder = minicbor::Decoder::new(body);
         let entry = decoder.decode().map_err(|error| malformed(KIND, &error))?;
-        if decoder.position() == bytes.len() { Ok(entry) } else { Err(malformed(KIND, &"bytes after the end")) }
+        if decoder.position() == body.len() { Ok(entry) } else { Err(malformed(KIND, &"bytes after the end")) }
     }
 
     /// Whose entry it is, where the rest cannot be read.
@@ -405,21 +403,21 @@ impl Entry {
             #[cbor(n(2), with = "task")]
             task: TaskId,
         }
-        minicbor::decode::<Head>(bytes).ok().map(|head| head.task)
+        minicbor::decode::<Head>(Subject::Task.body(bytes).ok()?).ok().map(|head| head.task)
     }
 }
 
 /// Makes the pair of functions that `minicbor` wants for a type that is not its own.
 macro_rules! kept_as {
     ($module:ident, $type:ty, $to:expr, $raw:ty, $from:expr) => {
-        mod $module {
+        pub(in crate::wire) mod $module {
             use minicbor::decode::Error as DecodeError;
             use minicbor::encode::{Error as EncodeError, Write};
             use minicbor::{Decoder, Encoder};
 
             use super::*;
 
-            pub(super) fn encode<C, W: Write>(
+            pub(in crate::wire) fn encode<C, W: Write>(
                 value: &$type,
                 encoder: &mut Encoder<W>,
                 context: &mut C,
@@ -428,7 +426,7 @@ macro_rules! kept_as {
                 encoder.encode_with(to(value), context).map(drop)
             }
 
-            pub(super) fn decode<'b, C>(decoder: &mut Decoder<'b>, context: &mut C) -> Result<$type, DecodeError> {
+            pub(in crate::wire) fn decode<'b, C>(decoder: &mut Decoder<'b>, context: &mut C) -> Result<$type, DecodeError> {
                 let from: fn($raw) -> Option<$type> = $from;
                 let raw: $raw = decoder.decode_with(context)?;
                 from(raw).ok_or_else(|| DecodeError::message(concat!("not a ", stringify!($module))))
@@ -440,11 +438,11 @@ macro_rules! kept_as {
 use minicbor::bytes::{ByteArray, ByteVec};
 
 kept_as!(task, TaskId, |id| ByteArray::from(id.to_bytes()), ByteArray<16>, |raw| Some(TaskId::from_bytes(raw.into())));
-kept_as!(agent, AgentId, |id| ByteArray::from(id.public_key()), ByteArray<32>, |raw| Some(AgentId::from_public_key(raw.into())));
-kept_as!(node, NodeId, |id| ByteVec::from(id.peer_id().to_bytes()), ByteVec, |raw| {
+kept_as!(kept_as_agent, AgentId, |id| ByteArray::from(id.public_key()), ByteArray<32>, |raw| Some(AgentId::from_public_key(raw.into())));
+kept_as!(kept_as_node, NodeId, |id| ByteVec::from(id.peer_id().to_bytes()), ByteVec, |raw| {
     libp2p_identity::PeerId::from_bytes(&raw).ok().map(NodeId::from)
 });
-kept_as!(timestamp, Timestamp, |at| at.as_ms(), u64, |ms| Some(Timestamp::from_ms(ms)));
+kept_as!(kept_as_timestamp, Timestamp, |at| at.as_ms(), u64, |ms| Some(Timestamp::from_ms(ms)));
 kept_as!(decimal, Decimal, |number| number.to_string(), String, |text| text.parse().ok());
 kept_as!(currency, Currency, |currency| currency.to_string(), String, |text| text.parse().ok());
 kept_as!(span, Duration, |span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX), u64, |ms| Some(Duration::from_millis(ms)));
@@ -543,7 +541,7 @@ mod tests {
     fn a_field_of_a_later_release_is_passed_over() {
         let known = entry(Event::CancelRequested);
         let mut bytes = known.encode().to_vec();
-        bytes[0] += 1;
+        bytes[1] += 1;
         bytes.extend([9, 0x61, b'x']);
         assert_eq!(Entry::decode(&bytes), Ok(known));
     }
