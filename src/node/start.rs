@@ -19,6 +19,7 @@ use super::event_loop::{EventLoop, Inputs, REPORTS_MAX};
 use super::find::SCANS_MAX;
 use super::handle::Handle;
 use super::invocation::blobs::Blobs;
+use super::invocation::kept::{Commits, Results};
 use super::invocation::keyed::Calls;
 use super::invocation::lanes::Lanes;
 use super::invocation::rates::Rates;
@@ -43,6 +44,7 @@ use crate::proto::peers::trust::Ledger;
 use crate::store::{self, Ban, DataDir, GoodPeer, Index};
 use crate::telemetry::Metrics;
 use crate::wire::directory::{AGENTS_PER_NODE_MAX, CAPABILITIES_MAX};
+use crate::wire::kept::Side;
 use crate::wire::{AgentKey, NodeKey};
 
 /// How long the system may take to let the node listen.
@@ -243,6 +245,9 @@ impl Node {
             bytes_max: limits.results_kept_bytes_max,
             keep: Duration::from_millis(limits.results_kept_ms),
         };
+        let times = task::TaskClock::new(clock);
+        let (commits, kept_blobs) = (Commits::new(reader.journal().clone()), reader.blobs().clone());
+        let results = |side| Results { side, commits: Arc::clone(&commits), blobs: kept_blobs.clone(), clock: times };
         let shared = Arc::new(Shared {
             registry: Registry::new(changes),
             key,
@@ -259,8 +264,8 @@ impl Node {
             blobs: Blobs::new(blobs, clock),
             foreground: Arc::default(),
             schemas: Schemas::default(),
-            calls_by_key: Arc::new(Calls::new(kept, |reply| u64::try_from(reply.output.len()).unwrap_or(u64::MAX), clock)),
-            results_by_key: Arc::new(Calls::new(kept, |success| success.body.len(), clock)),
+            calls_by_key: Arc::new(Calls::new(kept, results(Side::Caller), clock)),
+            results_by_key: Arc::new(Calls::new(kept, results(Side::Agent), clock)),
             cancels_by_invocation: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             serving: AtomicUsize::new(0),
@@ -288,7 +293,11 @@ impl Node {
         let directory = directory::State::new(directory_config);
         let event_loop = EventLoop::new(Arc::clone(&shared), Arc::clone(&disk), mesh, inputs, directory, bootstrap, penalties);
         let task = tokio::spawn(event_loop.with_pins(pins).run());
-        let access = Arc::new(task::Access { reader: reader.clone(), clock: task::TaskClock::new(clock) });
+        for call in &found.calls {
+            shared.calls_by_key.restore(call);
+            shared.results_by_key.restore(call);
+        }
+        let access = Arc::new(task::Access { reader: reader.clone(), clock: times });
         let book = task::Book::new(Arc::clone(&shared), reader, found, task_inbox);
         let node = Self { handle: Handle { shared, disk, tasks: access, started_at: wall }, task };
         node.attach_all(definitions).await?;

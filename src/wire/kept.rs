@@ -134,7 +134,7 @@ pub struct Done {
     pub took_us: u64,
     /// Who did it, on the caller's side.
     #[n(3)]
-    pub by: Option<By>,
+    pub by: Option<Box<By>>,
 }
 
 /// Who did a call.
@@ -192,7 +192,12 @@ mod tests {
         let by = By { invocation: [1; 16], agent: AgentId::from_public_key([4; 32]), node, attempts: 2, charge: None };
         let events = [
             Event::Begun(Begun { input: [5; 32], fence: Some((1, 3)), keep_ms: Some(60_000) }),
-            Event::Done(Done { output: Text::Inline(Bytes::from_static(b"1")), units: Some("2.5".to_owned()), took_us: 9, by: Some(by) }),
+            Event::Done(Done {
+                output: Text::Inline(Bytes::from_static(b"1")),
+                units: Some("2.5".to_owned()),
+                took_us: 9,
+                by: Some(Box::new(by)),
+            }),
             Event::Failed,
         ];
         for event in events {

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,6 +39,8 @@ pub struct Orders {
     pub confirm: Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>,
     /// Ends once all chunks of the answer are on their way, if the caller wants them.
     pub drained: Option<oneshot::Receiver<()>>,
+    /// Set before `cancel` if the call is the step of a task, and it is not its owner's will but the lane that ends it.
+    pub lost: Option<Arc<AtomicBool>>,
 }
 
 /// Whoever does the work: the node, through its agents.
@@ -62,6 +65,7 @@ struct Call {
     go: Option<oneshot::Sender<()>>,
     /// One permit per chunk that may be reported.
     next: Option<Arc<Semaphore>>,
+    lost: Option<Arc<AtomicBool>>,
 }
 
 /// Drives the answering end until the lane is gone. Returns what the peer did wrong, if it did. Once `drain` is cancelled, new calls are
@@ -149,6 +153,9 @@ pub async fn serve(
     };
     lane.machine.on_closed(&mut lane.outputs);
     for call in lane.calls_by_id.into_values() {
+        if let Some(lost) = &call.lost {
+            lost.store(true, Ordering::Relaxed);
+        }
         call.cancel.cancel();
     }
     violation
@@ -216,14 +223,15 @@ impl Answering {
 
     fn run(&mut self, id: u64, request: Box<Request>, deadline: Duration) {
         let cancel = CancellationToken::new();
+        let lost = request.fence.map(|_| Arc::new(AtomicBool::new(false)));
         let quick = matches!(&request.body, Body::Inline(bytes) if bytes.len() <= INLINE_WORK_BYTES_MAX);
         if !request.confirm && request.window_bytes == 0 {
-            let orders = Orders { cancel: cancel.clone(), chunks: None, confirm: None, drained: None };
+            let orders = Orders { cancel: cancel.clone(), chunks: None, confirm: None, drained: None, lost: lost.clone() };
             let mut execution = Arc::clone(&self.executor).execute(self.peer, request, deadline, orders);
             if quick && let Some(result) = execution.as_mut().now_or_never() {
                 return self.done(id, result);
             }
-            self.calls_by_id.insert(id, Call { cancel, go: None, next: None });
+            self.calls_by_id.insert(id, Call { cancel, go: None, next: None, lost });
             let reports = self.reports.clone();
             tokio::spawn(async move {
                 let result = execution.await;
@@ -239,8 +247,8 @@ impl Answering {
         let chunks = (request.window_bytes > 0).then_some(chunks);
         let (draining, drained) = oneshot::channel();
         let drained = chunks.is_some().then_some(drained);
-        let orders = Orders { cancel: cancel.clone(), chunks, confirm, drained };
-        self.calls_by_id.insert(id, Call { cancel: cancel.clone(), go: Some(go), next: Some(Arc::clone(&next)) });
+        let orders = Orders { cancel: cancel.clone(), chunks, confirm, drained, lost: lost.clone() };
+        self.calls_by_id.insert(id, Call { cancel: cancel.clone(), go: Some(go), next: Some(Arc::clone(&next)), lost });
         let (executor, peer, reports) = (Arc::clone(&self.executor), self.peer, self.reports.clone());
         tokio::spawn(async move {
             let told = reports.clone();

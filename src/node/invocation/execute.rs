@@ -1,7 +1,7 @@
 //! A call from the side of the agent's node: whose agent, under which key, with what result.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,14 +16,18 @@ use super::own_side::OwnSide;
 use crate::agents::{Agent, Confirm, Invocation, off_workers};
 use crate::mesh::lanes::{Executing, Executor, Orders, Watch};
 use crate::model::{ErrorCode, Failure, NodeId, Priority};
-use crate::node::shared::{Counted, Shared};
+use crate::node::shared::{Counted, Shared, lock};
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::chain;
+use crate::proto::invocation::dedup::Call;
 use crate::telemetry::Side;
 use crate::wire::blob::{Head, Part};
 use crate::wire::invocation::{Body, Request, Success};
 
 pub(super) use crate::agents::schema_failure;
+
+/// How long the result of a task's step is kept after the deadline of the attempt (design/tasks.md).
+const STEP_KEPT: Duration = Duration::from_secs(24 * 3_600);
 
 /// How much earlier than the deadline a caller is told that there was no place for its output, unless it has less time in all.
 const WORD_MAX: Duration = Duration::from_secs(1);
@@ -160,7 +164,7 @@ pub(super) async fn here(
     let _guard = cancel.clone().drop_guard();
     let task = {
         let (shared, caller) = (Arc::clone(shared), shared.node());
-        let orders = Orders { cancel, chunks, confirm: watch.map(confirm), drained: None };
+        let orders = Orders { cancel, chunks, confirm: watch.map(confirm), drained: None, lost: None };
         // The agent is told to stop by the token, and must be able to hear it after this future is gone.
         tokio::spawn(async move {
             let _serving = Counted::new(&shared.serving);
@@ -222,27 +226,41 @@ async fn keyed(
     word: String,
     request: Box<Request>,
     deadline: Duration,
-    orders: Orders,
+    mut orders: Orders,
 ) -> Result<Success, AttemptFailure> {
-    let cancel = orders.cancel.clone();
+    let (cancel, lost) = (orders.cancel.clone(), orders.lost.take());
+    // The owner of a task may be away for long before it asks for the result.
+    let keep = request.fence.map(|_| deadline.saturating_sub(shared.mono()).saturating_add(STEP_KEPT));
     let ask = Ask {
         key: (caller, request.agent, format!("{}\n{word}", request.capability)),
-        input: input_hash(&request.body),
+        call: Call { input: input_hash(&request.body), fence: request.fence, keep },
+        // Whoever calls an agent of its own node keeps the result on its own side.
+        durable: caller != shared.node(),
+        lost: lost.as_deref(),
         deadline,
         cancel: &cancel,
     };
     let begun = Arc::new(AtomicBool::new(false));
     let (joined, ran) = (Arc::clone(&begun), Arc::clone(&begun));
     let here = Arc::clone(shared);
+    let confirm = Arc::new(Mutex::new(orders.confirm.take()));
+    let own = Arc::clone(&confirm);
     let start = |stop: CancellationToken| async move {
-        let result = run(&here, caller, &agent, request, deadline, Orders { cancel: stop, ..orders }).await;
+        let confirm = lock(&own).take();
+        let result = run(&here, caller, &agent, request, deadline, Orders { cancel: stop, confirm, ..orders }).await;
         result.map_err(|failed| {
             ran.fetch_or(failed.begun, Ordering::Relaxed);
             failed.failure
         })
     };
-    // Whoever waits for somebody else's run cannot know that it has not begun.
-    let result = shared.results_by_key.once(ask, || joined.store(true, Ordering::Relaxed), start).await;
+    // Whoever waits for somebody else's run cannot know that it has not begun; it has been accepted, so this one is as well.
+    let join = || {
+        joined.store(true, Ordering::Relaxed);
+        if let Some((accepted, _)) = lock(&confirm).take() {
+            let _ = accepted.send(());
+        }
+    };
+    let result = shared.results_by_key.once(ask, join, start).await;
     result.map_err(|failure| AttemptFailure { failure, begun: begun.load(Ordering::Relaxed) })
 }
 

@@ -31,6 +31,7 @@ use crate::proto::invocation::blobs::Key;
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::chain;
 use crate::proto::invocation::client::Outcome as LaneOutcome;
+use crate::proto::invocation::dedup::Call;
 use crate::proto::invocation::evidence::Reader;
 use crate::telemetry::Side;
 use crate::wire::blob::Part;
@@ -249,7 +250,9 @@ async fn once(
     let nobody = AgentId::from_public_key([0; 32]);
     let ask = Ask {
         key: (shared.node(), nobody, format!("{}\n{key}", request.capability)),
-        input: identity(&request),
+        call: Call { input: identity(&request), fence: None, keep: None },
+        durable: true,
+        lost: None,
         deadline: deadline(shared, &request, shared.mono()),
         cancel,
     };

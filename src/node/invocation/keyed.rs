@@ -3,19 +3,25 @@
 //! The run belongs to nobody's connection: it goes on while anybody waits for it, so a client that lost its connection and comes back
 //! with its key finds its call still running. Each who waits keeps to a deadline and a cancel of its own: the run is made with the deadline of
 //! whoever came first, so when that one's time is up, the next who has time left runs the call anew. When the last one is gone, the run is
-//! told to stop.
+//! told to stop; only the step of a task goes on when the connection of its owner is lost, since that one comes back and asks again.
+//!
+//! What is kept is on the disk ([`super::kept`]), but for calls of this node's own to its own agents: their owner keeps them itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::kept::{self, Found, Keep, Kept, Results, What};
 use crate::model::{ErrorCode, Failure};
 use crate::node::clock::Clock;
 use crate::node::shared::lock;
-use crate::proto::invocation::dedup::{Config, Key, State, Verdict};
+use crate::proto::invocation::dedup::{Call, Config, Key, State, Verdict};
+use crate::store::journal::SegmentId;
+use crate::wire::kept::Side;
 
 type Waiter<R> = oneshot::Sender<Result<R, Failure>>;
 
@@ -25,14 +31,13 @@ const ROUNDED: Duration = Duration::from_millis(50);
 /// Calls by key, with the results that are kept.
 pub(in crate::node) struct Calls<R> {
     runs: Mutex<Runs<R>>,
-    /// How many bytes a result has.
-    size: fn(&R) -> u64,
+    results: Results,
     clock: Clock,
 }
 
 /// Under one lock, so that nobody meets a run without what keeps it going.
 struct Runs<R> {
-    state: State<Waiter<R>, R>,
+    state: State<Waiter<R>, Kept<R>>,
     /// What keeps each run going: held by everybody who waits for it.
     interest_by_key: BTreeMap<Key, (Weak<DropGuard>, Duration)>,
 }
@@ -40,7 +45,7 @@ struct Runs<R> {
 /// How a call stands to its key.
 enum Place<R> {
     /// It was done before.
-    Done(R),
+    Done(Kept<R>),
     /// It is to be run, for this waiter.
     Run(CancellationToken, Waiter<R>, Arc<DropGuard>),
     /// It waits for a run that goes on.
@@ -53,18 +58,44 @@ enum Place<R> {
 pub(super) struct Ask<'a> {
     /// Names the call.
     pub(super) key: Key,
-    /// What must be the same for the same key.
-    pub(super) input: [u8; 32],
+    /// What must be the same for the same key, and what tells calls apart.
+    pub(super) call: Call,
+    /// Whether what becomes of it is made durable.
+    pub(super) durable: bool,
+    /// Set before `cancel` if it is the connection that was lost, and the run shall go on.
+    pub(super) lost: Option<&'a AtomicBool>,
     /// When the asker gives up, since the start of the node.
     pub(super) deadline: Duration,
     /// Cancelled when the asker no longer waits.
     pub(super) cancel: &'a CancellationToken,
 }
 
-impl<R: Clone + Send + 'static> Calls<R> {
-    /// No call yet. `size` is how many bytes of what `config` leaves room for a result takes.
-    pub(in crate::node) fn new(config: Config, size: fn(&R) -> u64, clock: Clock) -> Self {
-        Self { runs: Mutex::new(Runs { state: State::new(config), interest_by_key: BTreeMap::new() }), size, clock }
+impl<R: Keep> Calls<R> {
+    /// No call yet.
+    pub(in crate::node) fn new(config: Config, results: Results, clock: Clock) -> Self {
+        Self { runs: Mutex::new(Runs { state: State::new(config), interest_by_key: BTreeMap::new() }), results, clock }
+    }
+
+    /// Takes up what a start found in the journal. What happened on the other side is passed over.
+    pub(in crate::node) fn restore(&self, found: &Found) {
+        let Found { side, key, at, what } = found;
+        if *side != self.results.side {
+            return;
+        }
+        let state = &mut lock(&self.runs).state;
+        match what {
+            What::Begun(call) => state.restore_begun(key.clone(), *call, *at),
+            What::Done { position, bytes, large } => {
+                let blobs = large.then(|| self.results.owner(key));
+                state.restore_done(key, Kept::Journal { position: *position, blobs }, *bytes, *at);
+            }
+            What::Failed => state.release(key),
+        }
+    }
+
+    /// Segments of the journal that hold results which somebody may ask for.
+    pub(in crate::node) fn segments(&self) -> BTreeSet<SegmentId> {
+        kept::segments(lock(&self.runs).state.results())
     }
 
     /// Starts what `run` makes, or waits for the call that runs under the key, or returns the result that is kept. `joined` is told when
@@ -83,14 +114,14 @@ impl<R: Clone + Send + 'static> Calls<R> {
         loop {
             let (reply, answer) = oneshot::channel();
             match self.place(&ask, reply)? {
-                Place::Done(result) => return Ok(result),
-                Place::Run(stop, reply, _interest) => {
-                    self.start(ask.key.clone(), reply, run(stop));
-                    return self.wait(&ask, answer).await?.unwrap_or_else(|| Err(broke_off()));
+                Place::Done(kept) => return self.results.load(kept).await,
+                Place::Run(stop, reply, interest) => {
+                    self.start(&ask, reply, run(stop));
+                    return self.wait(&ask, answer, Some(interest)).await?.unwrap_or_else(|| Err(broke_off()));
                 }
-                Place::Joined(_interest, deadline) => {
+                Place::Joined(interest, deadline) => {
                     joined();
-                    let ended = self.wait(&ask, answer).await?.unwrap_or_else(|| Err(broke_off()));
+                    let ended = self.wait(&ask, answer, Some(interest)).await?.unwrap_or_else(|| Err(broke_off()));
                     let now = self.clock.mono();
                     let was_up = deadline <= now.saturating_add(ROUNDED);
                     // What is for good is what the agent itself said; the rest is up to the patience of whoever came first.
@@ -100,16 +131,30 @@ impl<R: Clone + Send + 'static> Calls<R> {
                         return ended;
                     }
                 }
-                Place::Doomed => drop(self.wait(&ask, answer).await?),
+                Place::Doomed => drop(self.wait(&ask, answer, None).await?),
             }
         }
     }
 
     /// Waits for the end of a run, as long as the asker does. `None` if the run broke off.
-    async fn wait(&self, ask: &Ask<'_>, answer: oneshot::Receiver<Result<R, Failure>>) -> Result<Option<Result<R, Failure>>, Failure> {
+    async fn wait(
+        &self,
+        ask: &Ask<'_>,
+        mut answer: oneshot::Receiver<Result<R, Failure>>,
+        interest: Option<Arc<DropGuard>>,
+    ) -> Result<Option<Result<R, Failure>>, Failure> {
         tokio::select! {
-            ended = answer => Ok(ended.ok()),
-            () = ask.cancel.cancelled() => Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled")),
+            ended = &mut answer => Ok(ended.ok()),
+            () = ask.cancel.cancelled() => {
+                if let Some(interest) = interest.filter(|_| ask.lost.is_some_and(|lost| lost.load(Ordering::Relaxed))) {
+                    // The owner of the task asks again under the same key, and finds it running or done.
+                    tokio::spawn(async move {
+                        let _ = answer.await;
+                        drop(interest);
+                    });
+                }
+                Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled"))
+            }
             () = tokio::time::sleep_until(self.clock.zero() + ask.deadline) => {
                 Err(Failure::new(ErrorCode::Timeout, "the call that runs under this key did not end before the deadline"))
             }
@@ -118,8 +163,10 @@ impl<R: Clone + Send + 'static> Calls<R> {
 
     fn place(&self, ask: &Ask<'_>, reply: Waiter<R>) -> Result<Place<R>, Failure> {
         let runs = &mut *lock(&self.runs);
-        match runs.state.on_call(ask.key.clone(), ask.input, reply, self.clock.now().mono) {
-            Verdict::Done(_, result) => Ok(Place::Done(result)),
+        let verdict = runs.state.on_call(ask.key.clone(), ask.call, reply, self.results.now());
+        self.results.forget(runs.state.take_forgotten());
+        match verdict {
+            Verdict::Done(_, kept) => Ok(Place::Done(kept)),
             Verdict::Refuse(_, failure) => Err(failure),
             Verdict::Wait => {
                 let runs = runs.interest_by_key.get(&ask.key);
@@ -135,33 +182,72 @@ impl<R: Clone + Send + 'static> Calls<R> {
         }
     }
 
-    fn start(self: &Arc<Self>, key: Key, reply: Waiter<R>, run: impl Future<Output = Result<R, Failure>> + Send + 'static) {
-        let mut running = Running { calls: Arc::clone(self), key: Some(key) };
+    fn start(self: &Arc<Self>, ask: &Ask<'_>, reply: Waiter<R>, run: impl Future<Output = Result<R, Failure>> + Send + 'static) {
+        let mut running = Running { calls: Arc::clone(self), key: Some(ask.key.clone()) };
+        let (key, call, durable) = (ask.key.clone(), ask.call, ask.durable);
         tokio::spawn(async move {
-            let result = run.await;
-            for waiter in running.finish(result.as_ref().ok()).into_iter().chain([reply]) {
+            let (result, kept) = running.calls.made_durable(&key, &call, durable, run).await;
+            for waiter in running.finish(kept).into_iter().chain([reply]) {
                 let _ = waiter.send(result.clone());
             }
         });
     }
+
+    /// Runs a call between what has to be durable before it and what has to be durable after it.
+    async fn made_durable(
+        &self,
+        key: &Key,
+        call: &Call,
+        durable: bool,
+        run: impl Future<Output = Result<R, Failure>>,
+    ) -> (Result<R, Failure>, Option<(Kept<R>, u64)>) {
+        // On the caller's side nothing has happened before there is a result.
+        let begins = durable && self.results.side == Side::Agent;
+        if begins && let Err(failure) = self.results.begin(key, call).await {
+            return (Err(failure), None);
+        }
+        let result = run.await;
+        let bytes = |result: &R| u64::try_from(result.output().len()).unwrap_or(u64::MAX);
+        let kept = match &result {
+            Ok(result) if durable => match self.results.keep(key, call, begins, result).await {
+                Ok(kept) => Some((kept, bytes(result))),
+                Err(failure) => {
+                    // The work is done, and its result worth more than the promise that a repeat finds it.
+                    tracing::warn!(%failure, "a result could not be kept: a call that repeats its key runs again");
+                    None
+                }
+            },
+            Ok(result) => Some((Kept::Memory(result.clone()), bytes(result))),
+            Err(_) => {
+                if begins {
+                    self.results.fail(key);
+                }
+                None
+            }
+        };
+        (result, kept)
+    }
 }
 
 /// Frees the key once, also if the run breaks off; those who wait then see their channels close.
-struct Running<R: Clone + Send + 'static> {
+struct Running<R: Keep> {
     calls: Arc<Calls<R>>,
     key: Option<Key>,
 }
 
-impl<R: Clone + Send + 'static> Running<R> {
-    fn finish(&mut self, good: Option<&R>) -> Vec<Waiter<R>> {
+impl<R: Keep> Running<R> {
+    fn finish(&mut self, kept: Option<(Kept<R>, u64)>) -> Vec<Waiter<R>> {
         let Some(key) = self.key.take() else { return Vec::new() };
         let runs = &mut *lock(&self.calls.runs);
         runs.interest_by_key.remove(&key);
-        runs.state.handle_done(&key, good.map(|result| (result, (self.calls.size)(result))), self.calls.clock.now().mono)
+        let results = &self.calls.results;
+        let waiters = runs.state.handle_done(&key, kept, results.now());
+        results.forget(runs.state.take_forgotten());
+        waiters
     }
 }
 
-impl<R: Clone + Send + 'static> Drop for Running<R> {
+impl<R: Keep> Drop for Running<R> {
     fn drop(&mut self) {
         drop(self.finish(None));
     }
@@ -171,13 +257,20 @@ impl<R: Clone + Send + 'static> Drop for Running<R> {
 mod tests {
     use super::*;
     use crate::model::{AgentId, NodeId};
+    use crate::node::task::TaskClock;
+    use crate::wire::invocation::{Body, Success};
 
     const CONFIG: Config = Config { results_max: 8, bytes_max: 1_024, keep: Duration::from_secs(60) };
 
     /// MEAP-9: a deadline is its caller's own, also where somebody who gave less time began what runs under the key.
     #[tokio::test(start_paused = true)]
     async fn whoever_has_time_left_does_not_fail_by_the_deadline_of_the_first() {
-        let calls = Arc::new(Calls::new(CONFIG, |_: &u64| 1, Clock::start()));
+        let (folder, clock) = (tempfile::tempdir().expect("a folder"), Clock::start());
+        let dir = crate::store::DataDir::open(folder.path()).expect("a data directory");
+        let (journal, _) = dir.journal(crate::store::journal::Config::default()).expect("a journal");
+        let results =
+            Results { side: Side::Agent, commits: super::kept::Commits::new(journal), blobs: dir.blobs(), clock: TaskClock::new(clock) };
+        let calls = Arc::new(Calls::new(CONFIG, results, clock));
         let node: NodeId = libp2p::PeerId::random().into();
         // The work takes a second; a run is given up at the deadline of whoever began it. The result is who that was.
         let call = async |deadline_ms: u64| {
@@ -186,16 +279,22 @@ mod tests {
             let until = calls.clock.zero() + deadline;
             let run = |_| async move {
                 let work = tokio::time::timeout_at(until, tokio::time::sleep(Duration::from_secs(1))).await;
-                work.map(|()| deadline_ms).map_err(|_| Failure::new(ErrorCode::Timeout, "no time"))
+                let who = || Success { units: Some(deadline_ms.to_string()), execution_us: 0, body: Body::Inline(bytes::Bytes::new()) };
+                work.map(|()| who()).map_err(|_| Failure::new(ErrorCode::Timeout, "no time"))
             };
-            let ask = Ask { key, input: [0; 32], deadline, cancel: &cancel };
-            calls.once(ask, || {}, run).await.map_err(|failure| failure.code)
+            let call = Call { input: [0; 32], fence: None, keep: None };
+            let ask = Ask { key, call, durable: false, lost: None, deadline, cancel: &cancel };
+            let ended = calls.once(ask, || {}, run).await;
+            ended.map(|success| success.units.and_then(|units| units.parse::<u64>().ok())).map_err(|failure| failure.code)
         };
 
         let ended = tokio::join!(call(300), call(60_000), call(500), call(70_000));
 
         let late = Err(ErrorCode::Timeout);
         assert_eq!((ended.0, ended.2), (late, late));
-        assert!(ended.1.is_ok_and(|began| began >= 60_000) && ended.1 == ended.3, "they share the run of one who had time: {ended:?}");
+        assert!(
+            ended.1.is_ok_and(|began| began >= Some(60_000)) && ended.1 == ended.3,
+            "they share the run of one who had time: {ended:?}"
+        );
     }
 }

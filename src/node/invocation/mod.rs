@@ -12,6 +12,7 @@
 pub(super) mod blobs;
 pub(super) mod execute;
 pub(super) mod invoke;
+pub(super) mod kept;
 pub(super) mod keyed;
 pub(super) mod lanes;
 pub(super) mod offers;

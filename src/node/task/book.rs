@@ -140,7 +140,7 @@ impl TaskClock {
         Self { clock, zero: Timestamp::from_ms(now.wall.as_ms().saturating_sub(u64::try_from(now.mono.as_millis()).unwrap_or(0))) }
     }
 
-    pub(super) fn now(&self) -> Timestamp {
+    pub(in crate::node) fn now(&self) -> Timestamp {
         self.zero.saturating_add(self.clock.mono())
     }
 
@@ -669,6 +669,9 @@ impl Book {
             .into_iter()
             .chain(self.ended.values().flat_map(|ended| ended.positions.iter()).map(|position| position.segment))
             .collect();
+        let mut wanted = wanted;
+        wanted.extend(self.shared.calls_by_key.segments());
+        wanted.extend(self.shared.results_by_key.segments());
         let (journal, blobs) = (self.reader.journal.clone(), self.reader.blobs.clone());
         tokio::task::spawn_blocking(move || {
             for task in over {
@@ -717,7 +720,7 @@ impl Book {
 }
 
 /// The epoch of a journal that one node keeps alone.
-const EPOCH: u64 = 1;
+pub(super) const EPOCH: u64 = 1;
 
 /// What is kept at hand of a task that has ended; `None` if it has not.
 pub(super) fn ended(state: &State, positions: &[Position]) -> Option<Ended> {

@@ -104,6 +104,14 @@ pub(in crate::node) struct Reader {
 }
 
 impl Reader {
+    pub(in crate::node) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    pub(in crate::node) fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
     pub(in crate::node) fn new(journal: Journal, blobs: Blobs, config: &crate::config::Config) -> Self {
         let ms = Duration::from_millis;
         let rules = Config {

@@ -11,8 +11,10 @@ use serde_json::Value;
 use super::book::{Ended, ended};
 use super::read::{self, Reader};
 use crate::model::{Failure, TaskId};
+use crate::node::invocation::kept::Found as FoundCall;
 use crate::proto::task::state::State;
 use crate::store::journal::{Position, Replay};
+use crate::wire::kept;
 use crate::wire::task::{Entry, Event};
 
 /// A task to go on with.
@@ -27,6 +29,8 @@ pub(super) struct Unfinished {
 pub(in crate::node) struct Found {
     pub(super) live: BTreeMap<TaskId, Unfinished>,
     pub(super) ended: BTreeMap<TaskId, Ended>,
+    /// What happened to calls with a key.
+    pub(in crate::node) calls: Vec<FoundCall>,
     /// What went wrong, for people.
     pub(in crate::node) notes: Vec<String>,
 }
@@ -37,10 +41,16 @@ struct Gathering {
     live: BTreeMap<TaskId, (State, Vec<Position>)>,
     ended: BTreeMap<TaskId, Ended>,
     broken: BTreeMap<TaskId, String>,
+    calls: Vec<FoundCall>,
 }
 
 impl Gathering {
     fn take(&mut self, reader: &Reader, position: Position, bytes: &[u8]) {
+        if kept::Subject::of(bytes) == Some(kept::Subject::Call) {
+            // One that cannot be read is a result that nobody finds: its key is free.
+            self.calls.extend(kept::Entry::decode(bytes).map(|entry| FoundCall::new(entry, position)));
+            return;
+        }
         let entry = match Entry::decode(bytes) {
             Ok(entry) => entry,
             Err(error) => {
@@ -91,7 +101,7 @@ pub(in crate::node) fn run(reader: &Reader, replay: Replay) -> Result<Found, cra
     let mut gathering = Gathering::default();
     let findings = replay.run(|entry| gathering.take(reader, entry.position, entry.payload))?;
     let mut notes: Vec<String> = findings.iter().map(ToString::to_string).collect();
-    let mut found = Found { ended: gathering.ended, ..Found::default() };
+    let mut found = Found { ended: gathering.ended, calls: gathering.calls, ..Found::default() };
     for (task, (state, positions)) in gathering.live {
         match reader.outputs(&state) {
             Ok(outputs) => {

@@ -23,6 +23,7 @@ use crate::proto::task::definition::{Definition, Subtask};
 use crate::proto::task::machine::{Choose, Chosen, Finish, Input, Send};
 use crate::proto::task::result::map_output;
 use crate::store::Blobs;
+use crate::wire;
 use crate::wire::invocation::{Body, Success};
 use crate::wire::task::{Charge, Fence, Loss};
 
@@ -109,6 +110,7 @@ impl Step {
         let ended = |finish| (Input::Finished(fence, finish), None);
         let price = attempt.candidate().capability().and_then(|capability| capability.price.clone());
         request.key = Some(key(self.task, subtask, &request.input));
+        request.fence = Some(wire::invocation::Fence { epoch: super::book::EPOCH, attempt: fence.attempt });
         let left = send.until.map(|until| until.saturating_since(shared.clock.now().wall));
         let start_within = left.map_or(send.start_within, |left| left.min(send.start_within));
         let most = send.start_within.saturating_add(send.close_within);
