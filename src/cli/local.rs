@@ -15,7 +15,12 @@ pub(super) struct Scratch(PathBuf);
 impl Scratch {
     /// A new empty folder among the system's temporary ones.
     pub(super) fn new(purpose: &str) -> Result<Self, CliError> {
-        let path = std::env::temp_dir().join(format!("meshwork-{purpose}-{:016x}", rand::rng().random::<u64>()));
+        Self::below(&std::env::temp_dir(), purpose)
+    }
+
+    /// A new empty folder in this one.
+    pub(super) fn below(folder: &Path, purpose: &str) -> Result<Self, CliError> {
+        let path = folder.join(format!("meshwork-{purpose}-{:016x}", rand::rng().random::<u64>()));
         std::fs::create_dir(&path).map_err(|error| CliError::internal(format!("cannot create {}: {error}", path.display())))?;
         Ok(Self(path))
     }

@@ -10,6 +10,7 @@ mod api_safety;
 mod bad_agents;
 mod bad_input;
 mod bad_peers;
+mod bench;
 mod cancel;
 mod cli;
 mod directory;

@@ -215,6 +215,11 @@ impl Handle {
         tokio::task::spawn_blocking(read).await.map_err(broke_off)?
     }
 
+    /// How often the journal was flushed since the node started, which is what its tasks wait for.
+    pub fn journal_flushes(&self) -> u64 {
+        self.tasks.reader.journal.flushes()
+    }
+
     /// Cancels a task.
     ///
     /// # Errors

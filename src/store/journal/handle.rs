@@ -5,7 +5,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
 };
@@ -91,7 +91,12 @@ impl Journal {
             entry_bytes_max: ENTRY_BYTES_MAX.min(segment_bytes as usize - ENTRIES_AT as usize - HEAD_BYTES),
             segment_bytes,
         };
-        let shared = Arc::new(Shared { queue: Queue::new(bounds, next), headers: RwLock::new(headers), full: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            queue: Queue::new(bounds, next),
+            headers: RwLock::new(headers),
+            full: AtomicBool::new(false),
+            flushes: AtomicU64::new(0),
+        });
         let (sender, committed) = watch::channel(Committed { end: Index(next.next), stopped: None });
         let writer = Writer::new(disk.clone(), shared.clone(), sender, segment_bytes, next);
         let writer = writer.map_err(|source| io(&*disk, "open", &SegmentId(next.first).file_name(), source))?;
@@ -129,6 +134,11 @@ impl Journal {
     /// Whether new work must be refused, since there is room for little more than what runs. Ends by itself.
     pub fn is_full(&self) -> bool {
         self.inner.shared.full.load(Ordering::Relaxed)
+    }
+
+    /// How often entries were flushed since the start.
+    pub fn flushes(&self) -> u64 {
+        self.inner.shared.flushes.load(Ordering::Relaxed)
     }
 
     /// Reads the entry at `position`, which must be committed, and checks it. Blocks.

@@ -14,7 +14,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -63,6 +63,8 @@ pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) headers: RwLock<BTreeMap<u64, Header>>,
     pub(super) full: AtomicBool,
+    /// How often entries were flushed: what durability costs.
+    pub(super) flushes: AtomicU64,
 }
 
 /// Why something could not be written.
@@ -177,6 +179,7 @@ impl Writer {
             current.file.write_at(&self.buffer, begin.into()).map_err(|source| written(source, path()))?;
             current.settled = false;
             current.file.sync().map_err(|source| Trouble::Failed { action: "flush", path: path(), source })?;
+            self.shared.flushes.fetch_add(1, Ordering::Relaxed);
             self.batch.drain(..count);
             let end = index.saturating_add(count as u64);
             let offset = begin.saturating_add(u32::try_from(self.buffer.len()).unwrap_or(u32::MAX));
