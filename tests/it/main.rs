@@ -29,4 +29,5 @@ mod readme;
 mod receipts;
 mod routing;
 mod streaming;
+mod task_offers;
 mod turns;

@@ -2,7 +2,7 @@
 //!
 //! [`book`] is one task beside the event loop: every machine, the journal, and what clients ask go through it one after the other, so that
 //! nothing is decided twice. It decides nothing itself: `proto::task` does. What takes time is done by others and comes back as a report:
-//! [`step`] chooses an agent and makes a call, [`plan`] decomposes a goal, [`read`] reads tasks that have ended from the journal. [`door`] is
+//! [`step`] chooses an agent ([`offers`]: after asking around) and makes a call, [`plan`] decomposes a goal, [`read`] reads tasks that have ended from the journal. [`door`] is
 //! what clients reach it by, and [`replay`] what a start finds in the journal.
 //!
 //! The order of things is the journal's: an event is appended when it is decided, and what follows from it leaves this node when the disk has
@@ -10,6 +10,7 @@
 
 pub(super) mod book;
 mod door;
+mod offers;
 mod plan;
 mod read;
 mod replay;

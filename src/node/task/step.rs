@@ -11,7 +11,7 @@ use rust_decimal::Decimal;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::read;
+use super::{offers, read};
 use crate::agents::off_workers;
 use crate::mesh::lanes::Watch;
 use crate::model::{AgentId, ErrorCode, Failure, InvocationId, Price, TaskId};
@@ -72,17 +72,22 @@ impl Step {
             Ok(request) => request,
             Err(failure) => return self.tell(Input::Unavailable(number, failure), None).await,
         };
-        let attempt = match choose_agent(&self.shared, request.clone(), &self.definition, subtask, &self.choose).await {
-            Ok(attempt) => attempt,
+        let (attempt, bids) = match choose_agent(&self.shared, request.clone(), &self.definition, subtask, &self.choose).await {
+            Ok(chosen) => chosen,
             Err(failure) => return self.tell(Input::Unavailable(number, failure), None).await,
         };
         let record = &attempt.candidate().entry.record;
+        let mut explain = attempt.explanation(self.shared.mono());
+        if let Some(bids) = bids {
+            explain["why"] = "its offer is the best that fits".into();
+            explain["offers"] = bids;
+        }
         let chosen = Chosen {
             agent: record.agent,
             name: crate::model::printable(&record.name, 64),
             node: record.node,
             estimate: estimate(&attempt, subtask),
-            explain: Bytes::from(attempt.explanation(self.shared.mono()).to_string()),
+            explain: Bytes::from(explain.to_string()),
         };
         self.tell(Input::Chosen(number, chosen), None).await;
         let Ok(send) = orders.send.await else { return };
@@ -199,20 +204,24 @@ fn request(definition: &Definition, subtask: &Subtask, outputs: &[Option<Arc<Val
     Ok(request)
 }
 
-/// Chooses whom to ask: who may already hold the result, else somebody on whom no attempt failed, else anybody who did not refuse.
+/// Chooses whom to ask: who may already hold the result, else, where the task wants offers, whoever makes the best one, else somebody on
+/// whom no attempt failed, else anybody who did not refuse. Gives the offers too, if there are any.
 async fn choose_agent<'a>(
     shared: &'a Arc<Shared>,
     mut request: InvokeRequest,
     definition: &Definition,
     subtask: &Subtask,
     choose: &Choose,
-) -> Result<Attempt<'a>, Failure> {
+) -> Result<(Attempt<'a>, Option<Value>), Failure> {
     let deadline = shared.mono().saturating_add(CHOOSE_MAX);
     if let Some(prefer) = choose.prefer {
         let named = InvokeRequest { agent: Some(prefer), ..request.clone() };
         if let Ok(attempt) = Box::pin(routing::choose(shared, &named, &choose.refused_by, deadline)).await {
-            return Ok(attempt);
+            return Ok((attempt, None));
         }
+    }
+    if subtask.offers && subtask.agent.is_none() {
+        return Box::pin(choose_by_offers(shared, &request, definition, subtask, choose)).await;
     }
     let mut avoid: Vec<AgentId> = choose.refused_by.iter().chain(&choose.failed_on).copied().collect();
     let mut foreign: Option<Failure> = None;
@@ -220,7 +229,7 @@ async fn choose_agent<'a>(
         let found = Box::pin(routing::choose(shared, &request, &avoid, deadline)).await;
         match found {
             Ok(attempt) => match foreign_currency(definition, &attempt) {
-                None => return Ok(attempt),
+                None => return Ok((attempt, None)),
                 Some(failure) => {
                     avoid.push(attempt.candidate().agent());
                     foreign = Some(failure);
@@ -235,6 +244,33 @@ async fn choose_agent<'a>(
             Err(failure) => return Err(foreign.unwrap_or(failure)),
         }
     }
+}
+
+/// Chooses whoever makes the best offer that fits.
+async fn choose_by_offers<'a>(
+    shared: &'a Arc<Shared>,
+    request: &InvokeRequest,
+    definition: &Definition,
+    subtask: &Subtask,
+    choose: &Choose,
+) -> Result<(Attempt<'a>, Option<Value>), Failure> {
+    let bids = Box::pin(offers::ask(shared, request, definition, subtask, choose)).await?;
+    let deadline = shared.mono().saturating_add(CHOOSE_MAX);
+    let mut gone = None;
+    for agent in bids.agents {
+        let named = InvokeRequest { agent: Some(agent), ..request.clone() };
+        match Box::pin(routing::choose(shared, &named, &choose.refused_by, deadline)).await {
+            Ok(attempt) => return Ok((attempt, Some(bids.document))),
+            Err(failure) => gone = Some(failure),
+        }
+    }
+    if let Some(failure) = bids.nobody.or(gone) {
+        return Err(failure);
+    }
+    // Nobody was there to ask: why, routing knows best.
+    let found = Box::pin(routing::choose(shared, request, &choose.refused_by, deadline)).await;
+    let message = format!("nobody who offers `{}` could be asked for an offer", request.capability);
+    Err(found.err().unwrap_or_else(|| Failure::new(ErrorCode::Busy, message)))
 }
 
 /// Why an agent cannot be paid, if its price is in another currency than the budget.
