@@ -8,6 +8,7 @@
 mod clock;
 mod event_loop;
 pub(crate) mod explain;
+mod failpoint;
 mod find;
 mod gossip;
 mod handle;

@@ -185,7 +185,7 @@ fn open(config: &Config, wall: Timestamp) -> Result<Opened, StartError> {
     }
     let (journal, replay) = dir.journal(store::journal::Config::default())?;
     let reader = task::Reader::new(journal, dir.blobs(), config);
-    let mut found = task::replay(&reader, replay)?;
+    let mut found = task::replay(&reader, replay, wall)?;
     notes.append(&mut found.notes);
     let disk = Disk { dir, token, index, pinning: tokio::sync::Mutex::default(), reserved: Mutex::default() };
     Ok(Opened { disk, key, peers, bans, definitions: loaded.definitions, pins, tasks: (reader, found), notes })

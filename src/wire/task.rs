@@ -43,6 +43,9 @@ pub struct Entry {
     /// What happened.
     #[n(4)]
     pub event: Event,
+    /// How many events the task had before this one, so that one that is missing is noticed.
+    #[n(5)]
+    pub number: u64,
 }
 
 /// A text that may be too large for the journal.
@@ -475,7 +478,7 @@ mod tests {
 
     fn entry(event: Event) -> Entry {
         let home = libp2p_identity::PeerId::from_bytes(&[0, 1, 7]).expect("a short identity hash");
-        Entry { home: home.into(), epoch: 1, task: TaskId::from_random(7), at: Timestamp::from_ms(1_700_000_000_000), event }
+        Entry { home: home.into(), epoch: 1, task: TaskId::from_random(7), at: Timestamp::from_ms(1_700_000_000_000), event, number: 5 }
     }
 
     fn inline(text: &'static str) -> Text {
@@ -530,7 +533,7 @@ mod tests {
     #[test]
     fn an_event_of_a_later_release_is_refused_and_its_task_known() {
         let mut bytes = entry(Event::CancelRequested).encode().to_vec();
-        let place = bytes.len() - 2;
+        let place = bytes.len() - 4;
         assert_eq!(bytes[place], 12, "the number of the event");
         bytes[place] = 23;
         assert!(matches!(Entry::decode(&bytes), Err(Error::Malformed { .. })));

@@ -27,6 +27,7 @@ mod priorities;
 mod rate;
 mod readme;
 mod receipts;
+mod recovery_kill;
 mod routing;
 mod streaming;
 mod task_offers;

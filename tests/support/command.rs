@@ -48,6 +48,13 @@ pub(super) fn program() -> Command {
     without_nodes(Command::new(env!("CARGO_BIN_EXE_meshwork")))
 }
 
+/// The program, started by a shell that does `prelude` first and then becomes it.
+pub(super) fn program_after(prelude: &str) -> Command {
+    let mut command = without_nodes(Command::new("sh"));
+    command.args(["-eu", "-c", &format!("{prelude}\nexec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_meshwork")]);
+    command
+}
+
 fn without_nodes(mut command: Command) -> Command {
     for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MESHWORK_")) {
         command.env_remove(name);

@@ -8,6 +8,7 @@ mod answer;
 mod command;
 mod events;
 mod node;
+pub(crate) mod oracle;
 pub(crate) mod peer;
 pub(crate) mod stepping;
 pub(crate) mod target;

@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     agents::tables,
     answer::Answer,
-    command::{Output, finished, program},
+    command::{Output, finished, program, program_after},
     events::Events,
     wait::{SETTLE, eventually, poll, within},
 };
@@ -43,6 +43,8 @@ pub(crate) struct Builder {
     agents: Vec<Value>,
     join: Vec<String>,
     listen: Vec<String>,
+    failpoint: Option<String>,
+    prelude: Option<String>,
 }
 
 impl Builder {
@@ -87,6 +89,18 @@ impl Builder {
         self
     }
 
+    /// Dies at this point (`src/node/failpoint.rs`), or at none.
+    pub(crate) fn failpoint(mut self, point: Option<&str>) -> Self {
+        self.failpoint = point.map(str::to_owned);
+        self
+    }
+
+    /// Is started by a shell that does this first.
+    pub(crate) fn prelude(mut self, commands: &str) -> Self {
+        self.prelude = Some(commands.to_owned());
+        self
+    }
+
     /// Where it keeps its keys and its token.
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.home.path().join("data")
@@ -105,7 +119,11 @@ impl Builder {
     /// Starts it; it may have to wait for others before it is ready.
     pub(crate) fn start(self) -> Starting {
         let log = File::options().create(true).append(true).open(self.log_file()).expect("the log file is made");
-        let mut command = program();
+        let mut command = match &self.prelude {
+            Some(prelude) => program_after(prelude),
+            None => program(),
+        };
+        command.envs(self.failpoint.iter().map(|point| ("MESHWORK_FAILPOINT", point)));
         command.arg("up").arg("--json").arg("--data-dir").arg(self.data_dir()).args(["--api", "127.0.0.1:0"]);
         if let Some(file) = self.written_config() {
             command.arg("--config").arg(file);
@@ -152,6 +170,12 @@ pub(crate) struct Starting {
 }
 
 impl Starting {
+    /// Waits until the process has ended by itself, ready or not.
+    pub(crate) async fn died(mut self) -> Builder {
+        within("the node dies", STOP, self.child.wait()).await.expect("the process is waited for");
+        self.builder
+    }
+
     /// Waits for the ready line.
     pub(crate) async fn ready(mut self) -> Node {
         let mut line = String::new();
@@ -191,7 +215,16 @@ impl Node {
     pub(crate) fn builder() -> Builder {
         let home = Arc::new(tempfile::tempdir().expect("a folder for the node"));
         let listen = vec!["/ip4/127.0.0.1/tcp/0".to_owned()];
-        Builder { home, config: String::new(), config_file: None, agents: Vec::new(), join: Vec::new(), listen }
+        Builder {
+            home,
+            config: String::new(),
+            config_file: None,
+            agents: Vec::new(),
+            join: Vec::new(),
+            listen,
+            failpoint: None,
+            prelude: None,
+        }
     }
 
     /// A node without agents that others join through.
@@ -410,6 +443,18 @@ impl Node {
     /// Ends the process at once, as a crash would.
     pub(crate) async fn kill(&mut self) {
         self.child.kill().await.expect("the process is killed");
+    }
+
+    /// Waits until the process has ended by itself.
+    pub(crate) async fn died(&mut self) -> ExitStatus {
+        within("the node dies", STOP, self.child.wait()).await.expect("the process is waited for")
+    }
+
+    /// How it is started again at the address that others know it by; it must have ended.
+    pub(crate) fn reborn(self) -> Builder {
+        let address = self.address();
+        let bare = address.split_once("/p2p/").map_or(address.as_str(), |(bare, _)| bare);
+        self.builder.clone().failpoint(None).listen(&[bare])
     }
 
     /// Asks the process to stop and waits until it has.

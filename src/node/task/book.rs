@@ -27,11 +27,12 @@ use super::replay::{Found, Unfinished};
 use super::step::{Orders, Report, Step};
 use crate::model::{CapabilityName, ErrorCode, Failure, TaskId, Timestamp};
 use crate::node::clock::Clock;
+use crate::node::failpoint;
 use crate::node::shared::Shared;
 use crate::node::view::Event as NodeEvent;
 use crate::proto::task::machine::{Input, Machine, Output};
 use crate::proto::task::state::{Phase, State};
-use crate::proto::task::{result, view};
+use crate::proto::task::{result, unreadable, view};
 use crate::store::journal::{Committed, Index, Position};
 use crate::wire::task::{Entry, Event, Fence, Outcome};
 
@@ -43,6 +44,9 @@ const REPORTS_MAX: usize = 4_096;
 const PER_TURN: usize = 256;
 /// How long after an agent showed up those who wait for one are told: many come at once.
 const OFFERED_AFTER: Duration = Duration::from_millis(50);
+/// How long after its start a node still expects to meet those who can decompose a goal, and how often it asks for them.
+const MEET_MAX: Duration = Duration::from_secs(10);
+const MEET_EVERY: Duration = Duration::from_millis(250);
 /// How often tasks whose time is over are forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 
@@ -89,6 +93,18 @@ pub(super) struct Ended {
     pub(super) at: Timestamp,
     pub(super) positions: Arc<[Position]>,
     pub(super) key: Option<(String, [u8; 32])>,
+    /// What is wrong, if its entries cannot be read.
+    pub(super) unreadable: Option<Arc<Failure>>,
+}
+
+impl Ended {
+    /// Where to read it, or, if it cannot be read, the document that `told` makes of its row and of what is wrong.
+    fn standing(&self, told: impl FnOnce(&Value, &Failure) -> Value) -> Standing {
+        match &self.unreadable {
+            Some(failure) => Standing::Told(told(&self.summary, failure)),
+            None => Standing::Ended(self.positions.clone()),
+        }
+    }
 }
 
 /// Entries on their way to the disk.
@@ -273,13 +289,13 @@ impl Book {
             Command::Status { task, explain, reply } => {
                 let (home, now) = (self.shared.node(), self.clock.now());
                 match self.ended.get(&task) {
-                    Some(ended) => drop(reply.send(Ok(Standing::Ended(ended.positions.clone())))),
-                    None => self.answer(task, reply, move |state| Ok(Standing::Live(view::status(state, home, explain, now)))),
+                    Some(ended) => drop(reply.send(Ok(ended.standing(|row, failure| unreadable::status(row, failure, home))))),
+                    None => self.answer(task, reply, move |state| Ok(Standing::Told(view::status(state, home, explain, now)))),
                 }
             }
             Command::Ended { task, reply } => {
                 let found = match self.ended.get(&task) {
-                    Some(ended) => Ok(ended.positions.clone()),
+                    Some(ended) => Ok(ended.standing(unreadable::result)),
                     None if self.live.contains_key(&task) => {
                         let failure = Failure::new(ErrorCode::NotFinished, format!("task {task} has not ended"));
                         Err(failure.with("retry_after_ms", 1_000))
@@ -416,11 +432,11 @@ impl Book {
     fn carry_out(&mut self, task: TaskId, outputs: Vec<Output>, now: Timestamp) {
         let home = self.shared.node();
         let Some(live) = self.live.get_mut(&task) else { return };
-        let mut entries = Vec::new();
+        let mut events = Vec::new();
         let mut ended = false;
         for output in outputs {
             match output {
-                Output::Append(event) => entries.push(Entry { home, epoch: EPOCH, task, at: now, event }.encode()),
+                Output::Append(event) => events.push(event),
                 // What begins while the node stops would only be cut off; the next start takes it up.
                 Output::Choose(_) if self.shared.drain.is_cancelled() => {}
                 Output::Choose(choose) => {
@@ -461,15 +477,15 @@ impl Book {
                 }
                 Output::Withdraw(Fence { subtask, .. }) => drop(live.running_by_subtask.remove(&subtask)),
                 Output::Plan => {
-                    let work = plan::decompose(
-                        Arc::clone(&self.shared),
-                        self.reader.blobs.clone(),
-                        task,
-                        Arc::clone(live.machine.state().definition()),
-                    );
-                    let reports = self.reports.clone();
+                    let (shared, blobs) = (Arc::clone(&self.shared), self.reader.blobs.clone());
+                    let (definition, reports) = (Arc::clone(live.machine.state().definition()), self.reports.clone());
                     let work = async move {
-                        let input = work.await;
+                        let mut input = plan::decompose(Arc::clone(&shared), blobs.clone(), task, Arc::clone(&definition)).await;
+                        // A node that has just come back may not have met those who were there before.
+                        while is_nobody(&input) && shared.mono() < MEET_MAX {
+                            sleep_until(Instant::now() + MEET_EVERY).await;
+                            input = plan::decompose(Arc::clone(&shared), blobs.clone(), task, Arc::clone(&definition)).await;
+                        }
                         let _ = reports.send(Report { task, input, output: None }).await;
                     };
                     live.work = Some(AbortOnDropHandle::new(tokio::spawn(Box::pin(work))));
@@ -494,9 +510,12 @@ impl Book {
             }
             self.wakes.extend(wake.map(|at| (at, task)));
         }
-        let events = live.machine.state().events();
-        if !entries.is_empty() {
-            self.append(task, events, entries);
+        if !events.is_empty() {
+            let count = live.machine.state().events();
+            let first = count.saturating_sub(u64::try_from(events.len()).unwrap_or(u64::MAX));
+            let entry = |(number, event)| Entry { home, epoch: EPOCH, task, at: now, event, number }.encode();
+            let entries = (first..).zip(events).map(entry).collect();
+            self.append(task, count, entries);
         }
         if ended {
             self.end(task);
@@ -511,8 +530,10 @@ impl Book {
 
     /// False if the journal has no room now.
     fn try_append(&mut self, task: TaskId, events: u64, entries: &[Bytes]) -> bool {
+        failpoint::before(&self.reader.journal, entries);
         match self.reader.journal.append(entries.to_vec()) {
             Ok(ticket) => {
+                failpoint::queued(entries, &ticket);
                 if let Some(live) = self.live.get_mut(&task) {
                     live.positions.extend_from_slice(ticket.positions());
                 }
@@ -533,6 +554,7 @@ impl Book {
             let committed = self.committed.borrow_and_update();
             (committed.end, committed.stopped.clone())
         };
+        failpoint::committed(end);
         while self.pending.front().is_some_and(|pending| pending.end <= end) {
             let Some(Pending { task, events, .. }) = self.pending.pop_front() else { break };
             let Some(live) = self.live.get_mut(&task) else { continue };
@@ -581,12 +603,19 @@ impl Book {
         let Report { task, input, output } = report;
         let Some(live) = self.live.get_mut(&task) else { return };
         if let Input::Finished(fence, _) = &input {
-            live.running_by_subtask.remove(&fence.subtask);
-            if let (Some(output), Some(place)) = (output, live.outputs.get_mut(usize::try_from(fence.subtask).unwrap_or(usize::MAX))) {
-                *place = Some(output);
+            let place = usize::try_from(fence.subtask).unwrap_or(usize::MAX);
+            let current = live.machine.state().parts().get(place).and_then(|part| part.current());
+            // What an attempt that was given up still reports is for the accounts alone.
+            if current.is_some_and(|attempt| attempt.number == fence.attempt) {
+                live.running_by_subtask.remove(&fence.subtask);
+                if let (Some(output), Some(place)) = (output, live.outputs.get_mut(place)) {
+                    *place = Some(output);
+                }
             }
         }
-        if let Input::Planned { definition, .. } = &input {
+        if let Input::Planned { definition, .. } = &input
+            && live.outputs.is_empty()
+        {
             live.outputs = vec![None; definition.subtasks.len()];
         }
         self.drive(task, input);
@@ -664,14 +693,12 @@ impl Book {
                 self.by_key.remove(&key);
             }
         }
-        let wanted: BTreeSet<_> = self.live.values().flat_map(|live| &live.positions).map(|position| position.segment).collect();
-        let wanted: BTreeSet<_> = wanted
-            .into_iter()
-            .chain(self.ended.values().flat_map(|ended| ended.positions.iter()).map(|position| position.segment))
-            .collect();
-        let mut wanted = wanted;
-        wanted.extend(self.shared.calls_by_key.segments());
-        wanted.extend(self.shared.results_by_key.segments());
+        // Only what is older than everything that is wanted goes: were the end of a task gone and its beginning still there, the next start
+        // would run it again.
+        let live = self.live.values().filter_map(|live| live.positions.first());
+        let oldest = live.chain(self.ended.values().filter_map(|ended| ended.positions.first())).map(|position| position.segment);
+        let kept = self.shared.calls_by_key.segments().into_iter().chain(self.shared.results_by_key.segments());
+        let oldest = oldest.chain(kept).min();
         let (journal, blobs) = (self.reader.journal.clone(), self.reader.blobs.clone());
         tokio::task::spawn_blocking(move || {
             for task in over {
@@ -679,7 +706,7 @@ impl Book {
                     tracing::warn!(%error, %task, "large texts of a forgotten task could not be removed");
                 }
             }
-            if let Err(error) = journal.forget_segments(|segment| !wanted.contains(&segment)) {
+            if let Err(error) = journal.forget_segments(|segment| oldest.is_some_and(|oldest| segment < oldest)) {
                 tracing::warn!(%error, "segments that nobody needs could not be removed");
             }
         });
@@ -692,6 +719,9 @@ impl Book {
             return Ok(Cursor { positions, durable: Some(live.durable.subscribe()) });
         }
         let ended = self.ended.get(&task).ok_or_else(|| unknown(task))?;
+        if let Some(failure) = &ended.unreadable {
+            return Err(failure.as_ref().clone());
+        }
         Ok(Cursor { positions: ended.positions.clone(), durable: None })
     }
 
@@ -732,7 +762,13 @@ pub(super) fn ended(state: &State, positions: &[Position]) -> Option<Ended> {
         at: end.at,
         positions: positions.into(),
         key: state.key().map(|(key, identity)| (key.to_owned(), identity)),
+        unreadable: None,
     })
+}
+
+/// Whether a goal was not decomposed because nobody is there who could.
+fn is_nobody(input: &Input) -> bool {
+    matches!(input, Input::Unplanned(failure) if failure.code == ErrorCode::CapabilityNotFound)
 }
 
 fn unknown(task: TaskId) -> Failure {

@@ -42,8 +42,8 @@ pub(in crate::node) enum Command {
     Submit { task: TaskId, definition: Box<Definition>, event: Event, at: Timestamp, reply: Reply<(Value, bool)> },
     /// How a task stands: the document, or where to read it if it has ended.
     Status { task: TaskId, explain: bool, reply: Reply<Standing> },
-    /// Where a task lies that has ended.
-    Ended { task: TaskId, reply: Reply<Arc<[Position]>> },
+    /// Where a task lies that has ended, or, if it cannot be read, the document that tells its result.
+    Ended { task: TaskId, reply: Reply<Standing> },
     /// Cancel it.
     Cancel { task: TaskId, reply: Reply<Value> },
     /// Tasks, the latest first.
@@ -57,7 +57,7 @@ pub(in crate::node) enum Command {
 /// How a task stands.
 pub(in crate::node) enum Standing {
     /// The document that tells it.
-    Live(Value),
+    Told(Value),
     /// It has ended, and this is where to read it.
     Ended(Arc<[Position]>),
 }
@@ -187,7 +187,7 @@ impl Handle {
     /// `TASK_NOT_FOUND`.
     pub async fn task(&self, task: TaskId, explain: bool) -> Result<Value, Failure> {
         let positions = match self.ask_tasks(|reply| Command::Status { task, explain, reply }).await?? {
-            Standing::Live(document) => return Ok(document),
+            Standing::Told(document) => return Ok(document),
             Standing::Ended(positions) => positions,
         };
         let (reader, home, now) = (self.tasks.reader.clone(), self.node_id(), self.tasks.clock.now());
@@ -200,13 +200,16 @@ impl Handle {
     /// # Errors
     /// `TASK_NOT_FOUND`, `NOT_FINISHED`.
     pub async fn task_result(&self, task: TaskId) -> Result<Box<RawValue>, Failure> {
-        let positions = self.ask_tasks(|reply| Command::Ended { task, reply }).await??;
+        let internal = |error: serde_json::Error| Failure::new(ErrorCode::Internal, error.to_string());
+        let positions = match self.ask_tasks(|reply| Command::Ended { task, reply }).await?? {
+            Standing::Told(document) => return serde_json::value::to_raw_value(&document).map_err(internal),
+            Standing::Ended(positions) => positions,
+        };
         let reader = self.tasks.reader.clone();
         let read = move || {
             let state = reader.state(&positions)?;
             let outputs = reader.outputs(&state)?;
             let ended_well = state.end().is_some_and(|end| matches!(end.outcome, Outcome::Success | Outcome::Partial));
-            let internal = |error: serde_json::Error| Failure::new(ErrorCode::Internal, error.to_string());
             let value = ended_well.then(|| result::compose(state.definition(), &|index| outputs.get(index)?.as_deref()));
             let value = value.map(|value| serde_json::value::to_raw_value(&value)).transpose().map_err(internal)?;
             let document = view::result(&state, value.as_deref());

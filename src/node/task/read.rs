@@ -81,8 +81,13 @@ pub(super) fn begin(
     Ok(State::submitted(task, Arc::clone(config), definition, submitted, at))
 }
 
-/// Applies one entry to a task that it is not the first of. Blocks if what it names is large.
+/// Applies one entry to a task that it is not the first of, unless one is missing before it. Blocks if what it names is large.
 pub(super) fn apply(blobs: &Blobs, state: &mut State, entry: &Entry) -> Result<(), Failure> {
+    if entry.number != state.events() {
+        let message =
+            format!("event {} of it follows on event {}: what came between is lost", entry.number, state.events().saturating_sub(1));
+        return Err(Failure::new(ErrorCode::Internal, message));
+    }
     if let Event::Planned { subtasks, .. } = &entry.event {
         let subtasks = value_of(blobs, entry.task, subtasks)?;
         let planned = state.definition().with_subtasks(&subtasks).map_err(|faults| fault::failure(&faults))?;

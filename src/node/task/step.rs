@@ -18,6 +18,7 @@ use crate::model::{AgentId, ErrorCode, Failure, InvocationId, Price, TaskId};
 use crate::node::invocation::invoke::InvokeRequest;
 use crate::node::invocation::routing::{self, Attempt};
 use crate::node::shared::{Counted, Shared};
+use crate::node::view::State;
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::task::definition::{Definition, Subtask};
 use crate::proto::task::machine::{Choose, Chosen, Finish, Input, Send};
@@ -74,7 +75,7 @@ impl Step {
         };
         let (attempt, bids) = match choose_agent(&self.shared, request.clone(), &self.definition, subtask, &self.choose).await {
             Ok(chosen) => chosen,
-            Err(failure) => return self.tell(Input::Unavailable(number, failure), None).await,
+            Err(failure) => return self.tell(Input::Unavailable(number, self.while_joining(failure)), None).await,
         };
         let record = &attempt.candidate().entry.record;
         let mut explain = attempt.explanation(self.shared.mono());
@@ -93,6 +94,15 @@ impl Step {
         let Ok(send) = orders.send.await else { return };
         let (input, output) = self.make(subtask, attempt, request, send, orders.begin).await;
         self.tell(input, output).await;
+    }
+
+    /// A node that has just started knows nobody yet, which is not the same as that there is nobody.
+    fn while_joining(&self, failure: Failure) -> Failure {
+        let nobody = matches!(failure.code, ErrorCode::CapabilityNotFound | ErrorCode::AgentNotFound);
+        if !nobody || *self.shared.state.borrow() != State::Joining {
+            return failure;
+        }
+        Failure::new(ErrorCode::Unavailable, format!("{}; this node is still joining the mesh", failure.message))
     }
 
     async fn tell(&self, input: Input, output: Option<Arc<Value>>) {

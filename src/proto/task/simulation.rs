@@ -200,11 +200,12 @@ impl World {
     // The home node's shell.
 
     fn append(&mut self, event: Event) {
-        let entry = Entry { home: node(1), epoch: 1, task: id(), at: self.now, event };
+        let number = self.journal.len() as u64;
+        let entry = Entry { home: node(1), epoch: 1, task: id(), at: self.now, event, number };
         let bytes = entry.encode();
         // What will be read is what was written.
         let read = Entry::decode(&bytes).expect("an entry of our own");
-        assert_eq!(read.event.name(), entry.event.name(), "seed {}", self.seed);
+        assert_eq!((read.event.name(), read.number), (entry.event.name(), number), "seed {}", self.seed);
         if !self.journal.is_empty() {
             self.mirror.apply(&read.event, read.at);
         }

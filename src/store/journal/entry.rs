@@ -14,7 +14,12 @@
 //! *The batch* is what tells damage from a torn write: a batch is only written when everything before it is on the disk, so an entry is a
 //! witness that whatever cannot be read before its batch was once there.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
+    path::PathBuf,
+};
 
 /// How long the head of an entry is, in bytes.
 pub(super) const HEAD_BYTES: usize = 20;
@@ -92,6 +97,20 @@ pub enum FindingKind {
     },
     /// A header is damaged, and its copy or its neighbours served instead: no entry is missing.
     Header,
+}
+
+impl Finding {
+    /// The doubtful bytes as they are. Blocks.
+    ///
+    /// # Errors
+    /// If the file cannot be read any more.
+    pub fn read(&self) -> io::Result<Vec<u8>> {
+        let mut file = File::open(&self.file)?;
+        file.seek(SeekFrom::Start(self.offset))?;
+        let mut bytes = Vec::new();
+        file.take(self.bytes).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
 }
 
 impl fmt::Display for Finding {

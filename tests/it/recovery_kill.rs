@@ -1,0 +1,329 @@
+//! The home node dies at every event that its journal keeps, and is started again: each acknowledged task ends as it would have ended.
+//!
+//! A case is a task, an event, and what the disk had of it (`src/node/failpoint.rs`). Executions are counted by the agents, so a step that
+//! was done twice shows, whatever the node believes: only one whose predecessors were done and whose successors had not begun when the node
+//! died may be.
+
+use std::collections::BTreeMap;
+
+use futures::{StreamExt, stream};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{
+    Answer, Node, SETTLE, eventually,
+    oracle::{Noted, Oracle, count, id_of},
+    with,
+};
+
+/// Cases that run at once.
+const AT_ONCE: usize = 4;
+
+/// A step, those that it waits for, and how it differs from others.
+type Step<'a> = (&'a str, &'a [&'a str], Value);
+
+/// What the shapes of tasks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// Four steps, of which one fails once.
+    Diamond,
+    /// The same, found by an agent.
+    Goal,
+    /// One of the four fails for good, and the rest is asked for.
+    Degraded,
+    /// The second step is for an agent that comes later.
+    Late,
+    /// The same, and nobody waits for it.
+    Cancelled,
+    /// The second step is for an agent that is busy at first.
+    Crowded,
+}
+
+/// One death.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    shape: Shape,
+    point: &'static str,
+    /// Where it dies once more, when it has come back.
+    again: Option<&'static str>,
+    /// Whether the agents are on the home node itself.
+    alone: bool,
+}
+
+fn case(shape: Shape, point: &'static str) -> Case {
+    Case { shape, point, again: None, alone: false }
+}
+
+/// The node that hosts the agents of all cases of a test.
+struct Others {
+    host: Node,
+    oracle: Oracle,
+}
+
+impl Others {
+    async fn start(crowds: usize) -> Self {
+        let builder = Node::builder();
+        let oracle = Oracle::new(builder.home());
+        let worker = oracle.agent("worker", "test.step", 4);
+        let planner = oracle.agent("planner", "task-decomposition", 1);
+        let mut builder = builder.agent(worker).agent(planner);
+        for number in 0..crowds {
+            builder = builder.agent(oracle.agent(&format!("narrow-{number}"), &format!("test.narrow-{number}"), 1));
+        }
+        Self { host: builder.spawn().await, oracle }
+    }
+}
+
+/// Runs cases beside each other.
+async fn run(cases: &[Case]) {
+    let crowds = cases.iter().filter(|case| case.shape == Shape::Crowded).count();
+    let others = Others::start(crowds).await;
+    let mut crowd = 0;
+    let runs = cases.iter().enumerate().map(|(number, case)| {
+        let narrow = format!("test.narrow-{crowd}");
+        crowd += usize::from(case.shape == Shape::Crowded);
+        die_and_rise(&others, *case, format!("case-{number}"), narrow)
+    });
+    stream::iter(runs.collect::<Vec<_>>()).buffer_unordered(AT_ONCE).collect::<()>().await;
+}
+
+#[tokio::test]
+async fn a_task_survives_the_death_of_its_home_node_at_any_event_of_its_steps() {
+    let points = [
+        "submitted:1",
+        "committed-submitted:1",
+        "dispatched:1",
+        "committed-dispatched:1",
+        "committed-dispatched:3",
+        "accepted:1",
+        "committed-accepted:1",
+        "result_received:2",
+        "kept-result_received:2",
+        "committed-result_received:2",
+        "validated:1",
+        "committed-validated:1",
+        "committed-validated:4",
+        "attempt_failed:1",
+        "kept-attempt_failed:1",
+        "committed-attempt_failed:1",
+        "ended:1",
+        "committed-ended:1",
+    ];
+    run(&points.map(|point| case(Shape::Diamond, point))).await;
+}
+
+#[tokio::test]
+async fn a_task_survives_the_death_of_its_home_node_at_any_event_on_its_way_around_trouble() {
+    let mut cases = vec![
+        case(Shape::Goal, "planned:1"),
+        case(Shape::Goal, "committed-planned:1"),
+        case(Shape::Crowded, "rejected:1"),
+        case(Shape::Crowded, "committed-rejected:1"),
+        case(Shape::Late, "deferred:1"),
+        case(Shape::Late, "committed-deferred:1"),
+        case(Shape::Degraded, "subtask_failed:1"),
+        case(Shape::Degraded, "kept-attempt_failed:1"),
+        case(Shape::Degraded, "kept-subtask_failed:1"),
+        case(Shape::Degraded, "committed-subtask_failed:2"),
+        case(Shape::Degraded, "kept-ended:1"),
+        case(Shape::Cancelled, "cancel_requested:1"),
+        case(Shape::Cancelled, "kept-cancel_requested:1"),
+        case(Shape::Cancelled, "committed-cancel_requested:1"),
+    ];
+    for again in ["requeued:1", "kept-requeued:1", "committed-requeued:1"] {
+        cases.push(Case { again: Some(again), ..case(Shape::Diamond, "committed-accepted:1") });
+    }
+    run(&cases).await;
+}
+
+#[tokio::test]
+async fn a_task_survives_the_death_of_its_home_node_together_with_its_agents() {
+    let points = ["committed-dispatched:1", "committed-accepted:2", "result_received:1", "committed-validated:3", "committed-ended:1"];
+    run(&points.map(|point| Case { alone: true, ..case(Shape::Diamond, point) })).await;
+}
+
+/// The steps of a diamond, with what `more` adds to one of them.
+fn diamond(changed: &str, more: &Value) -> Vec<Step<'static>> {
+    let steps: [(&str, &[&str]); 4] = [("a", &[]), ("b", &["a"]), ("c", &["a"]), ("d", &["b", "c"])];
+    let extra = |name: &str| if name == changed { more.clone() } else { json!({}) };
+    steps.into_iter().map(|(name, after)| (name, after, extra(name))).collect()
+}
+
+impl Case {
+    fn steps(self) -> Vec<Step<'static>> {
+        match self.shape {
+            Shape::Diamond | Shape::Goal => diamond("b", &json!({ "fails": 1 })),
+            Shape::Degraded => diamond("c", &json!({ "fails": 99 })),
+            Shape::Late | Shape::Cancelled | Shape::Crowded => vec![("a", &[], json!({})), ("b", &["a"], json!({}))],
+        }
+    }
+
+    fn definition(self, tag: &str, other: &str) -> Value {
+        let mut subtasks = Vec::new();
+        for (name, after, more) in self.steps() {
+            let add: Vec<String> = after.iter().map(|before| format!("${{{before}.output.sum}}")).collect();
+            let input = with(json!({ "step": format!("{tag}.{name}"), "add": add, "ms": 20 }), more);
+            let is_other = name == "b" && matches!(self.shape, Shape::Late | Shape::Cancelled | Shape::Crowded);
+            subtasks.push(json!({ "subtask_id": name, "agent_capability": if is_other { other } else { "test.step" }, "input": input }));
+        }
+        let retries = if self.shape == Shape::Degraded { 0 } else { 3 };
+        let policy = json!({ "max_retries": retries, "backoff_base_ms": 100, "backoff_strategy": "fixed" });
+        let mut definition = json!({ "name": tag, "metadata": { "retry_policy": policy } });
+        if self.shape == Shape::Degraded {
+            definition["fallback"] = json!({ "on_subtask_failed": { "strategy": "DEGRADE" } });
+        }
+        if self.shape == Shape::Goal {
+            definition["goal"] = "a diamond".into();
+            definition["parameters"] = json!({ "plan": subtasks });
+        } else {
+            definition["subtasks"] = subtasks.into();
+        }
+        definition
+    }
+}
+
+/// Sends a request to a node that may die of it.
+async fn ask(node: &Node, path: &str, body: &Value, key: &str) -> Option<Answer> {
+    let request = node.request(Method::POST, path).header("idempotency-key", key).json(body);
+    let response = request.send().await.ok()?;
+    let status = response.status().as_u16();
+    Some(Answer { status, body: response.json().await.ok()? })
+}
+
+async fn die_and_rise(others: &Others, case: Case, tag: String, narrow: String) {
+    let told = format!("{case:?}");
+    let mut builder = Node::builder().join(&others.host).config("[task]\nstart_within_ms = 300\n").failpoint(Some(case.point));
+    let oracle = if case.alone { Oracle::new(builder.home()) } else { others.oracle.clone() };
+    if case.alone {
+        builder = builder.no_join().agent(oracle.agent("own", "test.step", 2));
+    }
+    let other = if case.shape == Shape::Crowded { narrow } else { format!("test.late-{tag}") };
+    let definition = case.definition(&tag, &other);
+    let mut home = builder.spawn().await;
+    home.knows("test.step", &[if case.alone { "own" } else { "worker" }]).await;
+    if case.shape == Shape::Goal {
+        home.knows("task-decomposition", &["planner"]).await;
+    }
+    let crowd = (case.shape == Shape::Crowded).then(|| {
+        let blocking = json!({ "capability": other, "input": { "step": format!("block-{tag}"), "ms": 1_500 } });
+        tokio::spawn(others.host.request(Method::POST, "/v1/invoke").json(&blocking).send())
+    });
+    if crowd.is_some() {
+        home.find(&other).await;
+        let begun = async || (!others.oracle.of(&format!("block-{tag}")).is_empty()).then_some(());
+        eventually("the agent is busy", SETTLE, begun).await;
+    }
+
+    let receipt = ask(&home, "/aitp/tasks", &definition, &tag).await;
+    let acknowledged = receipt.map(|answer| id_of(&answer.ok()));
+    if let (Shape::Cancelled, Some(task)) = (case.shape, &acknowledged) {
+        home.task_events(task).await.wait_for("deferred", SETTLE, |_| true).await;
+        let _ = ask(&home, &format!("/aitp/tasks/{task}/cancel"), &json!({}), &tag).await;
+    }
+    home.died().await;
+    let at_death = oracle.of(&tag);
+
+    let mut reborn = home.reborn();
+    if case.again.is_some() {
+        reborn = reborn.failpoint(case.again).start().died().await.failpoint(None);
+    }
+    let home = reborn.spawn().await;
+    let listed = home.get("/aitp/tasks").await.ok();
+    let rows = listed["tasks"].as_array().expect("rows").len();
+    let task = match acknowledged {
+        Some(task) => {
+            assert_eq!((rows, &listed["tasks"][0]["task_id"]), (1, &json!(task)), "{told}: an acknowledged task is there: {listed}");
+            task
+        }
+        None => {
+            assert!(rows <= 1, "{told}: {listed}");
+            let answer = ask(&home, "/aitp/tasks", &definition, &tag).await.expect("the node answers");
+            assert_eq!(answer.status, if rows == 1 { 200 } else { 201 }, "{told}: what is there is the same task: {answer:?}");
+            id_of(&answer.ok())
+        }
+    };
+    match case.shape {
+        Shape::Late => {
+            home.task_events(&task).await.wait_for("deferred", SETTLE, |_| true).await;
+            home.post("/v1/agents", &oracle.agent("late", &other, 1)).await.ok();
+        }
+        Shape::Cancelled => {
+            let standing = home.task(&task).await;
+            if standing["outcome"].is_null() {
+                home.post(&format!("/aitp/tasks/{task}/cancel"), &json!({})).await.ok();
+            }
+        }
+        Shape::Diamond | Shape::Goal | Shape::Degraded | Shape::Crowded => {}
+    }
+
+    let history = home.history(&task).await;
+    let result = home.task_result(&task).await;
+    let expected = match case.shape {
+        Shape::Diamond | Shape::Goal => json!(["COMPLETED", "success", { "step": format!("{tag}.d"), "sum": 5 }]),
+        Shape::Late | Shape::Crowded => json!(["COMPLETED", "success", { "step": format!("{tag}.b"), "sum": 2 }]),
+        Shape::Degraded => json!(["COMPLETED", "partial", result["result"]]),
+        Shape::Cancelled => json!(["FAILED", "cancelled", null]),
+    };
+    assert_eq!(json!([result["status"], result["outcome"], result["result"]]), expected, "{told}: {result}\n{history:?}");
+    if case.shape == Shape::Degraded {
+        assert_eq!(result["missing"], json!(["c", "d"]), "{told}: {result}");
+    }
+    at_most_one_result_each(&told, &history);
+    only_what_was_in_flight_ran_twice(&told, &tag, case, &at_death, &oracle.of(&tag));
+    if let Some(crowd) = crowd {
+        assert!(crowd.await.expect("the blocking call ends").is_ok(), "{told}");
+    }
+    // What the first start after the death made of it is what a second one finds.
+    if case.alone || case.point.starts_with("kept") {
+        assert_eq!(home.restart().await.task_result(&task).await, result, "{told}");
+    }
+}
+
+/// Of each subtask one result is used at most, and the task ends once.
+fn at_most_one_result_each(told: &str, history: &[(String, Value)]) {
+    let mut results: BTreeMap<&str, usize> = BTreeMap::new();
+    for (_, event) in history.iter().filter(|(name, _)| name == "validated") {
+        *results.entry(event["subtask_id"].as_str().expect("an event names its subtask")).or_default() += 1;
+    }
+    assert!(results.values().all(|count| *count == 1), "{told}: {results:?}\n{history:?}");
+    assert_eq!(history.iter().filter(|(name, _)| name == "ended").count(), 1, "{told}: {history:?}");
+}
+
+fn only_what_was_in_flight_ran_twice(told: &str, tag: &str, case: Case, at_death: &[Noted], noted: &[Noted]) {
+    let (started, failed, finished) = (count(noted, "started"), count(noted, "failed"), count(noted, "finished"));
+    let (begun_before, done_before) = (count(at_death, "started"), count(at_death, "finished"));
+    let steps = case.steps();
+    for (name, after, more) in &steps {
+        let step = format!("{tag}.{name}");
+        let number = |counts: &BTreeMap<String, usize>, name: &str| counts.get(&format!("{tag}.{name}")).copied().unwrap_or_default();
+        let is_done = !matches!((case.shape, *name), (Shape::Degraded, "c" | "d") | (Shape::Cancelled, "b"));
+        let needed = number(&failed, name).min(more["fails"].as_u64().unwrap_or_default() as usize) + usize::from(is_done);
+        let runs = number(&started, name);
+        let was_in_flight = after.iter().all(|before| number(&done_before, before) > 0)
+            && !steps.iter().any(|(next, needs, _)| needs.contains(name) && number(&begun_before, next) > 0);
+        let allowed = needed + usize::from(was_in_flight) * (1 + usize::from(case.again.is_some()));
+        assert!((needed..=allowed).contains(&runs), "{told}: `{name}` ran {runs} times, not {needed} to {allowed}: {noted:?}");
+        assert_eq!(number(&finished, name) > 0, is_done, "{told}: `{name}`: {noted:?}");
+        let keys: Vec<&str> = noted.iter().filter(|noted| noted.step == step).map(|noted| noted.key.as_str()).collect();
+        assert!(keys.windows(2).all(|pair| pair[0] == pair[1]), "{told}: all attempts of `{name}` have one key: {noted:?}");
+    }
+}
+
+/// A client's word for a task outlives the node that gave it: the same submission is the same task, another one is refused.
+#[tokio::test]
+async fn the_key_of_a_submission_holds_after_the_death_of_the_node() {
+    let builder = Node::builder();
+    let oracle = Oracle::new(builder.home());
+    let mut home = builder.agent(oracle.agent("own", "test.step", 1)).spawn().await;
+    let definition = case(Shape::Diamond, "").definition("keyed", "");
+    let first = ask(&home, "/aitp/tasks", &definition, "order-7").await.expect("the node answers");
+    assert_eq!(first.status, 201, "{first:?}");
+    home.kill().await;
+    let home = home.reborn().spawn().await;
+    let second = ask(&home, "/aitp/tasks", &definition, "order-7").await.expect("the node answers");
+    assert_eq!((second.status, id_of(&second.body)), (200, id_of(&first.body)));
+    let other = ask(&home, "/aitp/tasks", &case(Shape::Diamond, "").definition("other", ""), "order-7").await.expect("the node answers");
+    other.refused(409, "CONFLICT");
+    home.history(&id_of(&first.body)).await;
+    assert_eq!(home.task_result(&id_of(&first.body)).await["result"]["sum"], 5);
+}
