@@ -234,7 +234,7 @@ impl Results {
 
     /// Notes that a call ended without a result. Nobody waits for this: without it, the call is only known to have begun.
     pub(super) fn fail(&self, key: &Key) {
-        if let Err(error) = self.commits.append(vec![self.entry(key, Event::Failed)]) {
+        if let Err(error) = self.commits.journal.append_later(vec![self.entry(key, Event::Failed)]) {
             tracing::debug!(%error, "the end of a call was not noted");
         }
     }

@@ -34,6 +34,34 @@ use crate::wire::invocation::{Body, Hop, Success};
 pub(in crate::node) struct Routing {
     state: Mutex<routing::State>,
     rankings: RwLock<Rankings>,
+    explained: Mutex<Explained>,
+}
+
+/// How choices from one ranking came about. Under load many steps of tasks choose from the same, and each keeps its explanation.
+#[derive(Debug, Default)]
+struct Explained {
+    ranking: Option<Arc<Ranking>>,
+    texts: Vec<(AgentId, String, Bytes)>,
+}
+
+/// Choices of one ranking whose explanations are at hand.
+const EXPLAINED_TEXTS_MAX: usize = 32;
+
+impl Explained {
+    fn get(&self, ranking: &Arc<Ranking>, chosen: AgentId, why: &str) -> Option<Bytes> {
+        self.ranking.as_ref().filter(|known| Arc::ptr_eq(known, ranking))?;
+        self.texts.iter().find(|(agent, reason, _)| *agent == chosen && reason == why).map(|(.., text)| text.clone())
+    }
+
+    fn insert(&mut self, ranking: &Arc<Ranking>, chosen: AgentId, why: String, text: Bytes) {
+        if !self.ranking.as_ref().is_some_and(|known| Arc::ptr_eq(known, ranking)) {
+            self.ranking = Some(Arc::clone(ranking));
+            self.texts.clear();
+        }
+        if self.texts.len() < EXPLAINED_TEXTS_MAX {
+            self.texts.push((chosen, why, text));
+        }
+    }
 }
 
 impl Routing {
@@ -45,7 +73,7 @@ impl Routing {
         };
         let config::Routing { balance, exploration, retry_budget, .. } = *config;
         let config = routing::Config { balance, exploration, retry_budget, breaker };
-        Self { state: Mutex::new(routing::State::new(config)), rankings: RwLock::default() }
+        Self { state: Mutex::new(routing::State::new(config)), rankings: RwLock::default(), explained: Mutex::default() }
     }
 
     /// Every breaker that is not closed.
@@ -134,7 +162,18 @@ impl<'a> Attempt<'a> {
     }
 
     /// How the choice came about, in short: the chosen, the next best, and who was left out.
-    pub(in crate::node) fn explanation(&self, now: Duration) -> serde_json::Value {
+    pub(in crate::node) fn explanation(&self, now: Duration) -> Bytes {
+        let (chosen, why) = (self.candidate().agent(), self.choice.why.to_string());
+        if let Some(text) = lock(&self.shared.routing.explained).get(&self.ranking, chosen, &why) {
+            return text;
+        }
+        let text = Bytes::from(self.explain(now).to_string());
+        lock(&self.shared.routing.explained).insert(&self.ranking, chosen, why, text.clone());
+        text
+    }
+
+    /// The same as a document of its own.
+    pub(in crate::node) fn explain(&self, now: Duration) -> serde_json::Value {
         let mut answer = considered(self.shared, &self.ranking, Some(self.candidate().agent()), now, CHOICE_LISTED_MAX);
         answer.rejected.truncate(CHOICE_LISTED_MAX);
         let here = self.shared.node();

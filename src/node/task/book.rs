@@ -531,7 +531,11 @@ impl Book {
     /// False if the journal has no room now.
     fn try_append(&mut self, task: TaskId, events: u64, entries: &[Bytes]) -> bool {
         failpoint::before(&self.reader.journal, entries);
-        match self.reader.journal.append(entries.to_vec()) {
+        let live = self.live.get(&task);
+        let urgent = live.is_some_and(|live| live.machine.waits_for_disk() || !live.answers.is_empty());
+        let journal = &self.reader.journal;
+        let queued = if urgent { journal.append(entries.to_vec()) } else { journal.append_later(entries.to_vec()) };
+        match queued {
             Ok(ticket) => {
                 failpoint::queued(entries, &ticket);
                 if let Some(live) = self.live.get_mut(&task) {

@@ -160,7 +160,7 @@ impl Handle {
         let at = self.tasks.clock.now();
         let read = off_workers(document.len(), || {
             let value: Value = serde_json::from_slice(&document).map_err(|error| invalid(format!("the body cannot be read: {error}")))?;
-            let identity = *blake3::hash(value.to_string().as_bytes()).as_bytes();
+            let identity = *blake3::hash(&document).as_bytes();
             self.definition_of(&value, at).map(|definition| (definition, identity))
         });
         let (definition, identity) = read?;

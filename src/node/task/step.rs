@@ -78,17 +78,21 @@ impl Step {
             Err(failure) => return self.tell(Input::Unavailable(number, self.while_joining(failure)), None).await,
         };
         let record = &attempt.candidate().entry.record;
-        let mut explain = attempt.explanation(self.shared.mono());
-        if let Some(bids) = bids {
-            explain["why"] = "its offer is the best that fits".into();
-            explain["offers"] = bids;
-        }
+        let explain = match bids {
+            None => attempt.explanation(self.shared.mono()),
+            Some(bids) => {
+                let mut explain = attempt.explain(self.shared.mono());
+                explain["why"] = "its offer is the best that fits".into();
+                explain["offers"] = bids;
+                Bytes::from(explain.to_string())
+            }
+        };
         let chosen = Chosen {
             agent: record.agent,
             name: crate::model::printable(&record.name, 64),
             node: record.node,
             estimate: estimate(&attempt, subtask),
-            explain: Bytes::from(explain.to_string()),
+            explain,
         };
         self.tell(Input::Chosen(number, chosen), None).await;
         let Ok(send) = orders.send.await else { return };

@@ -171,6 +171,11 @@ impl Machine {
         self.committed
     }
 
+    /// Whether anything waits for its events to be durable. If not, they may be kept together with what follows.
+    pub fn waits_for_disk(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// When it wants to be woken.
     pub fn wake_at(&self) -> Option<Timestamp> {
         if self.state.end.is_some() {

@@ -109,7 +109,15 @@ impl Journal {
     /// # Errors
     /// [`Refused`]; none of them is then queued.
     pub fn append(&self, entries: Vec<Bytes>) -> Result<Ticket, Refused> {
-        self.inner.shared.queue.append(entries)
+        self.inner.shared.queue.append(entries, true)
+    }
+
+    /// The same for entries that nobody waits for: they may be written two milliseconds later, with what is urgent by then.
+    ///
+    /// # Errors
+    /// [`Refused`]; none of them is then queued.
+    pub fn append_later(&self, entries: Vec<Bytes>) -> Result<Ticket, Refused> {
+        self.inner.shared.queue.append(entries, false)
     }
 
     /// How far the disk is, for whoever waits for many tickets.

@@ -19,6 +19,9 @@ use super::{
 /// When to try again after a refusal: a batch is written in a millisecond or less, and several may wait.
 const RETRY_AFTER: Duration = Duration::from_millis(20);
 
+/// How long entries wait that nobody waits for: something urgent mostly comes before, and takes them along at no cost.
+const LINGER: Duration = Duration::from_millis(2);
+
 /// Why entries were not queued. Nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -143,10 +146,23 @@ struct State {
     waiting: VecDeque<Waiting>,
     bytes: usize,
     place: Place,
-    /// Whether the writer sleeps: waking it costs a system call.
-    writer_sleeps: bool,
+    /// What the writer sleeps for: waking it costs a system call.
+    writer: Sleeps,
+    /// Whether somebody waits for something that waits here.
+    urgent: bool,
     closing: bool,
     stopped: Option<Arc<str>>,
+}
+
+/// What wakes the writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sleeps {
+    /// Nothing, since it is awake or waits for time to pass.
+    No,
+    /// Anything that is queued.
+    ForAny,
+    /// What somebody waits for.
+    ForUrgent,
 }
 
 /// What the writer got.
@@ -162,12 +178,13 @@ pub(super) enum Taken {
 
 impl Queue {
     pub(super) fn new(bounds: Bounds, place: Place) -> Self {
-        let state = State { waiting: VecDeque::new(), bytes: 0, place, writer_sleeps: false, closing: false, stopped: None };
+        let state = State { waiting: VecDeque::new(), bytes: 0, place, writer: Sleeps::No, urgent: false, closing: false, stopped: None };
         Self { bounds, state: Mutex::new(state), filled: Condvar::new() }
     }
 
-    /// Queues `payloads` together, or none of them. Never waits for the disk.
-    pub(super) fn append(&self, payloads: Vec<Bytes>) -> Result<Ticket, Refused> {
+    /// Queues `payloads` together, or none of them. Never waits for the disk. Those that are not `urgent` may be written with what comes
+    /// after them, if that is soon.
+    pub(super) fn append(&self, payloads: Vec<Bytes>, urgent: bool) -> Result<Ticket, Refused> {
         let Bounds { entries_max, bytes_max, entry_bytes_max, segment_bytes } = self.bounds;
         if let Some(large) = payloads.iter().find(|payload| payload.len() > entry_bytes_max) {
             return Err(Refused::TooLarge { bytes: large.len(), bytes_max: entry_bytes_max });
@@ -195,7 +212,15 @@ impl Queue {
             state.waiting.push_back(Waiting { index, position, payload });
         }
         state.bytes += bytes;
-        let wakes = std::mem::take(&mut state.writer_sleeps);
+        state.urgent |= urgent;
+        let wakes = match state.writer {
+            Sleeps::No => false,
+            Sleeps::ForAny => true,
+            Sleeps::ForUrgent => urgent,
+        };
+        if wakes {
+            state.writer = Sleeps::No;
+        }
         drop(state);
         if wakes {
             self.filled.notify_one();
@@ -211,7 +236,7 @@ impl Queue {
         let idle = |state: &mut State| !state.closing && (held || state.waiting.is_empty());
         if idle(&mut state) {
             // Entries that come while others are held wait with them.
-            state.writer_sleeps = !held;
+            state.writer = if held { Sleeps::No } else { Sleeps::ForAny };
             state = match wait_max {
                 Some(wait_max) => {
                     let waited = self.filled.wait_timeout_while(state, wait_max, |state| idle(state));
@@ -219,7 +244,14 @@ impl Queue {
                 }
                 None => self.filled.wait_while(state, |state| idle(state)).unwrap_or_else(PoisonError::into_inner),
             };
-            state.writer_sleeps = false;
+            state.writer = Sleeps::No;
+        }
+        let lingers = |state: &mut State| !state.closing && !state.urgent && !state.waiting.is_empty();
+        if !held && lingers(&mut state) {
+            state.writer = Sleeps::ForUrgent;
+            let waited = self.filled.wait_timeout_while(state, LINGER, |state| lingers(state));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.writer = Sleeps::No;
         }
         if held {
             return if state.closing { Taken::Closed } else { Taken::Entries };
@@ -234,6 +266,8 @@ impl Queue {
             batch.extend(state.waiting.pop_front());
         }
         state.bytes = state.bytes.saturating_sub(bytes);
+        // What did not fit into this batch is written right after it.
+        state.urgent &= !state.waiting.is_empty();
         match (batch.is_empty(), state.closing) {
             (false, _) => Taken::Entries,
             (true, false) => Taken::Nothing,
