@@ -5,7 +5,7 @@
 //!
 //! # The map
 //! Rows are layers, and each knows only those above it in this list. Columns are the journeys, named by the same word in every row that has
-//! a part in them: `directory` (who is there), `invocation` (calling them).
+//! a part in them: `directory` (who is there), `invocation` (calling them), `task` (calls that are one piece of work).
 //!
 //! | layer | what it does |
 //! |---|---|
@@ -37,6 +37,11 @@
 //! - *Why does work that must not be done twice wait for a go?* Without one, a call that is lost while it is handed over may have begun or not, and
 //!   the caller could neither repeat it nor promise that it did not happen. The round trip buys that certainty; whoever says that twice
 //!   does no harm does not pay for it.
+//! - *Why one journal for all tasks?* A flush takes as long for one entry as for a hundred, and it is what a task waits for. In one file the
+//!   entries of all tasks share it, and a start reads one thing from front to back. A database would write each of them several times.
+//! - *Why is an event on the disk before anything follows from it?* A call that went out and is not in the journal is made again after a
+//!   crash by somebody who does not know of it; an answer that is not would be taken back. So what leaves the node waits for the disk, and
+//!   what a restart knows is all that anybody was told.
 //! - *Why is trust not shared?* Praise is free for whoever can make keys. A node believes what it saw, and hears others only where its owner
 //!   has pinned them.
 

@@ -122,6 +122,7 @@ async fn plan(State(handle): State<Handle>, Document(document): Document) -> Res
 
 /// What a status document shall hold.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct StatusQuery {
     #[serde(default)]
     explain: bool,
@@ -165,6 +166,7 @@ async fn cancel(State(handle): State<Handle>, Path(id): Path<String>) -> Result<
 
 /// From where on events are wanted.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct EventsQuery {
     after: Option<u64>,
 }

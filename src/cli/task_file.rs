@@ -18,7 +18,7 @@ use super::CliError;
 use crate::model::printable;
 
 /// The largest file, in bytes.
-const BYTES_MAX: u64 = 4 * 1024 * 1024;
+const BYTES_MAX: u64 = 6 * 1024 * 1024;
 
 /// How much of what a reader of YAML says is told, in characters.
 const MESSAGE_CHARS_MAX: usize = 300;
@@ -42,6 +42,14 @@ pub(crate) fn read(path: &str) -> Result<Value, CliError> {
     let read = if is_json { json(&text) } else { yaml(&text) };
     let kind = if is_json { "JSON" } else { "YAML" };
     read.map_err(|message| CliError::usage(format!("what stands in {shown} is not {kind} that describes a task: {message}")))
+}
+
+/// The document that this YAML describes.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn from_yaml(text: &str) -> Result<Value, CliError> {
+    yaml(text).map_err(CliError::internal)
 }
 
 fn bounded(file: impl Read) -> std::io::Result<String> {

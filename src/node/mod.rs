@@ -23,7 +23,6 @@ mod task;
 mod view;
 
 pub use explain::Explanation;
-pub(crate) use handle::label;
 pub use handle::{AgentView, Handle, TrustView};
 pub use invocation::invoke::{InvokeReply, InvokeRequest};
 pub use invocation::offers::{Declined, Offered, OffersAnswer, OffersRequest};

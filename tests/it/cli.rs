@@ -224,7 +224,8 @@ async fn exit_code_4_means_that_time_ran_out() {
 
 #[tokio::test]
 async fn every_verb_has_help_with_an_example() {
-    let verbs = ["up", "demo", "agents", "agent", "find", "call", "peers", "status", "trust", "doctor", "events", "key", "config", "bench"];
+    let verbs =
+        ["up", "demo", "agents", "agent", "find", "call", "peers", "status", "trust", "doctor", "events", "key", "config", "bench", "task"];
     for verb in verbs {
         let help = meshwork(&[verb, "--help"]).await;
         assert!(help.text().contains("Example") && help.text().contains("--json"), "{help:?}");
@@ -242,4 +243,17 @@ async fn the_demo_works_on_the_whole_of_a_long_text() {
     let demo = meshwork(&["demo".as_ref(), file.as_os_str(), "--json".as_ref()]).await.json();
 
     assert_eq!(demo["steps"][1]["output"]["statistics"]["words"], 30_000, "{}", demo["steps"][1]);
+    assert!(demo["task_id"].as_str().is_some_and(|id| id.len() == 36), "{}", demo["task_id"]);
+    for (step, capability, node) in [
+        ("extract", "pdf_text_extraction", "library"),
+        ("analyse", "text-analysis", "study"),
+        ("sum-up", "summarization", "press"),
+        ("report", "orchestration", "press"),
+    ] {
+        let told = demo["steps"].as_array().and_then(|steps| steps.iter().find(|told| told["step"] == step)).expect("the step");
+        assert_eq!((&told["capability"], &told["node"]), (&json!(capability), &json!(node)), "{told}");
+        assert!(told["agent_id"].is_string() && told["node_id"].is_string() && told["latency_ms"].is_number(), "{told}");
+        assert!(told["cost"]["amount"].is_string() && told["cost"]["currency"] == "USD", "{told}");
+    }
+    assert_eq!(demo["cost"], json!({ "amount": "0.007", "currency": "USD" }));
 }

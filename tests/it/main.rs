@@ -30,5 +30,8 @@ mod receipts;
 mod recovery_kill;
 mod routing;
 mod streaming;
+mod task_bad_input;
+mod task_faults;
 mod task_offers;
+mod tasks;
 mod turns;

@@ -28,7 +28,7 @@ use crate::support::{Builder, Node, Output, SETTLE, builtin, eventually, finishe
 const README: &str = include_str!("../../README.md");
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 /// The blocks that the tests below run.
-const TESTED: [&str; 14] = [
+const TESTED: [&str; 16] = [
     "demo",
     "up-a",
     "up-b",
@@ -42,6 +42,8 @@ const TESTED: [&str; 14] = [
     "explain",
     "offers",
     "trust",
+    "task",
+    "task-later",
     "config",
 ];
 /// From the start of a node to its last line about itself.
@@ -185,6 +187,15 @@ async fn two_machines_in_five_minutes() {
     assert!(offers.contains("0.003 USD"), "{offers}");
     assert_shows("offers", &offers);
 
+    b.write("texts.yaml");
+    let ran = b.run("task").await;
+    assert!(ran.contains("0.003 USD") && ran.ends_with("\n{\"characters\":16,\"words\":4}\n"), "{ran}");
+    assert_shows("task", &ran);
+    let later = b.run("task-later").await;
+    for words in ["{\"characters\":16,\"words\":4}", "COMPLETED", "result_received", "word-counter@"] {
+        assert!(later.contains(words), "{words}: {later}");
+    }
+
     let id = finished(&mut b.shell("meshwork status --json")).await.json()["node_id"].as_str().expect("an id").to_owned();
     let issued = async || finished(&mut a.shell("meshwork trust receipts")).await.text().contains("word-counter@").then_some(());
     eventually("B's window has ended", SETTLE, issued).await;
@@ -208,7 +219,7 @@ fn assert_shows(name: &str, printed: &str) {
 async fn the_demo_runs() {
     let shown = Machine::new().run("demo").await;
 
-    for step in ["pdf_text_extraction", "text-analysis", "summarization", "total cost", "summary"] {
+    for step in ["pdf_text_extraction", "text-analysis", "summarization", "orchestration", "total cost 0.007 USD", "summary"] {
         assert!(shown.contains(step), "{step}: {shown}");
     }
 }
@@ -315,7 +326,7 @@ fn the_settings_it_names_exist() {
 
 #[test]
 fn the_defaults_it_names_are_the_defaults() {
-    let Config { limits, routing, .. } = Config::default();
+    let Config { limits, routing, task, .. } = Config::default();
     const MIB: u64 = 1024 * 1024;
 
     assert_eq!((limits.payload_bytes_max.into(), limits.http_body_bytes_max), (5 * MIB, 6 * MIB));
@@ -323,6 +334,8 @@ fn the_defaults_it_names_are_the_defaults() {
     assert_eq!((limits.call_timeout_ms_default, limits.call_timeout_ms_max, limits.drain_ms_max), (60_000, 600_000, 30_000));
     assert_eq!((limits.results_kept_ms, limits.results_kept_max, limits.attempts_max), (600_000, 1_000, 4));
     assert_eq!((limits.calls_per_peer_per_s, limits.api_requests_per_s), (0, 0));
+    assert_eq!((task.live_max, task.kept_max, task.keep_ms, task.parallel_max), (10_000, 100_000, 604_800_000, 64));
+    assert_eq!((task.defer_ms, task.start_within_ms), (300_000, 5_000));
     assert_eq!((routing.exploration, routing.evidence_half_life_ms, routing.retry_budget), (0.05, 1_200_000, 0.1));
     assert_eq!((routing.breaker_failures, routing.breaker_open_ms, routing.breaker_open_ms_max), (3, 1_000, 30_000));
     assert_eq!((routing.receipt_window_ms, serde_json::to_value(routing.balance).expect("a word")), (600_000, json!("least-load")));

@@ -12,6 +12,7 @@ pub(crate) mod oracle;
 pub(crate) mod peer;
 pub(crate) mod stepping;
 pub(crate) mod target;
+pub(crate) mod tasks;
 mod wait;
 
 pub(crate) use agents::{HttpAgent, Journal, builtin, script, slow, stepper, with};

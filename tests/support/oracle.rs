@@ -6,14 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{
     agents::{script, with},
     events::Events,
     node::Node,
-    wait::within,
 };
 
 /// The file that agents note their executions in (`tests/support/agents/oracle.py`).
@@ -78,10 +76,7 @@ impl Node {
 
     /// The events of a task, from its first on.
     pub(crate) async fn task_events(&self, task: &str) -> Events {
-        let request = self.request(Method::GET, &format!("/aitp/tasks/{task}/events"));
-        let response = within("the task's events begin", super::SETTLE, request.send()).await.expect("the node answers");
-        assert_eq!(response.status().as_u16(), 200, "the task's events are refused");
-        Events::new(response)
+        self.task_events_from(task, "").await
     }
 
     /// Everything that happened to a task until it ended: names, and the rest of each event. No event is missing or told twice.

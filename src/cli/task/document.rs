@@ -141,6 +141,12 @@ impl Step {
         self.node_id.as_deref().map(figures::node).unwrap_or_default()
     }
 
+    /// What it waits for, as a person is told.
+    pub(super) fn waits(&self) -> Option<String> {
+        let told = self.waiting_for.as_deref()?;
+        Some(printable(&if told.starts_with("deferred") { told.to_owned() } else { format!("waits for {told}") }, REASON_CHARS_MAX))
+    }
+
     /// Whether it will not change any more.
     pub(super) fn has_ended(&self) -> bool {
         matches!(self.status.as_str(), "SUCCESS" | "FAILED")

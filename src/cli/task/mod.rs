@@ -9,6 +9,7 @@
 mod document;
 mod events;
 mod feed;
+mod local;
 mod outcome;
 mod plan;
 mod progress;
@@ -30,6 +31,7 @@ use super::{
 };
 use crate::model::{ErrorCode, Failure};
 use document::{Listing, SHORT_CHARS};
+pub(super) use local::watch;
 
 /// How many characters of an id name a task at least.
 const ID_CHARS_MIN: usize = 4;

@@ -69,7 +69,8 @@ pub(super) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
         return Ok(());
     }
     let open = plan.subtasks.iter().filter(|planned| planned.agent.is_none()).count();
-    let message = format!("the task cannot run now: {open} of {} subtasks have no agent", plan.subtasks.len());
+    let have = if open == 1 { "has" } else { "have" };
+    let message = format!("the task cannot run now: {open} of {} subtasks {have} no agent", plan.subtasks.len());
     let error = CliError::from(Failure::new(ErrorCode::CapabilityNotFound, message));
     Err(said(&error.hint("`meshwork find CAPABILITY --explain` says who was left out and why"), Exit::Refused, global))
 }

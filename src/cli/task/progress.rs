@@ -73,6 +73,7 @@ pub(super) struct Live {
     drawn: usize,
     id: String,
     colour: bool,
+    ended: bool,
 }
 
 impl Live {
@@ -82,7 +83,7 @@ impl Live {
             bar.set_style(style);
         }
         let colour = global.screen.err_is_terminal() && global.env.text("NO_COLOR").is_none();
-        Self { bar, term: Term::stderr(), task: None, lost: None, drawn: 0, id: short(id), colour }
+        Self { bar, term: Term::stderr(), task: None, lost: None, drawn: 0, id: short(id), colour, ended: false }
     }
 
     /// Whether nothing is known of the task yet.
@@ -99,6 +100,13 @@ impl Live {
         self.lost = why;
     }
 
+    /// Draws it for the last time.
+    pub(super) fn end(&mut self) {
+        self.lost = None;
+        self.draw();
+        self.ended = true;
+    }
+
     pub(super) fn draw(&mut self) {
         let (rows, columns) = self.term.size_checked().unwrap_or(SIZE_DEFAULT);
         let waiting = Status { task_id: self.id.clone(), ..Status::default() };
@@ -113,6 +121,17 @@ impl Live {
         };
         self.drawn = self.drawn.wrapping_add(1);
         self.bar.set_message(lines(task, &frame).join("\n"));
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        if !self.ended {
+            // The terminal has written `^C` since, and what is drawn now would miss what was drawn before by a line.
+            self.bar.set_draw_target(ProgressDrawTarget::hidden());
+            // A terminal that is gone needs no new line.
+            let _ = self.term.write_line("");
+        }
     }
 }
 
@@ -243,8 +262,8 @@ fn note(task: &Status, step: &Step) -> String {
     if step.has_ended() || step.status == "EXECUTING" || task.has_ended() {
         return String::new();
     }
-    if let Some(waiting) = &step.waiting_for {
-        return printable(waiting, REASON_CHARS_MAX);
+    if let Some(waits) = step.waits() {
+        return waits;
     }
     let open = |name: &&String| task.progress.steps.iter().any(|step| step.subtask_id == **name && step.status != "SUCCESS");
     let after: Vec<String> = step.after.iter().filter(open).map(|name| figures::word(name)).collect();

@@ -13,7 +13,7 @@ use super::{
     duration, outcome, resolve, seconds, short,
     wait::{self, Show},
 };
-use crate::model::{ErrorCode, printable};
+use crate::model::ErrorCode;
 
 /// The most tasks that one list shows.
 const LIMIT_MAX: u32 = 1_000;
@@ -204,14 +204,14 @@ fn steps(task: &Status, colour: bool) -> String {
             figures::word(&step.status),
             or_nothing(step.who()),
             or_nothing(step.node()),
-            step.attempt.map_or_else(|| figures::NOTHING.to_owned(), |attempt| attempt.to_string()),
+            step.attempt.filter(|attempt| *attempt > 0).map_or_else(|| figures::NOTHING.to_owned(), |attempt| attempt.to_string()),
             step.duration_ms.map_or_else(|| figures::NOTHING.to_owned(), figures::millis),
             if step.cost.is_null() { figures::NOTHING.to_owned() } else { format!("{} {}", amount(&step.cost), task.currency) },
             or_nothing(step.after.join(", ")),
         ]);
-        let note = step.error.as_ref().map(reason).or_else(|| step.waiting_for.clone());
+        let note = step.error.as_ref().map(reason).or_else(|| step.waits());
         if let Some(note) = note {
-            notes += &format!("  {}: {}\n", step.label(), printable(&note, super::document::REASON_CHARS_MAX));
+            notes += &format!("  {}: {note}\n", step.label());
         }
     }
     if table.is_empty() { "no steps yet\n".to_owned() } else { table.text(colour) + &notes }

@@ -6,7 +6,7 @@
 
 use std::{future::pending, pin::Pin, time::Duration};
 
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use serde_json::Value;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
@@ -72,7 +72,8 @@ pub(super) async fn for_result(
     interrupt: impl Future<Output = ()>,
 ) -> Result<Value, CliError> {
     let work = async {
-        ended(client, global, id, show).await?;
+        let ask = || async { client.get(&["aitp", "tasks", id], &[]).await };
+        ended(feed(client, id, None), ask, global, id, show).await?;
         patiently(RESULT_ATTEMPTS_MAX, async || client.get(&["aitp", "tasks", id, "result"], &[]).await).await
     };
     let out_of_time = async {
@@ -96,14 +97,18 @@ pub(super) async fn for_result(
     Err(error.hint(hint).with("task_id", id))
 }
 
-/// Waits until the task has ended, telling what `show` says.
-async fn ended(client: &Client, global: &Global, id: &str, show: Show) -> Result<(), CliError> {
-    let mut feed = feed(client, id, None);
+/// Waits until the task has ended, telling what `show` says. `feed` is what happens to it, `ask` gives its status document.
+pub(super) async fn ended<A: Future<Output = Result<Value, CliError>>>(
+    mut feed: impl Stream<Item = Result<News, CliError>> + Unpin,
+    ask: impl Fn() -> A,
+    global: &Global,
+    id: &str,
+    show: Show,
+) -> Result<(), CliError> {
     let mut live = (show == Show::Live).then(|| Live::new(id, global));
     let mut tick = interval(FRAME);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let ask = || Box::pin(async { client.get(&["aitp", "tasks", id], &[]).await });
-    let mut asked: Option<Pin<Box<_>>> = None;
+    let mut asked: Option<Pin<Box<A>>> = None;
     let mut asked_at = Instant::now();
     let mut stale = true;
     loop {
@@ -132,7 +137,7 @@ async fn ended(client: &Client, global: &Global, id: &str, show: Show) -> Result
             _ = tick.tick(), if live.is_some() => {
                 let wait = if stale { REFRESH_MIN } else { REFRESH_MAX };
                 if asked.is_none() && (asked_at.elapsed() >= wait || live.as_ref().is_some_and(Live::is_empty)) {
-                    (asked, asked_at, stale) = (Some(ask()), Instant::now(), false);
+                    (asked, asked_at, stale) = (Some(Box::pin(ask())), Instant::now(), false);
                 }
                 if let Some(live) = &mut live {
                     live.draw();
@@ -141,11 +146,10 @@ async fn ended(client: &Client, global: &Global, id: &str, show: Show) -> Result
         }
     }
     if let Some(live) = &mut live {
-        if let Ok(answer) = patiently(LOOKS_MAX, ask).await {
+        if let Ok(answer) = patiently(LOOKS_MAX, async || ask().await).await {
             live.update(read::<Status>(&answer)?);
         }
-        live.lost(None);
-        live.draw();
+        live.end();
     }
     Ok(())
 }

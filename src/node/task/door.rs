@@ -20,8 +20,8 @@ use crate::store::journal::Position;
 use crate::wire::invocation::KEY_BYTES_MAX;
 use crate::wire::task::{Event, Outcome, Submitted};
 
-/// The largest document of a task, in bytes.
-const DOCUMENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The largest document of a task, in bytes: as large as bodies are unless configured otherwise, so that a task can be given what a call can.
+const DOCUMENT_BYTES_MAX: usize = 6 * 1024 * 1024;
 /// Rows that one list holds at most.
 const LIST_MAX: usize = 500;
 /// Entries that are read from the journal at once for a stream of events.

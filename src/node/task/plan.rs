@@ -16,7 +16,7 @@ use crate::node::invocation::invoke::{self, InvokeRequest};
 use crate::node::invocation::routing;
 use crate::node::shared::Shared;
 use crate::proto::task::definition::Definition;
-use crate::proto::task::fault;
+use crate::proto::task::fault::{self, Fault};
 use crate::proto::task::machine::Input;
 use crate::store::Blobs;
 
@@ -29,12 +29,12 @@ const LOOK_MAX: Duration = Duration::from_secs(2);
 
 /// Refuses a definition that breaks what only compiled schemas can tell.
 pub(super) fn check(shared: &Shared, definition: &Definition) -> Result<(), Failure> {
-    let invalid = |path: &str, message: String| Failure::new(ErrorCode::InvalidRequest, message).with("path", path);
+    let invalid = |path: &str, message: String| fault::failure(&[Fault { path: path.to_owned(), message, suggestion: None }]);
     let compiles = |schema: &Value, path: &str| {
         if *schema == Value::Bool(true) {
             return Ok(());
         }
-        crate::agents::schema::Schema::compile(schema).map(drop).map_err(|error| invalid(path, format!("{path}: {error}")))
+        crate::agents::schema::Schema::compile(schema).map(drop).map_err(|error| invalid(path, error.to_string()))
     };
     compiles(&definition.input, "/input")?;
     compiles(&definition.output, "/output")?;
@@ -42,8 +42,11 @@ pub(super) fn check(shared: &Shared, definition: &Definition) -> Result<(), Fail
         compiles(&subtask.output, &format!("/subtasks/{index}/output"))?;
     }
     let parameters = Value::Object(definition.parameters.clone());
-    read::check(shared, &definition.input, &parameters, "parameters")
-        .map_err(|failure| Failure { code: ErrorCode::InvalidRequest, ..failure })
+    read::check(shared, &definition.input, &parameters, "parameters").map_err(|failure| {
+        // The place is one of the document, not of the values alone.
+        let place = failure.details.get("path").and_then(Value::as_str).unwrap_or_default().trim_end_matches('/').to_owned();
+        invalid(&format!("/parameters{place}"), failure.message)
+    })
 }
 
 /// Subtasks for a goal.

@@ -58,7 +58,7 @@ pub fn failure(faults: &[Fault]) -> Failure {
         Some(suggestion) => json!({"path": fault.path, "message": fault.message, "suggestion": suggestion}),
         None => json!({"path": fault.path, "message": fault.message}),
     };
-    if faults.len() > 1 { failure.with("faults", faults.iter().map(listed).collect::<Vec<_>>()) } else { failure }
+    failure.with("faults", faults.iter().map(listed).collect::<Vec<_>>())
 }
 
 /// The faults found so far.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::super::definition::OnUnavailable;
 use super::super::state::{Phase, State, failure_of, kept, place};
-use super::fail;
+use super::{dispatch, fail};
 use crate::model::{ErrorCode, Failure, Timestamp};
 use crate::wire::task::{Event, Reason, Text};
 
@@ -18,9 +18,13 @@ pub(in crate::proto::task) fn decide(state: &State, subtask: u32, failure: Failu
     let defer = |span| vec![Event::Deferred { subtask, span, failure: kept(&failure) }];
     let is_fault = matches!(failure.code, ErrorCode::InvalidRequest | ErrorCode::InvalidSchema | ErrorCode::PayloadTooLarge);
     let nobody = matches!(failure.code, ErrorCode::CapabilityNotFound | ErrorCode::AgentNotFound) && part.refused_by.is_empty();
-    if is_fault || failure.code == ErrorCode::OverBudget {
-        let reason = if is_fault { Reason::InvalidInput } else { Reason::Cost };
-        return fail::decide(state, subtask, reason, failure, now);
+    if is_fault {
+        return fail::decide(state, subtask, Reason::InvalidInput, failure, now);
+    }
+    if failure.code == ErrorCode::OverBudget {
+        let mut told = dispatch::over_budget(state, &failure.message);
+        told.details.extend(failure.details);
+        return fail::decide(state, subtask, Reason::Cost, told, now);
     }
     if nobody {
         return match state.definition.fallback.on_unavailable {
