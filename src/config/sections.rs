@@ -262,7 +262,7 @@ pub struct Limits {
     pub agents_max: u32,
     /// Records that the directory holds; at 8 KiB each at most, further ones are ignored until some expire.
     pub records_max: u32,
-    /// Final results kept for callers that ask again with the same idempotency key.
+    /// Final results kept, on the disk, for callers that ask again with the same idempotency key.
     pub results_kept_max: u32,
     /// Bytes of such results, counted once for calls that this node made and once for those that its agents answered. The oldest go first,
     /// and one that is larger than this is not kept: its key is then free, as it is after `results_kept_ms`, and a repeat runs again.
@@ -293,7 +293,7 @@ impl Default for Limits {
             attempts_max: 4,
             agents_max: 64,
             records_max: 100_000,
-            results_kept_max: 1_000,
+            results_kept_max: 10_000,
             results_kept_bytes_max: 67_108_864,
             results_kept_ms: 600_000,
             http_body_bytes_max: 6_291_456,
@@ -328,7 +328,7 @@ impl Default for Task {
     fn default() -> Self {
         Self {
             live_max: 10_000,
-            kept_max: 100_000,
+            kept_max: 10_000,
             keep_ms: 604_800_000,
             parallel_max: 64,
             start_within_ms: 5_000,

@@ -18,6 +18,7 @@ mod faults;
 mod hostile;
 mod invocation;
 mod join;
+mod keys;
 mod large;
 mod launch;
 mod node_config;

@@ -84,10 +84,24 @@ pub(super) struct Durable {
 /// An answer to a client, which goes out when what it tells is durable.
 type Answer = Box<dyn FnOnce(Result<(), Failure>) + Send>;
 
+/// A task's row in a list, as JSON text: there may be many, and few are looked at.
+#[derive(Debug, Clone)]
+pub(super) struct Row(Arc<str>);
+
+impl Row {
+    pub(super) fn new(row: &Value) -> Self {
+        Self(row.to_string().into())
+    }
+
+    pub(super) fn value(&self) -> Value {
+        serde_json::from_str(&self.0).unwrap_or_default()
+    }
+}
+
 /// A task that has ended; the rest of it is in the journal.
 #[derive(Debug, Clone)]
 pub(super) struct Ended {
-    pub(super) summary: Arc<Value>,
+    pub(super) row: Row,
     pub(super) outcome: Outcome,
     pub(super) created: Timestamp,
     pub(super) at: Timestamp,
@@ -101,7 +115,7 @@ impl Ended {
     /// Where to read it, or, if it cannot be read, the document that `told` makes of its row and of what is wrong.
     fn standing(&self, told: impl FnOnce(&Value, &Failure) -> Value) -> Standing {
         match &self.unreadable {
-            Some(failure) => Standing::Told(told(&self.summary, failure)),
+            Some(failure) => Standing::Told(told(&self.row.value(), failure)),
             None => Standing::Ended(self.positions.clone()),
         }
     }
@@ -280,7 +294,7 @@ impl Book {
                 let answer = self.submit(task, *definition, event, at);
                 match answer {
                     Ok((task, created)) => match self.ended.get(&task) {
-                        Some(ended) => drop(reply.send(Ok((view::receipt_of(&ended.summary), created)))),
+                        Some(ended) => drop(reply.send(Ok((view::receipt_of(&ended.row.value()), created)))),
                         None => self.answer(task, reply, move |state| Ok((view::receipt(state), created))),
                     },
                     Err(failure) => drop(reply.send(Err(failure))),
@@ -669,7 +683,7 @@ impl Book {
         let Some(ended) = ended(live.machine.state(), &live.positions) else { return };
         live.durable.send_replace(Durable { events: live.machine.state().events(), ended: true });
         let outcome = ended.outcome;
-        self.shared.publish(NodeEvent::TaskEnded(Arc::clone(&ended.summary)));
+        self.shared.publish(NodeEvent::TaskEnded(Arc::new(view::summary(live.machine.state()))));
         self.ended.insert(task, ended);
         for dependent in self.dependents.remove(&task).unwrap_or_default() {
             self.drive(dependent, Input::DependencyEnded(task, outcome));
@@ -738,7 +752,7 @@ impl Book {
                 // What is not durable yet is nobody's business.
                 (Some(live), _) if live.machine.committed_events() == 0 => continue,
                 (Some(live), _) => view::summary(live.machine.state()),
-                (None, Some(ended)) => ended.summary.as_ref().clone(),
+                (None, Some(ended)) => ended.row.value(),
                 (None, None) => continue,
             };
             if !wanted.fits(&row) {
@@ -760,7 +774,7 @@ pub(super) const EPOCH: u64 = 1;
 pub(super) fn ended(state: &State, positions: &[Position]) -> Option<Ended> {
     let end = state.end()?;
     Some(Ended {
-        summary: Arc::new(view::summary(state)),
+        row: Row::new(&view::summary(state)),
         outcome: end.outcome,
         created: state.created(),
         at: end.at,

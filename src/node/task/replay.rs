@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::book::{Ended, ended};
+use super::book::{Ended, Row, ended};
 use super::read::{self, Reader};
 use crate::model::{ErrorCode, Failure, NodeId, TaskId, Timestamp};
 use crate::node::invocation::kept::Found as FoundCall;
@@ -145,7 +145,7 @@ impl Gathering<'_> {
                 let key = state.key().map(|(key, identity)| (key.to_owned(), identity));
                 (Some(view::summary(&state)), positions, state.created(), key)
             }
-            (None, Some(ended)) => (Some(ended.summary.as_ref().clone()), ended.positions.to_vec(), ended.created, ended.key),
+            (None, Some(ended)) => (Some(ended.row.value()), ended.positions.to_vec(), ended.created, ended.key),
             (None, None) => (None, Vec::new(), at, None),
         };
         positions.extend(position);
@@ -282,9 +282,9 @@ pub(in crate::node) fn run(reader: &Reader, replay: Replay, now: Timestamp) -> R
     found.ended = gathering.ended;
     for (task, Broken { why, known, positions, since, key, is_rest: _ }) in gathering.broken {
         notes.push(format!("task {task} is stopped, because the journal cannot be read: {why}"));
-        let summary = Arc::new(unreadable::summary(task, known, since, now));
+        let row = Row::new(&unreadable::summary(task, known, since, now));
         let unreadable = Some(Arc::new(failure(task, &why)));
-        let ended = Ended { summary, outcome: Outcome::Failed, created: since, at: now, positions: positions.into(), key, unreadable };
+        let ended = Ended { row, outcome: Outcome::Failed, created: since, at: now, positions: positions.into(), key, unreadable };
         found.ended.insert(task, ended);
     }
     for note in &notes {
