@@ -290,8 +290,8 @@ impl Book {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Submit { task, definition, event, at, reply } => {
-                let answer = self.submit(task, *definition, event, at);
+            Command::Submit { task, definition, event, at, clash, reply } => {
+                let answer = self.submit(task, *definition, event, at, clash);
                 match answer {
                     Ok((task, created)) => match self.ended.get(&task) {
                         Some(ended) => drop(reply.send(Ok((view::receipt_of(&ended.row.value()), created)))),
@@ -371,6 +371,7 @@ impl Book {
         definition: crate::proto::task::definition::Definition,
         event: Event,
         at: Timestamp,
+        clash: Option<Failure>,
     ) -> Result<(TaskId, bool), Failure> {
         if let Some(failure) = &self.stopped {
             return Err(failure.clone());
@@ -382,6 +383,9 @@ impl Book {
             }
             let message = "the idempotency key was used before with another definition";
             return Err(Failure::new(ErrorCode::Conflict, message).with("task_id", known.to_string()));
+        }
+        if let Some(clash) = clash {
+            return Err(clash);
         }
         if self.reader.journal.is_full() {
             let message = "the disk of this node is full: tasks that run may end, and no new one is taken";

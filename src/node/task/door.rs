@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 use super::book::{Durable, TaskClock};
 use super::plan;
 use super::read::{self, Reader};
+use super::types;
 use crate::agents::off_workers;
 use crate::model::{ErrorCode, Failure, TaskId, Timestamp, printable};
 use crate::node::handle::{Handle, stopping};
@@ -38,8 +39,9 @@ pub(in crate::node) struct Access {
 
 /// A question or order to the loop.
 pub(in crate::node) enum Command {
-    /// Take a task in. The answer is its receipt, and whether it is new.
-    Submit { task: TaskId, definition: Box<Definition>, event: Event, at: Timestamp, reply: Reply<(Value, bool)> },
+    /// Take a task in, unless it clashes with the agents of now; one that was taken in before is still that one. The answer is its receipt, and
+    /// whether it is new.
+    Submit { task: TaskId, definition: Box<Definition>, event: Event, at: Timestamp, clash: Option<Failure>, reply: Reply<(Value, bool)> },
     /// How a task stands: the document, or where to read it if it has ended.
     Status { task: TaskId, explain: bool, reply: Reply<Standing> },
     /// Where a task lies that has ended, or, if it cannot be read, the document that tells its result.
@@ -161,13 +163,18 @@ impl Handle {
         let read = off_workers(document.len(), || {
             let value: Value = serde_json::from_slice(&document).map_err(|error| invalid(format!("the body cannot be read: {error}")))?;
             let identity = *blake3::hash(&document).as_bytes();
-            self.definition_of(&value, at).map(|definition| (definition, identity))
+            let place = types::place_of_subtasks(&value);
+            self.definition_of(&value, at).map(|definition| (definition, identity, place))
         });
-        let (definition, identity) = read?;
+        let (definition, identity, place) = read?;
+        let clash = types::check(&self.shared, &definition, place).await.err();
+        if let (Some(clash), None) = (&clash, &key) {
+            return Err(clash.clone());
+        }
         let task = TaskId::from_random(rand::random());
         let document = read::keep(&self.tasks.reader.blobs, task, document).await?;
         let event = Event::Submitted(Submitted { document, key, identity });
-        let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, reply };
+        let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, clash, reply };
         let (receipt, created) = self.ask_tasks(submit).await??;
         Ok(Submission { receipt, created })
     }
@@ -178,6 +185,7 @@ impl Handle {
     /// `INVALID_REQUEST` with every fault of the definition.
     pub async fn plan(&self, document: &Value) -> Result<Value, Failure> {
         let definition = self.definition_of(document, self.tasks.clock.now())?;
+        types::check(&self.shared, &definition, types::place_of_subtasks(document)).await?;
         Box::pin(plan::explain(&self.shared, &self.tasks.reader.blobs, definition)).await
     }
 

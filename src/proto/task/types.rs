@@ -5,6 +5,8 @@
 //! `required` and `additionalProperties: false`, and a schema with a reference or a combination says nothing here. What is not certain is
 //! for the schemas to say when the values are there.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::definition::{Definition, Subtask};
@@ -110,9 +112,9 @@ impl<'a> Checker<'a, '_> {
                 None => {}
             }
         }
+        let given: BTreeSet<&str> = fields.iter().filter(|(_, field)| !self.is_left_out(field)).map(|(key, _)| key.as_str()).collect();
         for required in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
-            let given = fields.iter().any(|(key, field)| key == required && !self.is_left_out(field));
-            if !given {
+            if !given.contains(required) {
                 self.faults.add(path, format!("does not give `{}`, which `{who}` requires", printable(required, 80)));
             }
         }
