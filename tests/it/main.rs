@@ -34,5 +34,6 @@ mod streaming;
 mod task_bad_input;
 mod task_faults;
 mod task_offers;
+mod task_types;
 mod tasks;
 mod turns;

@@ -1,29 +1,37 @@
 //! From a goal to subtasks, and from subtasks to what would become of them (AITP 3, `meshwork task plan`).
 //!
-//! A task whose author gave subtasks is taken as it is. One with a goal alone is given to an agent that offers `task-decomposition`; what it
-//! answers is read like any definition, so a bad plan is refused with its faults and never run.
+//! A task whose author gave subtasks is taken as it is. One with a goal alone is given to an agent that offers `task-decomposition`; where
+//! there is none, a chain is looked for by the schemas that the directory names. What comes of either is read like any definition and held
+//! against the schemas of those who would do it, so a bad plan is refused with its faults and never run.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
 
-use super::read;
-use crate::model::{CapabilityName, ErrorCode, Failure, TaskId};
+use super::{read, types};
+use crate::agents::off_workers;
+use crate::model::{AgentId, CapabilityName, ErrorCode, Failure, TaskId};
 use crate::node::explain::round;
 use crate::node::invocation::invoke::{self, InvokeRequest};
 use crate::node::invocation::routing;
 use crate::node::shared::Shared;
+use crate::proto::directory::Routes;
 use crate::proto::task::definition::Definition;
 use crate::proto::task::fault::{self, Fault};
 use crate::proto::task::machine::Input;
+use crate::proto::task::planner::{self, Offer};
 use crate::store::Blobs;
+use crate::wire::directory::{Query, Wanted};
 
 /// The capability of agents that decompose.
 const DECOMPOSITION: &str = "task-decomposition";
 /// How long an agent may take to decompose a goal: a language model thinks.
 const DECOMPOSE_MAX: Duration = Duration::from_secs(120);
+/// Names of the directory that are looked at for a chain.
+const NAMES_MAX: usize = 4_096;
 /// How long is looked for each agent of a plan.
 const LOOK_MAX: Duration = Duration::from_secs(2);
 
@@ -51,9 +59,8 @@ pub(super) fn check(shared: &Shared, definition: &Definition) -> Result<(), Fail
 
 /// Subtasks for a goal.
 pub(super) async fn decompose(shared: Arc<Shared>, blobs: Blobs, task: TaskId, definition: Arc<Definition>) -> Input {
-    let planned = Box::pin(by_agent(&shared, &definition)).await;
-    let (subtasks, by, definition) = match planned {
-        Ok(planned) => planned,
+    let (subtasks, by, definition) = match planned(&shared, &definition).await {
+        Ok(Planned { subtasks, by, definition }) => (subtasks, by.to_string(), definition),
         Err(failure) => return Input::Unplanned(failure),
     };
     let text = serde_json::to_vec(&subtasks).unwrap_or_default();
@@ -63,8 +70,92 @@ pub(super) async fn decompose(shared: Arc<Shared>, blobs: Blobs, task: TaskId, d
     }
 }
 
-/// Asks an agent that decomposes.
-async fn by_agent(shared: &Arc<Shared>, definition: &Definition) -> Result<(Value, String, Definition), Failure> {
+/// A goal that was decomposed.
+struct Planned {
+    subtasks: Value,
+    by: Planner,
+    definition: Definition,
+}
+
+/// Who decomposed it.
+#[derive(Clone, Copy)]
+enum Planner {
+    Agent(AgentId),
+    Schemas,
+}
+
+impl Planner {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Agent(_) => "agent",
+            Self::Schemas => "schemas",
+        }
+    }
+}
+
+impl fmt::Display for Planner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Agent(agent) => write!(f, "agent {agent}"),
+            Self::Schemas => f.write_str("schemas"),
+        }
+    }
+}
+
+/// Decomposes a goal, by an agent if one offers that.
+async fn planned(shared: &Arc<Shared>, definition: &Definition) -> Result<Planned, Failure> {
+    let (subtasks, by) = match Box::pin(by_agent(shared, definition)).await? {
+        Some((subtasks, agent)) => (subtasks, Planner::Agent(agent)),
+        None => (Box::pin(by_schemas(shared, definition)).await?, Planner::Schemas),
+    };
+    let bad = |failure: Failure| Failure { message: format!("{by} made a plan that cannot be run: {}", failure.message), ..failure };
+    let planned = definition.with_subtasks(&subtasks).map_err(|faults| bad(fault::failure(&faults)))?;
+    Box::pin(types::check(shared, &planned, types::SUBTASKS)).await.map_err(bad)?;
+    Ok(Planned { subtasks, by, definition: planned })
+}
+
+/// Every capability that somebody can be asked for, with the score of the best and what all who offer it agree on.
+fn offered<'a>(shared: &Shared, routes: &'a Routes, min_trust: Option<f64>) -> Vec<(&'a CapabilityName, f64, types::Agreed)> {
+    let now = shared.mono();
+    let best = |name: &CapabilityName| {
+        let constraints = Wanted { min_trust, ..Wanted::default() };
+        let query = Query { capabilities: vec![name.clone()], text: None, version: None, constraints, limit: 1 };
+        let ledger = shared.ledger.read().unwrap_or_else(PoisonError::into_inner);
+        let answer = routes.rank(&query, None, &shared.rules, &ledger, now);
+        // A heading is nothing that can be done; what stands below it has its own turn.
+        let best = answer.candidates.first().filter(|best| best.capability().is_some_and(|offered| offered.id == *name));
+        best.map(|best| best.score)
+    };
+    let names = routes.names().take(NAMES_MAX);
+    names.filter_map(|name| Some((name, best(name)?, types::agreed_on(routes, name, None, None)?))).collect()
+}
+
+/// Looks for a chain of capabilities whose schemas lead from the parameters to the output.
+async fn by_schemas(shared: &Arc<Shared>, definition: &Definition) -> Result<Value, Failure> {
+    let routes = shared.routes.load_full();
+    let mut found = off_workers(usize::MAX, || offered(shared, &routes, definition.usual.min_trust));
+    // The best are the likeliest to be chosen, should there be more than are looked at.
+    found.sort_by(|(_, a, _), (_, b, _)| b.total_cmp(a));
+    found.truncate(planner::OFFERS_MAX);
+    let hashes = found.iter().flat_map(|(_, _, agreed)| [agreed.input, agreed.output].map(|hash| (agreed.node, hash)));
+    let schemas = types::texts(shared, hashes).await;
+    let offers: Vec<Offer<'_>> = found
+        .iter()
+        .filter_map(|(name, score, agreed)| {
+            let (input, output) = (schemas.get(&agreed.input)?, schemas.get(&agreed.output)?);
+            Some(Offer { name, input, output, score: *score })
+        })
+        .collect();
+    let planned = off_workers(usize::MAX, || planner::plan(&definition.input, &definition.parameters, &definition.output, &offers));
+    planned.map_err(|failure| {
+        let message =
+            format!("the task has no subtasks, no agent offers `{DECOMPOSITION}`, and no steps were found by schemas: {}", failure.message);
+        Failure { message, ..failure }
+    })
+}
+
+/// Asks an agent that decomposes; `None` if there is none.
+async fn by_agent(shared: &Arc<Shared>, definition: &Definition) -> Result<Option<(Value, AgentId)>, Failure> {
     let name: CapabilityName =
         DECOMPOSITION.parse().map_err(|_| Failure::new(ErrorCode::Internal, "the name of decomposition is no capability"))?;
     let input = json!({
@@ -78,29 +169,23 @@ async fn by_agent(shared: &Arc<Shared>, definition: &Definition) -> Result<(Valu
     });
     let mut request = InvokeRequest::new(name, input.to_string().into());
     request.timeout = Some(DECOMPOSE_MAX);
-    let reply = invoke::invoke(shared, request).await.map_err(|failure| {
-        let nobody = failure.code == ErrorCode::CapabilityNotFound;
-        let message = if nobody {
-            format!("the task has no subtasks, and no agent offers `{DECOMPOSITION}`")
-        } else {
-            format!("the goal could not be decomposed: {}", failure.message)
-        };
-        Failure::new(failure.code, message).retryable(failure.retryable)
-    })?;
+    let reply = match invoke::invoke(shared, request).await {
+        Ok(reply) => reply,
+        Err(failure) if failure.code == ErrorCode::CapabilityNotFound => return Ok(None),
+        Err(failure) => {
+            let message = format!("the goal could not be decomposed: {}", failure.message);
+            return Err(Failure::new(failure.code, message).retryable(failure.retryable));
+        }
+    };
     let answer: Value = serde_json::from_slice(&reply.output).unwrap_or_default();
-    let subtasks = answer.get("subtasks").cloned().unwrap_or(answer);
-    let planned = definition.with_subtasks(&subtasks).map_err(|faults| {
-        let failure = fault::failure(&faults);
-        Failure { message: format!("agent {} made a plan that cannot be run: {}", reply.agent, failure.message), ..failure }
-    })?;
-    Ok((subtasks, format!("agent {}", reply.agent), planned))
+    Ok(Some((answer.get("subtasks").cloned().unwrap_or(answer), reply.agent)))
 }
 
 /// What would come of a definition.
 pub(super) async fn explain(shared: &Arc<Shared>, _blobs: &Blobs, definition: Definition) -> Result<Value, Failure> {
     let (definition, by) = if definition.subtasks.is_empty() {
-        let (_, _, planned) = Box::pin(by_agent(shared, &definition)).await?;
-        (planned, "agent")
+        let planned = planned(shared, &definition).await?;
+        (planned.definition, planned.by.word())
     } else {
         (definition, "given")
     };

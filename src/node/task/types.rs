@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::agents::definition::ANYTHING;
 use crate::agents::off_workers;
-use crate::model::{AgentId, CapabilityName, Failure, NodeId};
+use crate::model::{AgentId, CapabilityName, Failure, NodeId, VersionRequirement};
 use crate::node::schemas::schemas_of;
 use crate::node::shared::Shared;
 use crate::proto::directory::{Reach, Routes};
@@ -95,12 +95,14 @@ impl<'a> What<'a> {
 }
 
 /// What all agree on that offer something; [`ANYTHING`] where they differ.
-struct Agreed {
+pub(super) struct Agreed {
     /// One of them, and near if one of them is.
-    node: NodeId,
+    pub(super) node: NodeId,
     is_near: bool,
-    input: SchemaHash,
-    output: SchemaHash,
+    /// Of the input schema.
+    pub(super) input: SchemaHash,
+    /// Of the output schema.
+    pub(super) output: SchemaHash,
 }
 
 impl Agreed {
@@ -111,16 +113,25 @@ impl Agreed {
 
 fn agreed<'a>(routes: &Routes, definition: &'a Definition) -> BTreeMap<What<'a>, Agreed> {
     let wanted: BTreeMap<What<'_>, &Subtask> = definition.subtasks.iter().map(|subtask| (What::of(subtask), subtask)).collect();
-    wanted.into_iter().filter_map(|(what, subtask)| Some((what, agreed_on(routes, subtask)?))).collect()
+    wanted
+        .into_iter()
+        .filter_map(|(what, subtask)| Some((what, agreed_on(routes, &subtask.capability, subtask.agent, subtask.version.as_ref())?)))
+        .collect()
 }
 
-fn agreed_on(routes: &Routes, what: &Subtask) -> Option<Agreed> {
+/// What all agree on that offer `capability`, or what stands below it.
+pub(super) fn agreed_on(
+    routes: &Routes,
+    capability: &CapabilityName,
+    agent: Option<AgentId>,
+    version: Option<&VersionRequirement>,
+) -> Option<Agreed> {
     let mut agreed: Option<Agreed> = None;
-    for entry in routes.entries(&what.capability).iter().filter(|entry| what.agent.is_none_or(|agent| agent == entry.record.agent)) {
+    for entry in routes.entries(capability).iter().filter(|entry| agent.is_none_or(|agent| agent == entry.record.agent)) {
         let is_near = matches!(entry.reach, Reach::Here | Reach::Connected);
         for offered in &entry.record.capabilities {
-            let fits = offered.id.is_under(&what.capability);
-            if !fits || what.version.as_ref().is_some_and(|wanted| !wanted.accepts(&offered.version)) {
+            let fits = offered.id.is_under(capability);
+            if !fits || version.is_some_and(|wanted| !wanted.accepts(&offered.version)) {
                 continue;
             }
             let (node, input, output) = (entry.record.node, offered.input_schema, offered.output_schema);
