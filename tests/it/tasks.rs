@@ -59,7 +59,7 @@ async fn the_example_of_the_draft_runs_over_three_nodes() {
     assert_eq!(document["ledger"]["budget"], 10, "{document}");
 }
 
-/// AITP-11: the shapes of the draft, over HTTP.
+/// AITP-7, AITP-11: the shapes of the draft, over HTTP.
 #[tokio::test]
 async fn a_task_is_submitted_read_and_finished_over_http() {
     let workshop = Workshop::new();

@@ -32,8 +32,8 @@ const BAR_WIDTH_NARROW: usize = 8;
 /// The columns of a terminal below which room is short.
 const NARROW: usize = 100;
 
-/// Columns that stay free at the end of a line: a terminal writes `^C` there, and a line that it breaks spoils the next drawing.
-const ECHO_WIDTH: usize = 3;
+/// Columns that stay free at the end of a line: a line that the terminal breaks spoils the next drawing.
+const MARGIN_WIDTH: usize = 3;
 
 /// What stands between columns.
 const GAP: &str = "  ";
@@ -121,15 +121,17 @@ impl Live {
         };
         self.drawn = self.drawn.wrapping_add(1);
         self.bar.set_message(lines(task, &frame).join("\n"));
+        // The terminal writes `^C` where the cursor is. At the end of a line that would begin another one, and the next drawing would
+        // miss the first of what is there; the last line begins with blanks. A terminal that is gone shows nothing anyway.
+        let _ = self.term.write_str("\r");
     }
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
         if !self.ended {
-            // The terminal has written `^C` since, and what is drawn now would miss what was drawn before by a line.
+            // It stays as it is, and whoever speaks next begins a line.
             self.bar.set_draw_target(ProgressDrawTarget::hidden());
-            // A terminal that is gone needs no new line.
             let _ = self.term.write_line("");
         }
     }
@@ -137,7 +139,7 @@ impl Drop for Live {
 
 /// The view as lines that fit the width.
 pub(super) fn lines(task: &Status, frame: &Frame<'_>) -> Vec<String> {
-    let frame = &Frame { width: frame.width.saturating_sub(ECHO_WIDTH), ..*frame };
+    let frame = &Frame { width: frame.width.saturating_sub(MARGIN_WIDTH), ..*frame };
     let steps = &task.progress.steps;
     let all = steps.len() <= frame.rows_max;
     let mut shown: Vec<&Step> = steps.iter().filter(|step| all || step.is_running() || step.status == "FAILED").collect();
