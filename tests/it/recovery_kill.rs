@@ -217,7 +217,7 @@ async fn die_and_rise(others: &Others, case: Case, tag: String, narrow: String) 
     let receipt = ask(&home, "/aitp/tasks", &definition, &tag).await;
     let acknowledged = receipt.map(|answer| id_of(&answer.ok()));
     if let (Shape::Cancelled, Some(task)) = (case.shape, &acknowledged) {
-        home.task_events(task).await.wait_for("deferred", SETTLE, |_| true).await;
+        home.task_events(task).await.wait_for("deferred", SETTLE, |event| event["subtask_id"] == "b").await;
         let _ = ask(&home, &format!("/aitp/tasks/{task}/cancel"), &json!({}), &tag).await;
     }
     home.died().await;
@@ -244,7 +244,7 @@ async fn die_and_rise(others: &Others, case: Case, tag: String, narrow: String) 
     };
     match case.shape {
         Shape::Late => {
-            home.task_events(&task).await.wait_for("deferred", SETTLE, |_| true).await;
+            home.task_events(&task).await.wait_for("deferred", SETTLE, |event| event["subtask_id"] == "b").await;
             home.post("/v1/agents", &oracle.agent("late", &other, 1)).await.ok();
         }
         Shape::Cancelled => {

@@ -247,6 +247,11 @@ impl Node {
         &self.api
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("the process runs")
+    }
+
     /// Its API token.
     pub(crate) fn token(&self) -> &str {
         &self.token

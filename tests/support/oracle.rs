@@ -12,6 +12,7 @@ use super::{
     agents::{script, with},
     events::Events,
     node::Node,
+    wait::{SETTLE, eventually},
 };
 
 /// The file that agents note their executions in (`tests/support/agents/oracle.py`).
@@ -39,6 +40,12 @@ impl Oracle {
         let file = self.0.to_str().expect("temporary folders have plain names");
         let agent = script(name, "oracle.py", &[file], json!({ "id": capability }));
         with(agent, json!({ "concurrency": concurrency, "queue": 1_000 }))
+    }
+
+    /// Waits until lines of this kind are there so often, for steps whose names begin so.
+    pub(crate) async fn until(&self, prefix: &str, what: &str, times: usize) {
+        let enough = async || (self.of(prefix).iter().filter(|noted| noted.what == what).count() >= times).then_some(());
+        eventually(&format!("{prefix} {what} {times} times"), SETTLE * 2, enough).await;
     }
 
     /// What was done so far of the steps whose names begin so.
@@ -93,6 +100,18 @@ impl Node {
     pub(crate) async fn task_result(&self, task: &str) -> Value {
         self.get(&format!("/aitp/tasks/{task}/result")).await.ok()
     }
+}
+
+/// A task whose steps follow each other, `names` of them, on agents with this capability: each adds one to `first`.
+pub(crate) fn chain(tag: &str, capability: &str, names: &[&str], first: u64, more: &Value) -> Value {
+    let mut subtasks = Vec::new();
+    for (place, name) in names.iter().enumerate() {
+        let before = place.checked_sub(1).and_then(|before| names.get(before));
+        let add = before.map_or_else(|| json!(first), |before| json!(format!("${{{before}.output.sum}}")));
+        let input = with(json!({ "step": format!("{tag}.{name}"), "add": [add] }), more.clone());
+        subtasks.push(json!({ "subtask_id": name, "agent_capability": capability, "input": input }));
+    }
+    json!({ "name": tag, "subtasks": subtasks })
 }
 
 /// The task that a receipt is for.

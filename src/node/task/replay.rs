@@ -23,6 +23,9 @@ use crate::store::journal::{Finding, FindingKind, Position, Replay};
 use crate::wire::kept;
 use crate::wire::task::{Entry, Event, Outcome, Reason};
 
+/// By so many bits of 128 an id may differ from one that is known to be taken for it.
+const NEAR_BITS: u32 = 8;
+
 /// A task to go on with.
 pub(super) struct Unfinished {
     pub(super) state: State,
@@ -157,7 +160,9 @@ impl Gathering<'_> {
         let mut doubtful = BTreeMap::new();
         for Lost { range, bytes, told } in lost {
             let named = self.named_in(bytes);
-            let is_told = u64::try_from(named.len()).is_ok_and(|named| named >= range.end.saturating_sub(range.start));
+            let is_call = |payload: &&&[u8]| kept::Subject::of(payload) == Some(kept::Subject::Call);
+            let calls = Finding::payloads(bytes).iter().filter(is_call).count();
+            let is_told = u64::try_from(named.len() + calls).is_ok_and(|told| told >= range.end.saturating_sub(range.start));
             let named: BTreeSet<TaskId> = named.into_values().collect();
             for (task, open) in &self.live {
                 if named.contains(task) || (!is_told && open.last < range.start) {
@@ -174,9 +179,13 @@ impl Gathering<'_> {
         let tasks = self.live.keys().chain(self.ended.keys()).chain(self.broken.keys());
         let known: BTreeSet<[u8; 16]> = tasks.map(|task| task.to_bytes()).collect();
         let begins = |place: usize| !head.is_empty() && bytes.get(..place).is_some_and(|before| before.ends_with(head));
+        // Ids are drawn from so many that one that is nearly another is that other, damaged.
+        let near =
+            |id: &[u8; 16]| known.iter().find(|known| known.iter().zip(id).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>() <= NEAR_BITS);
         let named = |(place, id): (usize, &[u8])| {
-            let id = <[u8; 16]>::try_from(id).ok().filter(|id| known.contains(id) || begins(place))?;
-            Some((place, TaskId::from_bytes(id)))
+            let id = <[u8; 16]>::try_from(id).ok()?;
+            let named = if known.contains(&id) { id } else { begins(place).then(|| near(&id).copied()).flatten()? };
+            Some((place, TaskId::from_bytes(named)))
         };
         bytes.windows(16).enumerate().filter_map(named).collect()
     }
@@ -292,4 +301,210 @@ pub(in crate::node) fn run(reader: &Reader, replay: Replay, now: Timestamp) -> R
     }
     found.notes = notes;
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use bytes::Bytes;
+    use serde_json::json;
+
+    use super::*;
+    use crate::store::DataDir;
+    use crate::store::journal::Config;
+    use crate::wire::task::{Submitted, Text};
+
+    /// Room for a few entries of [`ROW_BYTES`] each in a segment.
+    const CONFIG: Config = Config { segment_bytes: 65_536, queue_entries_max: 1_024, queue_bytes_max: 1_048_576 };
+    const ROW_BYTES: usize = 9_000;
+    const NOW: Timestamp = Timestamp::from_ms(1_800_000_000_000);
+
+    fn task(number: u128) -> TaskId {
+        TaskId::from_random(number)
+    }
+
+    fn submitted() -> Event {
+        let subtasks = json!([{ "subtask_id": "a", "agent_capability": "test.a" }]);
+        let document = json!({ "name": "n", "parameters": { "text": "x".repeat(ROW_BYTES) }, "subtasks": subtasks }).to_string();
+        Event::Submitted(Submitted { document: Text::Inline(document.into()), key: None, identity: [0; 32] })
+    }
+
+    fn deferred() -> Event {
+        let failure = json!({ "code": "BUSY", "message": "x".repeat(ROW_BYTES), "retryable": true, "details": {} }).to_string();
+        Event::Deferred { subtask: 0, span: std::time::Duration::from_secs(300), failure: Text::Inline(failure.into()) }
+    }
+
+    fn cancelled() -> Event {
+        Event::Ended { outcome: Outcome::Cancelled, reason: Some(Reason::Cancelled), failure: None }
+    }
+
+    fn home() -> NodeId {
+        crate::wire::NodeKey::new(libp2p_identity::Keypair::generate_ed25519()).id()
+    }
+
+    fn entry(home: NodeId, task: TaskId, number: u64, event: Event) -> Bytes {
+        Entry { home, epoch: 1, task, at: NOW, number, event }.encode()
+    }
+
+    /// Keeps these entries, does something to the folder, and looks at what a start finds.
+    fn found(entries: Vec<Bytes>, change: impl FnOnce(&Path)) -> Found {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = DataDir::open(folder.path()).expect("a data directory");
+        let (journal, replay) = dir.journal(CONFIG).expect("a journal");
+        replay.run(|_| {}).expect("an empty one");
+        for entry in entries {
+            let ticket = journal.append(vec![entry]).expect("room");
+            futures::executor::block_on(journal.wait(&ticket)).expect("kept");
+        }
+        journal.close();
+        change(&folder.path().join("journal"));
+        start(&dir)
+    }
+
+    fn start(dir: &DataDir) -> Found {
+        let (journal, replay) = dir.journal(CONFIG).expect("the journal again");
+        let reader = Reader::new(journal, dir.blobs(), &crate::config::Config::default());
+        let found = run(&reader, replay, NOW).expect("a journal that reads");
+        reader.journal.close();
+        found
+    }
+
+    fn segments(folder: &Path) -> Vec<std::path::PathBuf> {
+        let files = fs::read_dir(folder).expect("a folder").map(|file| file.expect("a file").path());
+        let mut segments: Vec<_> = files.filter(|path| path.extension().is_some_and(|ending| ending == "seg")).collect();
+        segments.sort();
+        segments
+    }
+
+    fn reason(found: &Found, task: TaskId) -> Option<&Value> {
+        found.ended.get(&task).map(|ended| &ended.summary["reason"])
+    }
+
+    #[test]
+    fn a_task_goes_on_from_what_is_kept() {
+        let home = home();
+        let found = found(vec![entry(home, task(1), 0, submitted()), entry(home, task(1), 1, deferred())], |_| {});
+        assert_eq!((found.live.len(), found.ended.len(), found.notes.len()), (1, 0, 0), "{:?}", found.notes);
+        assert_eq!(found.live[&task(1)].positions.len(), 2);
+    }
+
+    #[test]
+    fn a_task_with_an_event_missing_in_between_is_unreadable_and_no_other_is() {
+        let home = home();
+        let entries = [(1, 0, submitted()), (2, 0, submitted()), (1, 2, deferred()), (2, 1, deferred())];
+        let found = found(entries.map(|(of, number, event)| entry(home, task(of), number, event)).to_vec(), |_| {});
+        assert_eq!(reason(&found, task(1)), Some(&json!("UNREADABLE")));
+        assert_eq!(found.ended[&task(1)].positions.len(), 2, "its entries are kept");
+        assert!(found.live.contains_key(&task(2)) && found.notes.len() == 1, "{:?}", found.notes);
+    }
+
+    /// F4: a file of the journal was deleted. Who has entries on both sides misses some, and who has none behind it may miss some.
+    #[test]
+    fn a_missing_segment_is_noticed_and_puts_those_in_doubt_who_have_nothing_behind_it() {
+        let home = home();
+        let mut entries: Vec<Bytes> = (1..=3).map(|of| entry(home, task(of), 0, submitted())).collect();
+        entries.push(entry(home, task(1), 1, cancelled()));
+        for number in 1..20 {
+            entries.push(entry(home, task(2), number, deferred()));
+        }
+        entries.push(entry(home, task(4), 0, submitted()));
+        let mut gone = String::new();
+        let remove = |folder: &Path| {
+            let segments = segments(folder);
+            assert!(segments.len() > 2, "{segments:?}");
+            fs::remove_file(&segments[1]).expect("it goes");
+            gone = folder.display().to_string();
+        };
+        let found = found(entries, remove);
+        assert_eq!(reason(&found, task(1)), Some(&json!("CANCELLED")), "what has ended has ended");
+        assert_eq!(reason(&found, task(2)), Some(&json!("UNREADABLE")));
+        assert_eq!(reason(&found, task(3)), Some(&json!("UNREADABLE")), "its next entry may have been its end");
+        assert!(found.live.contains_key(&task(4)), "it began afterwards");
+        assert!(found.notes.iter().any(|note| note.contains("are gone with a file of the journal")), "{:?}", found.notes);
+    }
+
+    /// What is lost of calls with a key is no task's.
+    #[test]
+    fn a_damaged_entry_of_a_call_puts_no_task_in_doubt() {
+        let home = home();
+        let agent = crate::model::AgentId::from_public_key([3; 32]);
+        let event = kept::Event::Failed;
+        let call = kept::Entry { side: kept::Side::Agent, caller: home, agent, word: "k".to_owned(), at: NOW, event }.encode();
+        let entries = vec![entry(home, task(1), 0, submitted()), call.clone(), entry(home, task(2), 0, submitted())];
+        let flip = |folder: &Path| {
+            let file = segments(folder).remove(0);
+            let mut bytes = fs::read(&file).expect("the segment");
+            let place = memchr::memmem::find(&bytes, &call).expect("the call");
+            bytes[place + call.len() - 1] ^= 1;
+            fs::write(&file, bytes).expect("the segment");
+        };
+        let found = found(entries, flip);
+        assert_eq!((found.live.len(), found.calls.len(), found.notes.len()), (2, 0, 1), "{:?}", found.notes);
+    }
+
+    /// What is in doubt once is not taken up by a later start that sees no damage any more.
+    #[test]
+    fn a_task_in_doubt_is_ended_for_good() {
+        let home = home();
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = DataDir::open(folder.path()).expect("a data directory");
+        let (journal, replay) = dir.journal(CONFIG).expect("a journal");
+        replay.run(|_| {}).expect("an empty one");
+        for (of, number, event) in [(1, 0, submitted()), (2, 0, submitted()), (2, 1, cancelled())] {
+            let ticket = journal.append(vec![entry(home, task(of), number, event)]).expect("room");
+            futures::executor::block_on(journal.wait(&ticket)).expect("kept");
+        }
+        journal.close();
+        let file = segments(&folder.path().join("journal")).remove(0);
+        let mut bytes = fs::read(&file).expect("the segment");
+        let places: Vec<usize> = memchr::memmem::find_iter(&bytes, &task(2).to_bytes()).collect();
+        // The id itself is gone, so it may have been an entry of anybody.
+        bytes[places[1]..places[1] + 16].fill(0xff);
+        fs::write(&file, bytes).expect("the segment");
+        for _ in 0..2 {
+            let found = start(&dir);
+            assert_eq!(reason(&found, task(1)), Some(&json!("UNREADABLE")), "{:?}", found.notes);
+            assert_eq!(reason(&found, task(2)), Some(&json!("UNREADABLE")), "{:?}", found.notes);
+            assert!(found.live.is_empty());
+        }
+    }
+
+    /// F4: the bit that flipped is one of the task's id.
+    #[test]
+    fn an_entry_with_a_damaged_id_is_still_its_tasks() {
+        let home = home();
+        let ids = [task(0x5eed_0001 << 64), task(0xfeed_0002 << 90)];
+        let entries = ids.iter().flat_map(|id| [entry(home, *id, 0, submitted()), entry(home, *id, 1, deferred())]).collect();
+        let flip = |folder: &Path| {
+            let file = segments(folder).remove(0);
+            let mut bytes = fs::read(&file).expect("the segment");
+            let place = memchr::memmem::rfind(&bytes, &ids[1].to_bytes()).expect("its last entry");
+            bytes[place + 3] ^= 0x10;
+            fs::write(&file, bytes).expect("the segment");
+        };
+        let found = found(entries, flip);
+        assert_eq!(reason(&found, ids[1]), Some(&json!("UNREADABLE")), "{:?}", found.notes);
+        assert!(found.live.contains_key(&ids[0]), "{:?}", found.notes);
+    }
+
+    #[test]
+    fn the_rest_of_a_forgotten_task_is_no_fault() {
+        let home = home();
+        let mut entries = vec![entry(home, task(1), 0, submitted())];
+        entries.extend((1..20).map(|number| entry(home, task(1), number, deferred())));
+        entries.push(entry(home, task(1), 20, cancelled()));
+        let found = found(entries, |folder| fs::remove_file(&segments(folder)[0]).expect("it goes"));
+        assert_eq!((found.live.len(), found.ended.len(), found.notes.len()), (0, 0, 0), "{:?}", found.notes);
+    }
+
+    #[test]
+    fn a_task_without_beginning_and_end_is_listed() {
+        let home = home();
+        let found = found(vec![entry(home, task(1), 3, deferred())], |_| {});
+        let ended = &found.ended[&task(1)];
+        assert_eq!((&ended.summary["reason"], &ended.summary["task_id"]), (&json!("UNREADABLE"), &json!(task(1))));
+        assert!(ended.unreadable.is_some() && found.notes.len() == 1, "{:?}", found.notes);
+    }
 }

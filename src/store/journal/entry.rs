@@ -111,6 +111,18 @@ impl Finding {
         file.take(self.bytes).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
+
+    /// What was appended, damaged or not, as far as the heads in doubtful bytes still tell where it lies; nothing if they do not.
+    pub fn payloads(mut bytes: &[u8]) -> Vec<&[u8]> {
+        let mut payloads = Vec::new();
+        while !bytes.is_empty() {
+            let end = payload_bytes(bytes).and_then(|length| HEAD_BYTES.checked_add(length));
+            let Some((entry, rest)) = end.and_then(|end| bytes.split_at_checked(end)) else { return Vec::new() };
+            payloads.extend(entry.get(HEAD_BYTES..));
+            bytes = rest;
+        }
+        payloads
+    }
 }
 
 impl fmt::Display for Finding {
@@ -206,6 +218,18 @@ mod tests {
         for length in 0..bytes.len() {
             assert_eq!(decode(&bytes[..length], 7), None, "cut to {length}");
         }
+    }
+
+    #[test]
+    fn damaged_entries_are_told_apart_while_their_heads_are_sound() {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, 7, 42, 4_096, b"first");
+        encode(&mut bytes, 7, 43, 4_096, b"second");
+        bytes[HEAD_BYTES] ^= 1;
+        assert_eq!(Finding::payloads(&bytes), [&b"girst"[..], b"second"]);
+        bytes[6] = 1;
+        assert!(Finding::payloads(&bytes).is_empty());
+        assert!(Finding::payloads(&bytes[..9]).is_empty());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 """Notes each of its executions in the file that the first argument names, so that they can be counted without asking a node.
 
 A line each, appended before anything else happens: `started STEP KEY`, then `failed STEP KEY` or `finished STEP KEY`, where KEY is the
-idempotency key of the call. Its input: `step`, a name; `ms`, how long it takes; `fails`, how often it fails at first, by what the file
+idempotency key of the call. Its input: `step`, a name; `ms`, how long it takes, or `first_ms`, if it was never started
+before; `fails`, how often it fails at first, by what the file
 says; `add`, numbers, whose sum and one more it answers with. A goal it answers with the plan in its parameters.
 """
 
@@ -27,7 +28,8 @@ def serve(given, key):
         return {"output": {"subtasks": given["parameters"]["plan"]}}
     step = given["step"]
     note("started", step, key)
-    time.sleep(given.get("ms", 0) / 1000)
+    is_first = noted(f"started {step} {key}") == 1
+    time.sleep(given.get("first_ms" if is_first and "first_ms" in given else "ms", 0) / 1000)
     if noted(f"failed {step} {key}") < given.get("fails", 0):
         note("failed", step, key)
         return {"error": {"message": "not this time", "retryable": True}}
