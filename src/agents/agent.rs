@@ -19,6 +19,7 @@ use super::http::HttpAgent;
 use super::process::ProcessAgent;
 use super::schema::{Fault, Schema};
 use super::slots::{Permit, Place, Slots};
+use super::task::{self, RunTasks};
 use crate::model::{Adapter, AgentId, CapabilityName, ErrorCode, Failure, Priority};
 use crate::wire::AgentKey;
 
@@ -46,6 +47,7 @@ enum Backend {
     Process(ProcessAgent),
     Http(HttpAgent),
     Builtin(&'static builtin::Builtin, Arc<builtin::Settings>),
+    Task(Arc<dyn RunTasks>),
 }
 
 /// An agent that is attached to this node.
@@ -90,8 +92,14 @@ struct Working {
 
 impl Agent {
     /// Attaches an agent: starts its processes or its health checks. `data_dir` is where processes run unless told otherwise, and
-    /// `output_bytes_max` bounds what is read of an answer.
-    pub fn start(key: Arc<AgentKey>, checked: Checked, data_dir: &std::path::Path, output_bytes_max: usize) -> Self {
+    /// `output_bytes_max` bounds what is read of an answer; `tasks` is who runs the tasks of an agent that does nothing else.
+    pub fn start(
+        key: Arc<AgentKey>,
+        checked: Checked,
+        data_dir: &std::path::Path,
+        output_bytes_max: usize,
+        tasks: Arc<dyn RunTasks>,
+    ) -> Self {
         let stopped = CancellationToken::new();
         let (report, health) = watch::channel(Health::Up);
         let definition = &checked.definition;
@@ -106,6 +114,7 @@ impl Agent {
                 let token = super::http::Token::new(token_file.clone(), token_env.clone());
                 Backend::Http(HttpAgent::start(attached, endpoint, health.clone(), token, *allow_private))
             }
+            Adapter::Task {} => Backend::Task(tasks),
             Adapter::Builtin { kind, allow_files } => match builtin::find(kind) {
                 Some(builtin) => {
                     let file_allow = allow_files.iter().map(Into::into).collect();
@@ -232,7 +241,12 @@ impl Agent {
     fn reads_input(&self, offered: &Offered) -> bool {
         let constraints = &offered.definition.constraints;
         let constrained = offered.input.is_some() || constraints.max_input_length.is_some() || !constraints.supported_languages.is_empty();
-        constrained || matches!(&self.backend, Backend::Builtin(builtin, _) if builtin.name != builtin::echo::AGENT.name)
+        let reads = match &self.backend {
+            Backend::Builtin(builtin, _) => builtin.name != builtin::echo::AGENT.name,
+            Backend::Task(_) => true,
+            Backend::Process(_) | Backend::Http(_) => false,
+        };
+        constrained || reads
     }
 
     /// Waits for the caller's word.
@@ -293,6 +307,15 @@ impl Agent {
         match &self.backend {
             Backend::Process(process) => Box::pin(process.run(invocation, capability, working, cancel)).await,
             Backend::Http(http) => Box::pin(http.run(invocation, capability, cancel)).await,
+            Backend::Task(runner) => {
+                let input = match input {
+                    Input::Read(value) => value,
+                    Input::Unread => read_json(&invocation.input)?,
+                };
+                let currency = offered.definition.price.as_ref().map(|price| price.currency);
+                let _working = working;
+                Box::pin(task::run(self.name(), runner, invocation, input, currency, &self.stopped, cancel)).await
+            }
             Backend::Builtin(builtin, settings) => match input {
                 // Only `echo` gives back what nobody has read.
                 Input::Unread => Ok(Answer { output: invocation.input.clone(), units: None }),

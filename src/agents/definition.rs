@@ -144,6 +144,7 @@ fn check_adapter(definition: &mut Definition, fault: &mut dyn FnMut(&str, String
                 }
             }
         }
+        Adapter::Task {} => super::task::fill_in(&mut definition.capabilities, &mut definition.description, fault),
         Adapter::Builtin { kind, .. } => match builtin::find(kind) {
             None => {
                 let known: Vec<&str> = builtin::all().iter().map(|builtin| builtin.name).collect();

@@ -15,6 +15,7 @@ mod process;
 mod registry;
 pub mod schema;
 mod slots;
+pub mod task;
 
 pub use agent::{Agent, Failed, Output, schema_failure};
 pub(crate) use exchange::off_workers;

@@ -74,7 +74,7 @@ pub(super) fn sections() -> Shape {
 }
 
 /// The kinds of adapter.
-pub(super) const ADAPTERS: [&str; 3] = ["builtin", "http", "process"];
+pub(super) const ADAPTERS: [&str; 4] = ["builtin", "http", "process", "task"];
 
 /// An `[[agent]]` table whose adapter is of this kind; `None` if there is no such kind.
 pub(super) fn agent(adapter: &str) -> Option<Shape> {
@@ -82,6 +82,7 @@ pub(super) fn agent(adapter: &str) -> Option<Shape> {
         "builtin" => json!({"type": "builtin", "kind": "echo", "allow_files": ["x"]}),
         "process" => json!({"type": "process", "command": ["x"], "working_dir": "x", "pass_env": ["x"]}),
         "http" => json!({"type": "http", "endpoint": "x", "health": {"url": "x"}, "token_file": "x", "token_env": "x"}),
+        "task" => json!({"type": "task"}),
         _ => return None,
     };
     let full = json!({

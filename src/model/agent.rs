@@ -124,6 +124,8 @@ pub enum Adapter {
         #[serde(default)]
         allow_private: bool,
     },
+    /// The node itself, which runs whole tasks for others (AMP-8). Without such an agent it runs nobody's tasks but its clients'.
+    Task {},
     /// An agent inside the binary.
     Builtin {
         /// Which one.
@@ -141,6 +143,7 @@ impl Adapter {
             Self::Process { working_dir, .. } => vec![working_dir.get_or_insert_with(|| ".".to_owned())],
             Self::Http { token_file, .. } => token_file.iter_mut().collect(),
             Self::Builtin { allow_files, .. } => allow_files.iter_mut().collect(),
+            Self::Task {} => Vec::new(),
         };
         // `~` is left alone so that its fault shows what was written.
         for path in paths.into_iter().filter(|path| !path.is_empty() && !path.starts_with('~')) {
@@ -154,6 +157,7 @@ impl Adapter {
             Self::Process { .. } => "process",
             Self::Http { .. } => "http",
             Self::Builtin { .. } => "builtin",
+            Self::Task {} => "task",
         }
     }
 }

@@ -29,6 +29,6 @@ pub use id::{AgentId, InvocationId, NodeId, ParseError};
 pub(crate) use list::at_most;
 pub use price::{Currency, Price};
 pub use priority::Priority;
-pub use task::{SUBTASK_ID_BYTES_MAX, SubtaskId, TaskId};
+pub use task::{SUBTASK_ID_BYTES_MAX, SubtaskId, TASK_EXECUTION, TaskId};
 pub use text::{nearest, percent_decoded, printable};
 pub use time::{Now, Timestamp};

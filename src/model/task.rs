@@ -4,6 +4,9 @@ use std::{fmt, str::FromStr};
 
 use super::ParseError;
 
+/// The capability of agents that run whole tasks for others (AMP 3, "Task Delegation").
+pub const TASK_EXECUTION: &str = "task-execution";
+
 /// One task, named by its home node when it was submitted. Written as a UUID of version 4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskId(u128);

@@ -14,6 +14,7 @@ use super::invocation::offers::{self, OffersAnswer, OffersRequest};
 use super::schemas::{Known, schemas_of};
 use super::shared::{Command, Network, Shared, lock};
 use super::start::Disk;
+use super::task;
 use super::view::{Check, Counts, Event, Level, NodeView, State};
 use crate::agents::definition::{self, Checked};
 use crate::agents::{Agent, Health};
@@ -196,7 +197,7 @@ impl Handle {
             self.shared.schemas.insert(offered.definition.output_schema.clone());
         }
         let output_bytes_max = usize::try_from(self.shared.config.limits.payload_bytes_max).unwrap_or(usize::MAX);
-        let agent = Agent::start(Arc::new(key), checked, self.disk.dir.path(), output_bytes_max);
+        let agent = Agent::start(Arc::new(key), checked, self.disk.dir.path(), output_bytes_max, Arc::new(task::Delegate::of(self)));
         let id = agent.id();
         self.shared.registry.insert(agent);
         self.agent_changed(id).await?;

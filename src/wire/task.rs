@@ -13,6 +13,7 @@ use bytes::Bytes;
 use minicbor::{Decode, Encode};
 use rust_decimal::Decimal;
 
+use super::invocation::Hop;
 use super::kept::Subject;
 use super::{Error, malformed};
 use crate::model::{AgentId, Currency, NodeId, TaskId, Timestamp};
@@ -317,6 +318,19 @@ pub enum Event {
         #[n(2)]
         failure: Option<Text>,
     },
+    /// The agent runs the subtask as a task of its own node.
+    #[n(14)]
+    Delegated {
+        /// The attempt.
+        #[n(0)]
+        fence: Fence,
+        /// The task there.
+        #[cbor(n(1), with = "task")]
+        task: TaskId,
+        /// The node whose task it is.
+        #[cbor(n(2), with = "kept_as_node")]
+        node: NodeId,
+    },
 }
 
 /// What somebody asked for.
@@ -332,6 +346,45 @@ pub struct Submitted {
     /// BLAKE3 of what a second submission under the key must be.
     #[cbor(n(2), with = "minicbor::bytes")]
     pub identity: [u8; 32],
+    /// Whose work it is a part of, if a call brought it.
+    #[n(3)]
+    pub parent: Option<Parent>,
+}
+
+/// What a delegated task has from the call that brought it (AMP 3, "Task Delegation").
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Parent {
+    /// The node that called.
+    #[cbor(n(0), with = "kept_as_node")]
+    pub home: NodeId,
+    /// The task there that it is a part of, as the caller says.
+    #[cbor(n(1), with = "maybe_task")]
+    pub task: Option<TaskId>,
+    /// Its place there, as the caller says.
+    #[n(2)]
+    pub subtask: Option<String>,
+    /// The calls that led to it, the outermost first; at most as many as a call may have.
+    #[cbor(n(3), with = "hops")]
+    pub hops: Vec<Hop>,
+    /// When the call is over.
+    #[cbor(n(4), with = "kept_as_timestamp")]
+    pub deadline: Timestamp,
+    /// What it may spend.
+    #[n(5)]
+    pub budget: Option<Share>,
+}
+
+/// A part of a budget.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Share {
+    /// How much.
+    #[cbor(n(0), with = "decimal")]
+    pub amount: Decimal,
+    /// In which currency.
+    #[cbor(n(1), with = "currency")]
+    pub currency: Currency,
 }
 
 /// An agent was chosen.
@@ -377,6 +430,7 @@ impl Event {
             Self::DuplicateResult { .. } => "duplicate_result",
             Self::CancelRequested => "cancel_requested",
             Self::Ended { .. } => "ended",
+            Self::Delegated { .. } => "delegated",
         }
     }
 }
@@ -441,11 +495,27 @@ macro_rules! kept_as {
 use minicbor::bytes::{ByteArray, ByteVec};
 
 kept_as!(task, TaskId, |id| ByteArray::from(id.to_bytes()), ByteArray<16>, |raw| Some(TaskId::from_bytes(raw.into())));
+kept_as!(maybe_task, Option<TaskId>, |id| id.map(|id| ByteArray::from(id.to_bytes())), Option<ByteArray<16>>, |raw| {
+    Some(raw.map(|raw| TaskId::from_bytes(raw.into())))
+});
 kept_as!(kept_as_agent, AgentId, |id| ByteArray::from(id.public_key()), ByteArray<32>, |raw| Some(AgentId::from_public_key(raw.into())));
 kept_as!(kept_as_node, NodeId, |id| ByteVec::from(id.peer_id().to_bytes()), ByteVec, |raw| {
     libp2p_identity::PeerId::from_bytes(&raw).ok().map(NodeId::from)
 });
 kept_as!(kept_as_timestamp, Timestamp, |at| at.as_ms(), u64, |ms| Some(Timestamp::from_ms(ms)));
+kept_as!(
+    hops,
+    Vec<Hop>,
+    |hops| hops.iter().map(|hop| (ByteVec::from(hop.node.peer_id().to_bytes()), ByteArray::from(hop.agent.public_key()))).collect(),
+    Vec<(ByteVec, ByteArray<32>)>,
+    |raw| raw
+        .into_iter()
+        .map(|(node, agent)| {
+            let node = libp2p_identity::PeerId::from_bytes(&node).ok()?;
+            Some(Hop { node: node.into(), agent: AgentId::from_public_key(agent.into()) })
+        })
+        .collect()
+);
 kept_as!(decimal, Decimal, |number| number.to_string(), String, |text| text.parse().ok());
 kept_as!(currency, Currency, |currency| currency.to_string(), String, |text| text.parse().ok());
 kept_as!(span, Duration, |span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX), u64, |ms| Some(Duration::from_millis(ms)));
@@ -497,7 +567,20 @@ mod tests {
         };
         let agent = AgentId::from_public_key([9; 32]);
         vec![
-            Event::Submitted(Submitted { document: inline("{}"), key: Some("k".to_owned()), identity: [1; 32] }),
+            Event::Submitted(Submitted { document: inline("{}"), key: Some("k".to_owned()), identity: [1; 32], parent: None }),
+            Event::Submitted(Submitted {
+                document: inline("{}"),
+                key: None,
+                identity: [1; 32],
+                parent: Some(Parent {
+                    home,
+                    task: Some(TaskId::from_random(8)),
+                    subtask: Some("s".to_owned()),
+                    hops: vec![Hop { node: home, agent }; 2],
+                    deadline: Timestamp::from_ms(1_700_000_001_000),
+                    budget: Some(Share { amount: charge.total, currency: charge.currency }),
+                }),
+            }),
             Event::Planned { subtasks: Text::Blob { hash: [2; 32], length_bytes: 100_000 }, by: "schemas".to_owned() },
             Event::Dispatched(Dispatched {
                 fence,
@@ -518,6 +601,7 @@ mod tests {
             Event::DuplicateResult { fence, charge: Some(charge) },
             Event::CancelRequested,
             Event::Ended { outcome: Outcome::Failed, reason: Some(Reason::Cost), failure: None },
+            Event::Delegated { fence, task: TaskId::from_random(8), node: home },
         ]
     }
 

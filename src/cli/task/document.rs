@@ -69,7 +69,16 @@ pub(super) struct Step {
     pub(super) cost: Value,
     pub(super) waiting_for: Option<String>,
     pub(super) error: Option<Value>,
+    pub(super) child: Option<Child>,
     pub(super) attempts: Vec<Attempt>,
+}
+
+/// The task that a step is on another node.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Child {
+    pub(super) task_id: String,
+    pub(super) node_id: String,
 }
 
 /// One try of a subtask, which only an explained status has.

@@ -209,6 +209,9 @@ fn steps(task: &Status, colour: bool) -> String {
             if step.cost.is_null() { figures::NOTHING.to_owned() } else { format!("{} {}", amount(&step.cost), task.currency) },
             or_nothing(step.after.join(", ")),
         ]);
+        if let Some(child) = &step.child {
+            notes += &format!("  {}: is task {} of node {}\n", step.label(), figures::word(&child.task_id), figures::node(&child.node_id));
+        }
         let note = step.error.as_ref().map(reason).or_else(|| step.waits());
         if let Some(note) = note {
             notes += &format!("  {}: {note}\n", step.label());

@@ -236,7 +236,7 @@ pub(in crate::node) async fn choose<'a>(
         let ranking = outside(&request.hops, rank(shared, request, now));
         let step = machine.next(&ranking, &mut lock(&shared.routing.state), now, &mut rand::rng());
         match step {
-            Step::Fail(failure) => return Err(refused_for_cost(&ranking, failure)),
+            Step::Fail(failure) => return Err(circle(&request.hops, &ranking).unwrap_or_else(|| refused_for_cost(&ranking, failure))),
             Step::Unknown => return Err(call::unknown(&request.capability, &shared.routes.load())),
             Step::Search => {
                 let wait = deadline.saturating_sub(now).min(find::SEARCH_MAX);

@@ -45,13 +45,15 @@ struct Run {
 
 /// What a call in turn has from its parent.
 #[derive(Debug)]
-pub(super) struct Parent {
+pub(in crate::node) struct Parent {
+    /// The node that called.
+    pub(in crate::node) caller: NodeId,
     /// The calls that led to it.
-    pub(super) hops: Vec<Hop>,
+    pub(in crate::node) hops: Vec<Hop>,
     /// When it must be over, since the start of the node.
-    pub(super) deadline: Duration,
+    pub(in crate::node) deadline: Duration,
     /// Cancelled when the parent is over, one way or the other.
-    pub(super) cancel: CancellationToken,
+    pub(in crate::node) cancel: CancellationToken,
 }
 
 impl Running {
@@ -93,7 +95,7 @@ impl Running {
     ///
     /// # Errors
     /// `INVALID_REQUEST` if no such call runs here, or if too many have led to it.
-    pub(super) fn parent(&self, here: NodeId, parent: InvocationId) -> Result<Parent, Failure> {
+    pub(in crate::node) fn parent(&self, here: NodeId, parent: InvocationId) -> Result<Parent, Failure> {
         let runs = lock(&self.runs);
         let Some(run) = runs.runs_by_invocation.get(&parent) else {
             let message = format!(
@@ -103,7 +105,7 @@ impl Running {
             return Err(Failure::new(ErrorCode::InvalidRequest, message).with("path", "/parent"));
         };
         let hops = chain::extended(&run.hops, Hop { node: here, agent: run.agent })?;
-        Ok(Parent { hops, deadline: run.deadline, cancel: run.cancel.clone() })
+        Ok(Parent { caller: run.caller, hops, deadline: run.deadline, cancel: run.cancel.clone() })
     }
 }
 

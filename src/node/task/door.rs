@@ -19,7 +19,7 @@ use crate::proto::task::definition::Definition;
 use crate::proto::task::{fault, result, view};
 use crate::store::journal::Position;
 use crate::wire::invocation::KEY_BYTES_MAX;
-use crate::wire::task::{Event, Outcome, Submitted};
+use crate::wire::task::{Event, Outcome, Parent, Submitted};
 
 /// The largest document of a task, in bytes: as large as bodies are unless configured otherwise, so that a task can be given what a call can.
 const DOCUMENT_BYTES_MAX: usize = 6 * 1024 * 1024;
@@ -173,8 +173,39 @@ impl Handle {
         }
         let task = TaskId::from_random(rand::random());
         let document = read::keep(&self.tasks.reader.blobs, task, document).await?;
-        let event = Event::Submitted(Submitted { document, key, identity });
+        let event = Event::Submitted(Submitted { document, key, identity, parent: None });
         let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, clash, reply };
+        let (receipt, created) = self.ask_tasks(submit).await??;
+        Ok(Submission { receipt, created })
+    }
+
+    /// Takes in a task that a call brought. `identity` is what the same key must come with.
+    pub(super) async fn submit_delegated(
+        &self,
+        document: &Value,
+        key: Option<String>,
+        identity: [u8; 32],
+        parent: Parent,
+    ) -> Result<Submission, Failure> {
+        if self.shared.drain.is_cancelled() {
+            return Err(stopping());
+        }
+        let text = Bytes::from(document.to_string());
+        if text.len() > DOCUMENT_BYTES_MAX {
+            let message = format!("the definition has {} bytes, at most {DOCUMENT_BYTES_MAX} are allowed", text.len());
+            return Err(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", DOCUMENT_BYTES_MAX));
+        }
+        let at = self.tasks.clock.now();
+        let definition = off_workers(text.len(), || self.definition_of(document, at))?;
+        let definition = definition.within(parent.clone()).map_err(|fault| fault::failure(&[fault]))?;
+        if !definition.dependencies.is_empty() {
+            let failure = Failure::new(ErrorCode::InvalidRequest, "a task for another node waits for no tasks of that node");
+            return Err(failure.with("path", "/metadata/dependencies"));
+        }
+        let task = TaskId::from_random(rand::random());
+        let document = read::keep(&self.tasks.reader.blobs, task, text).await?;
+        let event = Event::Submitted(Submitted { document, key, identity, parent: Some(parent) });
+        let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, clash: None, reply };
         let (receipt, created) = self.ask_tasks(submit).await??;
         Ok(Submission { receipt, created })
     }

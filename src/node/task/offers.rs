@@ -54,7 +54,8 @@ pub(super) async fn ask(
         tokens: None,
         units: Some(subtask.estimated_units).filter(|units| *units > Decimal::ZERO),
         deadline_ms: Some(span_ms(definition, subtask, shared)),
-        max_cost: choose.cost_max,
+        // What a task may spend is not what its agent asks for.
+        max_cost: choose.cost_max.filter(|_| subtask.task.is_none()),
         constraints: request.constraints.clone(),
         limit: ASKED,
     };

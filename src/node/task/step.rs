@@ -11,10 +11,10 @@ use rust_decimal::Decimal;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{offers, read};
+use super::{nested, offers, read};
 use crate::agents::off_workers;
 use crate::mesh::lanes::Watch;
-use crate::model::{AgentId, ErrorCode, Failure, InvocationId, Price, TaskId};
+use crate::model::{AgentId, ErrorCode, Failure, InvocationId, NodeId, Price, TaskId};
 use crate::node::invocation::invoke::InvokeRequest;
 use crate::node::invocation::routing::{self, Attempt};
 use crate::node::shared::{Counted, Shared};
@@ -61,6 +61,9 @@ pub(super) struct Step {
 /// What the largest choice may take of looking for somebody.
 const CHOOSE_MAX: Duration = Duration::from_secs(3);
 
+/// Chunks of a task within this one that may wait to be read.
+const CHUNKS_MAX: usize = 16;
+
 /// By so much the agent's own deadline is later than ours, so that its node does not take what is told here as a timeout for its own.
 const GRACE: Duration = Duration::from_millis(200);
 
@@ -91,7 +94,7 @@ impl Step {
             agent: record.agent,
             name: crate::model::printable(&record.name, 64),
             node: record.node,
-            estimate: estimate(&attempt, subtask),
+            estimate: if subtask.task.is_some() { self.choose.cost_max } else { estimate(&attempt, subtask) },
             explain,
         };
         self.tell(Input::Chosen(number, chosen), None).await;
@@ -128,6 +131,15 @@ impl Step {
         let _counted = Counted::new(&shared.in_flight);
         let ended = |finish| (Input::Finished(fence, finish), None);
         let price = attempt.candidate().capability().and_then(|capability| capability.price.clone());
+        let (chunks, mut arriving) = mpsc::channel(CHUNKS_MAX);
+        if let Some(task) = &subtask.task {
+            let input = nested::input(task, &request.input, (self.task, subtask), &self.definition, self.choose.cost_max, price.as_ref());
+            request.input = match input {
+                Ok(input) => input,
+                Err(failure) => return ended(Finish::Rejected { expired: false, failure }),
+            };
+            request.chunks = Some(chunks);
+        }
         request.key = Some(key(self.task, subtask, &request.input));
         request.fence = Some(wire::invocation::Fence { epoch: super::book::EPOCH, attempt: fence.attempt });
         let left = send.until.map(|until| until.saturating_since(shared.clock.now().wall));
@@ -137,7 +149,23 @@ impl Step {
         let (accepted, acceptance) = oneshot::channel();
         let watch = Watch { accepted, go: send.wait.then_some(begin) };
         let id = InvocationId::from_random(rand::random());
-        let call = attempt.ask(&request, id, Some(watch), deadline);
+        let node = attempt.candidate().entry.record.node;
+        let call = async {
+            let mut call = std::pin::pin!(attempt.ask(&request, id, Some(watch), deadline));
+            let child = async {
+                if let Some(task) = nested::first(&mut arriving).await {
+                    self.tell(Input::Delegated(fence, task, node), None).await;
+                }
+                // What else it tells is taken, so that it need not wait.
+                while arriving.recv().await.is_some() {}
+            };
+            tokio::select! {
+                biased;
+                outcome = &mut call => return outcome,
+                () = child => {}
+            }
+            call.await
+        };
         let mut call = std::pin::pin!(call);
         let outcome = tokio::select! {
             biased;
@@ -165,22 +193,37 @@ impl Step {
             }
         };
         match outcome {
-            Ok(success) => self.finished(subtask, fence, price, success).await,
+            Ok(success) => self.finished(subtask, (fence, node), price, success).await,
             Err(failed) => ended(failed_attempt(failed)),
         }
     }
 
     /// What becomes of an answer: mapped, checked against what the author demands, kept where it is large.
-    async fn finished(&self, subtask: &Subtask, fence: Fence, price: Option<Price>, success: Success) -> (Input, Option<Arc<Value>>) {
-        let charge = charge(price, &success);
+    async fn finished(
+        &self,
+        subtask: &Subtask,
+        (fence, node): (Fence, NodeId),
+        price: Option<Price>,
+        success: Success,
+    ) -> (Input, Option<Arc<Value>>) {
+        let mut charge = charge(price, &success);
         let text = match success.body {
             Body::Inline(text) => text,
             Body::Blob(_) => Bytes::new(),
         };
         let failed = |loss, failure: Failure| (Input::Finished(fence, Finish::Failed(loss, failure.retryable(true))), None);
         let not_json = |error| Failure::new(ErrorCode::InvalidSchema, format!("the output is not JSON: {error}"));
+        let mut child = None;
         let mapped = off_workers(text.len(), || {
-            let value = serde_json::from_slice::<Value>(&text).map_err(not_json)?;
+            let mut value = serde_json::from_slice::<Value>(&text).map_err(not_json)?;
+            let mut text = text;
+            if subtask.task.is_some() {
+                let done = nested::done(value)?;
+                charge = charge.take().or(done.charge);
+                child = Some(done.task);
+                value = done.result;
+                text = serde_json::to_vec(&value).map_err(not_json)?.into();
+            }
             if subtask.output_mapping.is_empty() {
                 return Ok((value, text));
             }
@@ -188,6 +231,9 @@ impl Step {
             let text = serde_json::to_vec(&value).map_err(not_json)?;
             Ok((value, text.into()))
         });
+        if let Some(task) = child {
+            self.tell(Input::Delegated(fence, task, node), None).await;
+        }
         let checked = mapped.and_then(|(value, text)| {
             read::check(&self.shared, &subtask.output, &value, &format!("output of `{}`", subtask.id))?;
             Ok((value, text))
@@ -206,6 +252,7 @@ impl Step {
 /// The call as the subtask describes it.
 fn request(definition: &Definition, subtask: &Subtask, outputs: &[Option<Arc<Value>>], choose: &Choose) -> Result<InvokeRequest, Failure> {
     let output = |index: usize| outputs.get(index).and_then(Option::as_deref);
+    // A task within this one is given its parameters so; the rest comes once it is known who runs it.
     let input = subtask.input.render(&definition.parameters, &output)?;
     let text = serde_json::to_vec(&input).map_err(|error| Failure::new(ErrorCode::InvalidRequest, error.to_string()))?;
     let mut request = InvokeRequest::new(subtask.capability.clone(), text.into());
@@ -214,7 +261,10 @@ fn request(definition: &Definition, subtask: &Subtask, outputs: &[Option<Arc<Val
     request.priority = definition.priority;
     request.constraints.min_trust = subtask.min_trust;
     let units = subtask.estimated_units.max(Decimal::ONE);
-    request.constraints.max_cost = choose.cost_max.and_then(|most| most.checked_div(units));
+    if subtask.task.is_none() {
+        request.constraints.max_cost = choose.cost_max.and_then(|most| most.checked_div(units));
+    }
+    request.hops = definition.parent.as_ref().map(|parent| parent.hops.clone()).unwrap_or_default();
     Ok(request)
 }
 

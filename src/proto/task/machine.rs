@@ -69,6 +69,8 @@ pub enum Input {
     Unavailable(u32, Failure),
     /// The agent accepted an attempt.
     Accepted(Fence),
+    /// The agent's node says which task of its own an attempt is.
+    Delegated(Fence, TaskId, NodeId),
     /// An attempt ended.
     Finished(Fence, Finish),
     /// A task that it depends on ended.
@@ -241,6 +243,7 @@ impl Machine {
             }
             Input::Unavailable(subtask, failure) => unavailable::decide(state, subtask, failure, now),
             Input::Accepted(fence) => accept::decide(state, fence),
+            Input::Delegated(fence, task, node) => accept::decide_delegated(state, fence, (task, node)),
             Input::Finished(fence, Finish::Done { output, charge }) => {
                 let events = result::decide(state, fence, output, charge);
                 let is_used = events.iter().any(|event| matches!(event, Event::ResultReceived { .. }));
@@ -308,7 +311,8 @@ impl Machine {
                 | Event::Requeued(_)
                 | Event::Deferred { .. }
                 | Event::DuplicateResult { .. }
-                | Event::CancelRequested => Vec::new(),
+                | Event::CancelRequested
+                | Event::Delegated { .. } => Vec::new(),
             };
             self.state.apply(&event, now);
             let needed = self.state.events;
@@ -397,7 +401,7 @@ impl Machine {
             let (Some(part), Some(subtask)) = (state.parts.get(index), state.definition.subtasks.get(index)) else { break };
             // What all of it may still cost, whatever others hold back: who waits for their money may yet have it.
             let remaining = state.ledger.remaining().map(|remaining| remaining.max(Decimal::ZERO));
-            let left = [subtask.cost_limit, remaining].into_iter().flatten().min();
+            let left = part.share.or_else(|| [subtask.cost_limit, remaining].into_iter().flatten().min());
             outputs.push(Output::Choose(Choose {
                 subtask: number(index),
                 refused_by: part.refused_by.iter().copied().collect(),

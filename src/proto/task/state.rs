@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use rust_decimal::Decimal;
 
 use super::definition::Definition;
 use super::ledger::Ledger;
@@ -96,6 +97,8 @@ pub struct Attempt {
     pub end: Option<AttemptEnd>,
     /// How the choice came about, as JSON text.
     pub explain: Bytes,
+    /// The task that it is on its node, if it is one.
+    pub child: Option<(TaskId, NodeId)>,
 }
 
 /// How an attempt ended.
@@ -171,6 +174,8 @@ pub struct Part {
     pub started: Option<Timestamp>,
     /// When it was done or given up.
     pub ended: Option<Timestamp>,
+    /// What was held back for its first attempt, where that is a task: every further one is given as much, and so is the same call.
+    pub share: Option<Decimal>,
     /// Subtasks that it still waits for.
     pub(super) missing: usize,
     /// Agents on which an attempt failed: only asked again where nobody else is left.
@@ -197,6 +202,7 @@ impl Part {
             waiting: None,
             started: None,
             ended: None,
+            share: None,
             missing,
             failed_on: BTreeSet::new(),
             refused_by: BTreeSet::new(),
@@ -379,6 +385,7 @@ impl State {
             Event::SubtaskFailed { subtask, reason, failure } => transitions::fail::apply(self, *subtask, *reason, failure, at),
             Event::DuplicateResult { fence, charge } => transitions::result::duplicate(self, *fence, charge.as_ref(), at),
             Event::CancelRequested => self.cancelling = true,
+            Event::Delegated { fence, task, node } => transitions::accept::delegated(self, *fence, (*task, *node)),
             Event::Ended { outcome, reason, failure } => transitions::end::apply(self, *outcome, *reason, failure.as_ref(), at),
         }
     }

@@ -49,6 +49,7 @@ pub(super) fn step(id: &str, after: &[usize]) -> Subtask {
         cost_limit: None,
         min_trust: None,
         offers: false,
+        task: None,
     }
 }
 
@@ -67,6 +68,7 @@ pub(super) fn definition(subtasks: Vec<Subtask>) -> Definition {
         tags: BTreeSet::new(),
         dependencies: BTreeSet::new(),
         budget: None,
+        parent: None,
         estimated_cost: None,
         usual: Usual {
             retry: Retry { retries_max: 3, backoff: Backoff::Exponential, base: Duration::from_secs(1), never: false },
@@ -115,7 +117,7 @@ pub(super) fn text(json: &str) -> Text {
 
 /// What a client hands in.
 pub(super) fn submitted() -> Submitted {
-    Submitted { document: text("{}"), key: None, identity: [0; 32] }
+    Submitted { document: text("{}"), key: None, identity: [0; 32], parent: None }
 }
 
 pub(super) fn id() -> TaskId {

@@ -46,6 +46,8 @@ pub(super) fn is_combined(schema: &Value) -> bool {
 
 /// Every clash, with its place in the definition. `schemas` gives the schemas of a subtask's capability, where they are known.
 pub fn clashes<'a>(definition: &'a Definition, schemas: &dyn Fn(&Subtask) -> Option<Schemas<'a>>) -> Vec<Fault> {
+    // What a task within this one takes and gives, its own schemas say.
+    let schemas = &|subtask: &Subtask| schemas(subtask).filter(|_| subtask.task.is_none());
     let mut checker = Checker { definition, schemas, faults: Faults::default() };
     for (place, subtask) in definition.subtasks.iter().enumerate() {
         let Some((input, output)) = schemas(subtask) else { continue };

@@ -52,6 +52,12 @@ pub fn status(state: &State, home: NodeId, explain: bool, now: Timestamp) -> Val
         "started_at": started(state).map(seconds),
         "ended_at": at.map(seconds),
         "deadline": definition.deadline.map(seconds),
+        "parent": definition.parent.as_ref().map(|parent| {
+            json!({
+                "node_id": parent.home, "task_id": parent.task, "subtask_id": parent.subtask.as_deref().map(|id| printable(id, NAME_CHARS_MAX)),
+                "hops": parent.hops.len(),
+            })
+        }),
         "current_step": progress["current_step"],
         "estimated_completion": estimated_completion(state, now).map(seconds),
         "cost_so_far": cost(state.ledger.spent()),
@@ -157,6 +163,7 @@ pub fn event(index: u64, task: TaskId, event: &Event, at: Timestamp, definition:
                 "estimated_cost": dispatched.estimate.map(cost),
             }),
         ),
+        Event::Delegated { fence, task, node } => attempt(*fence, json!({"child_task_id": task, "child_node_id": node})),
         Event::Accepted(fence) | Event::Validated(fence) | Event::Requeued(fence) => attempt(*fence, Value::Null),
         Event::Rejected { fence, expired, failure } => attempt(*fence, json!({"expired": expired, "error": kept_error(failure)})),
         Event::ResultReceived { fence, output, charge } => {
@@ -293,6 +300,10 @@ fn step(state: &State, index: usize, explain: bool, now: Timestamp) -> Option<Va
         "waiting_for": waiting_for(state, index, now),
         "error": part.failure.as_ref().map(|(_, failure)| error(failure)),
     });
+    if subtask.task.is_some() {
+        let child = shown.and_then(|attempt| attempt.child);
+        step["child"] = child.map_or(Value::Null, |(task, node)| json!({"task_id": task, "node_id": node}));
+    }
     if explain {
         step["attempts"] = part.attempts.iter().map(|attempt| explained(state, attempt)).collect();
     }

@@ -9,6 +9,7 @@
 
 mod currency;
 mod defaults;
+mod delegated;
 mod fallback;
 mod metadata;
 mod read;
@@ -29,6 +30,7 @@ use serde_json::{Map, Value};
 
 use super::{graph, template::Template};
 use crate::model::{AgentId, CapabilityName, Currency, Priority, SubtaskId, TaskId, Timestamp, VersionRequirement};
+use crate::wire::task::Parent;
 
 /// A task that can be run.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,6 +59,8 @@ pub struct Definition {
     pub dependencies: BTreeSet<TaskId>,
     /// What it may cost.
     pub budget: Option<Budget>,
+    /// Whose work it is a part of, if a call brought it; its deadline and budget are within what that gave.
+    pub parent: Option<Parent>,
     /// What its author thinks that it costs.
     pub estimated_cost: Option<Decimal>,
     /// What to do when something goes wrong.
@@ -143,6 +147,9 @@ pub struct Subtask {
     pub min_trust: Option<f64>,
     /// Whether agents are asked for live offers before one is chosen.
     pub offers: bool,
+    /// A task for another node to run: its document but for the parameters, which are what [`Subtask::input`] makes. What such an attempt may
+    /// cost is all held back for it, so that two of them never share the same money (threat T20).
+    pub task: Option<Value>,
 }
 
 /// How failed attempts are repeated (AITP 6.1).

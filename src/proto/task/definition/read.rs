@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::super::fault::{Fault, Faults, kind};
+use super::delegated::Nesting;
 use super::section::Section;
 use super::subtasks::Parent;
 use super::{Backoff, Definition, Retry, fallback, fill_defaults, metadata, subtasks};
@@ -89,12 +90,7 @@ impl Definition {
     /// # Errors
     /// Everything that is wrong with it, each with its place.
     pub fn read(document: &Value, defaults: &Defaults, now: Timestamp) -> Result<Self, Vec<Fault>> {
-        let mut faults = Faults::default();
-        let definition = read(document, defaults, now, &mut faults);
-        match definition {
-            Some(definition) => faults.or(definition),
-            None => Err(faults.into_vec()),
-        }
+        read_nested(document, defaults, now, &Nesting::default())
     }
 
     /// The same task with the subtasks of a plan, read as if its author had written them.
@@ -102,13 +98,23 @@ impl Definition {
     /// # Errors
     /// Everything that is wrong with the plan; places begin with `/subtasks`.
     pub fn with_subtasks(&self, subtasks: &Value) -> Result<Self, Vec<Fault>> {
-        let parent = Parent { input: &self.input, parameters: &self.parameters, usual: self.usual, budget: self.budget };
+        let (usual, budget, nesting) = (self.usual, self.budget, &Nesting::default());
+        let parent = Parent { input: &self.input, parameters: &self.parameters, usual, budget, nesting, reading: None };
         let subtasks = subtasks::read_alone(subtasks, &parent)?;
         Ok(Self { subtasks, ..self.clone() })
     }
 }
 
-fn read(document: &Value, defaults: &Defaults, now: Timestamp, faults: &mut Faults) -> Option<Definition> {
+/// Reads a document that may stand within another.
+pub(super) fn read_nested(document: &Value, defaults: &Defaults, now: Timestamp, nesting: &Nesting) -> Result<Definition, Vec<Fault>> {
+    let mut faults = Faults::default();
+    match read(document, defaults, now, nesting, &mut faults) {
+        Some(definition) => faults.or(definition),
+        None => Err(faults.into_vec()),
+    }
+}
+
+fn read(document: &Value, defaults: &Defaults, now: Timestamp, nesting: &Nesting, faults: &mut Faults) -> Option<Definition> {
     let in_sections = document.get("Task").is_some();
     let root = Section::of(document, "", "a task", if in_sections { &SECTIONS } else { &FLAT_FIELDS }, faults)?;
     let inner = if in_sections { Some(Section::of(root.get("Task")?, "/Task", "a task", &TASK_FIELDS, faults)?) } else { None };
@@ -137,7 +143,8 @@ fn read(document: &Value, defaults: &Defaults, now: Timestamp, faults: &mut Faul
     fill_defaults(&input, &mut parameters);
     let metadata = metadata::read(root.get(metadata_key), &root.at(metadata_key), defaults, now, faults);
     let fallback = fallback::read(root.get(fallback_key), &root.at(fallback_key), &metadata.usual, defaults.defer, faults);
-    let parent = Parent { input: &input, parameters: &parameters, usual: metadata.usual, budget: metadata.budget };
+    let (usual, budget, reading) = (metadata.usual, metadata.budget, Some((defaults, now)));
+    let parent = Parent { input: &input, parameters: &parameters, usual, budget, nesting, reading };
     let subtasks = root.get(subtasks_key).map(|value| (value, subtasks::read(value, &root.at(subtasks_key), &parent, faults)));
     let has_subtasks = subtasks.as_ref().is_some_and(|(value, _)| value.as_array().is_none_or(|entries| !entries.is_empty()));
     if !has_subtasks && task.get("goal").is_none() {
@@ -156,6 +163,7 @@ fn read(document: &Value, defaults: &Defaults, now: Timestamp, faults: &mut Faul
         tags: metadata.tags,
         dependencies: metadata.dependencies,
         budget: metadata.budget,
+        parent: None,
         estimated_cost: metadata.estimated_cost,
         fallback,
         usual: metadata.usual,

@@ -13,9 +13,10 @@ use super::super::fault::{Fault, Faults, below, kind};
 use super::super::graph;
 use super::super::template::Template;
 use super::super::template::expression::{Expression, Missing, Root, Source, Step};
+use super::delegated::{self, Nesting, Reading};
 use super::section::{self, Section};
 use super::{Budget, SUBTASKS_MAX, Subtask, Usual, metadata};
-use crate::model::{SubtaskId, printable};
+use crate::model::{SubtaskId, TASK_EXECUTION, printable};
 
 /// The most edges between subtasks: a hundred times what a chain of the most subtasks has, and far less than all with all.
 const EDGES_MAX: usize = 200_000;
@@ -30,7 +31,7 @@ const ORDER_DEFAULT: u32 = 100;
 /// How many names of a circle are told.
 const CIRCLE_SHOWN_MAX: usize = 8;
 
-const FIELDS: [&str; 17] = [
+const FIELDS: [&str; 18] = [
     "subtask_id",
     "name",
     "agent_capability",
@@ -48,6 +49,7 @@ const FIELDS: [&str; 17] = [
     "min_trust_score",
     "estimated_units",
     "offers",
+    "task",
 ];
 
 /// What subtasks are read with.
@@ -56,6 +58,9 @@ pub(super) struct Parent<'a> {
     pub(super) parameters: &'a Map<String, Value>,
     pub(super) usual: Usual,
     pub(super) budget: Option<Budget>,
+    pub(super) nesting: &'a Nesting,
+    /// What tasks within it are read with; a plan has none.
+    pub(super) reading: Option<Reading<'a>>,
 }
 
 /// Reads the list at `path`.
@@ -123,10 +128,12 @@ fn one(
 ) -> Option<Subtask> {
     let section = Section::of(entry, path, "a subtask", &FIELDS, faults)?;
     let name = section.text("name", super::read::NAME_CHARS_MAX, faults);
-    if section.get("agent_capability").is_none() {
+    let task = delegated::read_task(&section, places, parent, faults);
+    let holds_task = section.get("task").is_some();
+    if !holds_task && section.get("agent_capability").is_none() {
         faults.add(&section.at("agent_capability"), "is missing; it names what is called");
     }
-    let capability = section.parsed("agent_capability", faults);
+    let capability = if holds_task { TASK_EXECUTION.parse().ok() } else { section.parsed("agent_capability", faults) };
     let version = section.parsed("version", faults);
     let agent = section.parsed("agent", faults);
     let template = section.get("input").map(|input| Template::parse(input, &section.at("input"), places));
@@ -134,6 +141,7 @@ fn one(
         faults.extend(found);
         Template::default()
     });
+    let (task, input) = task.map_or((None, input), |(task, parameters)| (Some(task), parameters));
     let output = section.schema("output", faults);
     let output_mapping = mapping(&section, faults);
     let after = after(&section, &input, (place, id), places, faults);
@@ -165,6 +173,7 @@ fn one(
         cost_limit: cost_limit.map(|limit| limit.amount),
         min_trust: usual.min_trust,
         offers: usual.offers,
+        task,
     })
 }
 
@@ -241,7 +250,7 @@ fn check_circles(subtasks: &[Subtask], path: &str, faults: &mut Faults) {
 /// Holds each expression against what is known already of what it names.
 fn check_expressions(subtasks: &[Subtask], path: &str, parent: &Parent<'_>, faults: &mut Faults) {
     for (place, subtask) in subtasks.iter().enumerate() {
-        let path = below(&below(path, &place.to_string()), "input");
+        let path = format!("{}/{}", below(path, &place.to_string()), if subtask.task.is_some() { "task/parameters" } else { "input" });
         subtask.input.each_expression(&path, &mut |at, expression, is_left_out| match expression.source {
             Source::Input => check_parameter(expression, at, is_left_out, parent, faults),
             Source::Output(upstream) => check_output(expression, at, &subtasks[upstream], faults),
@@ -265,6 +274,11 @@ fn check_output(expression: &Expression, at: &str, upstream: &Subtask, faults: &
 }
 
 fn check_parameter(expression: &Expression, at: &str, is_left_out: bool, parent: &Parent<'_>, faults: &mut Faults) {
+    if let Some(Step::Field(name)) = expression.steps.first()
+        && parent.nesting.later.contains(name)
+    {
+        return;
+    }
     let Err(missing) = expression.follow(Root::Fields(parent.parameters)) else { return };
     let is_field = matches!(missing, Missing::Field { .. });
     let is_described = is_field && is_described(parent.input, &expression.steps);

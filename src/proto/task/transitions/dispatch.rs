@@ -60,7 +60,11 @@ pub(in crate::proto::task) fn apply(state: &mut State, event: &Dispatched, at: T
         ended: None,
         end: None,
         explain: event.explain.clone(),
+        child: None,
     });
+    if state.definition.subtasks.get(index).is_some_and(|subtask| subtask.task.is_some()) {
+        part.share = part.share.or(event.estimate);
+    }
     state.ledger.reserve(number(index), event.estimate.unwrap_or(Decimal::ZERO));
     state.enter(index, Phase::Sent);
 }
