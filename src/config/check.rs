@@ -59,6 +59,18 @@ pub(super) fn check(config: &Config, place: &PlaceOf<'_>, faults: &mut Faults) {
     for text in routing.pinned.iter().filter(|text| text.parse::<model::NodeId>().is_err()) {
         faults.add_value(key, text, "the id of a node such as 12D3KooW..., as `meshwork status` shows it", place(key));
     }
+    let key = "task.callback_allow";
+    if config.task.callback_allow.len() > ALLOWED_MAX {
+        faults.add_value(key, format!("{} places", config.task.callback_allow.len()), &format!("at most {ALLOWED_MAX}"), place(key));
+    }
+    let is_place = |text: &str| {
+        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let host = rest.and_then(|rest| rest.split('/').next()).unwrap_or_default();
+        !host.is_empty() && !host.contains(['@', '?', '#', '*', '\\']) && !text.contains(char::is_whitespace)
+    };
+    for text in config.task.callback_allow.iter().filter(|text| !is_place(text)) {
+        faults.add_value(key, text, "the beginning of a URL, such as https://hooks.example.org/done", place(key));
+    }
     let limits = &config.limits;
     if limits.announced_per_peer_bytes_max < u64::from(limits.payload_bytes_max) {
         let allowed = format!("at least limits.payload_bytes_max, which is {}", limits.payload_bytes_max);

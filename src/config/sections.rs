@@ -322,6 +322,9 @@ pub struct Task {
     /// How long one attempt may take unless the task says otherwise, in milliseconds; never longer than `limits.call_timeout_ms_max`, here and on
     /// the agent's node.
     pub attempt_timeout_ms_default: u64,
+    /// Where the `completion_callback` of a task may lead, as the beginnings of URLs (`https://host[:port]/path`); nowhere by default. A host on
+    /// this machine or a private network is only reached if its entry is a plain address.
+    pub callback_allow: Vec<String>,
 }
 
 impl Default for Task {
@@ -334,6 +337,7 @@ impl Default for Task {
             start_within_ms: 5_000,
             defer_ms: 300_000,
             attempt_timeout_ms_default: 3_600_000,
+            callback_allow: Vec::new(),
         }
     }
 }

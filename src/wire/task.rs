@@ -331,6 +331,13 @@ pub enum Event {
         #[cbor(n(2), with = "kept_as_node")]
         node: NodeId,
     },
+    /// Its author has been told of its end, or that was given up. Follows the end.
+    #[n(15)]
+    CalledBack {
+        /// Whether the word was taken.
+        #[n(0)]
+        delivered: bool,
+    },
 }
 
 /// What somebody asked for.
@@ -348,7 +355,7 @@ pub struct Submitted {
     pub identity: [u8; 32],
     /// Whose work it is a part of, if a call brought it.
     #[n(3)]
-    pub parent: Option<Parent>,
+    pub parent: Option<Box<Parent>>,
 }
 
 /// What a delegated task has from the call that brought it (AMP 3, "Task Delegation").
@@ -431,6 +438,7 @@ impl Event {
             Self::CancelRequested => "cancel_requested",
             Self::Ended { .. } => "ended",
             Self::Delegated { .. } => "delegated",
+            Self::CalledBack { .. } => "called_back",
         }
     }
 }
@@ -572,14 +580,14 @@ mod tests {
                 document: inline("{}"),
                 key: None,
                 identity: [1; 32],
-                parent: Some(Parent {
+                parent: Some(Box::new(Parent {
                     home,
                     task: Some(TaskId::from_random(8)),
                     subtask: Some("s".to_owned()),
                     hops: vec![Hop { node: home, agent }; 2],
                     deadline: Timestamp::from_ms(1_700_000_001_000),
                     budget: Some(Share { amount: charge.total, currency: charge.currency }),
-                }),
+                })),
             }),
             Event::Planned { subtasks: Text::Blob { hash: [2; 32], length_bytes: 100_000 }, by: "schemas".to_owned() },
             Event::Dispatched(Dispatched {
@@ -602,6 +610,7 @@ mod tests {
             Event::CancelRequested,
             Event::Ended { outcome: Outcome::Failed, reason: Some(Reason::Cost), failure: None },
             Event::Delegated { fence, task: TaskId::from_random(8), node: home },
+            Event::CalledBack { delivered: true },
         ]
     }
 

@@ -37,6 +37,7 @@ mod recovery_load;
 mod routing;
 mod streaming;
 mod task_bad_input;
+mod task_callbacks;
 mod task_faults;
 mod task_offers;
 mod task_types;

@@ -16,15 +16,16 @@ use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde_json::Value;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::door::{Command, Cursor, Standing};
-use super::plan;
 use super::read::{self, Reader};
 use super::replay::{Found, Unfinished};
 use super::step::{Orders, Report, Step};
+use super::{callback, plan};
 use crate::model::{CapabilityName, ErrorCode, Failure, TaskId, Timestamp};
 use crate::node::clock::Clock;
 use crate::node::failpoint;
@@ -109,6 +110,8 @@ pub(super) struct Ended {
     pub(super) key: Option<(String, [u8; 32])>,
     /// What is wrong, if its entries cannot be read.
     pub(super) unreadable: Option<Arc<Failure>>,
+    /// Whom to tell of it, until that has come to an end.
+    pub(super) callback: Option<String>,
 }
 
 impl Ended {
@@ -153,6 +156,9 @@ pub(in crate::node) struct Book {
     /// When those who wait for an agent are told.
     offered_at: Option<Instant>,
     forget_at: Instant,
+    /// Callbacks under way.
+    callbacks: JoinSet<()>,
+    callback_places: Arc<Semaphore>,
     rng: SmallRng,
 }
 
@@ -205,6 +211,8 @@ impl Book {
             events,
             offered_at: None,
             forget_at: Instant::now() + FORGET_EVERY,
+            callbacks: JoinSet::new(),
+            callback_places: Arc::new(Semaphore::new(callback::AT_ONCE_MAX)),
             rng: SmallRng::from_os_rng(),
         };
         book.restore(found);
@@ -247,6 +255,8 @@ impl Book {
             self.tell_dependencies(task);
             self.drive(task, Input::Resume);
         }
+        let told: Vec<TaskId> = self.ended.iter().filter(|(_, ended)| ended.callback.is_some()).map(|(task, _)| *task).collect();
+        told.into_iter().for_each(|task| self.call_back(task));
         let stop = self.shared.tasks_stop.clone();
         loop {
             let wake = self.wakes.first().map(|(at, _)| self.clock.instant(*at));
@@ -327,6 +337,14 @@ impl Book {
                 // The answer is written down before the task is moved to those that have ended.
                 self.drive(task, Input::Cancel);
                 self.answer(task, reply, move |state| Ok(view::status(state, home, false, now)));
+            }
+            Command::CalledBack { task, delivered } => {
+                let Some(ended) = self.ended.get_mut(&task) else { return };
+                ended.callback = None;
+                let (home, at) = (self.shared.node(), self.clock.now());
+                let number = u64::try_from(ended.positions.len()).unwrap_or(u64::MAX);
+                let entry = Entry { home, epoch: EPOCH, task, at, event: Event::CalledBack { delivered }, number };
+                self.append(task, 0, vec![entry.encode()]);
             }
             Command::List { wanted, reply } => {
                 let _ = reply.send(self.list(&wanted));
@@ -689,9 +707,21 @@ impl Book {
         let outcome = ended.outcome;
         self.shared.publish(NodeEvent::TaskEnded(Arc::new(view::summary(live.machine.state()))));
         self.ended.insert(task, ended);
+        self.call_back(task);
         for dependent in self.dependents.remove(&task).unwrap_or_default() {
             self.drive(dependent, Input::DependencyEnded(task, outcome));
         }
+    }
+
+    /// Tells whoever wants to know that a task is over.
+    fn call_back(&mut self, task: TaskId) {
+        while self.callbacks.try_join_next().is_some() {}
+        let Some(ended) = self.ended.get(&task) else { return };
+        let left = callback::TRIED_MAX.saturating_sub(self.clock.now().saturating_since(ended.at));
+        let Some(url) = ended.callback.clone().filter(|_| !left.is_zero()) else { return };
+        let (shared, reader, places) = (Arc::clone(&self.shared), self.reader.clone(), Arc::clone(&self.callback_places));
+        let positions = ended.positions.clone();
+        self.callbacks.spawn(callback::Callback { shared, reader, places, task, positions, url, left }.run());
     }
 
     /// Forgets tasks that ended long ago, and what of the journal nobody needs any more.
@@ -785,6 +815,7 @@ pub(super) fn ended(state: &State, positions: &[Position]) -> Option<Ended> {
         positions: positions.into(),
         key: state.key().map(|(key, identity)| (key.to_owned(), identity)),
         unreadable: None,
+        callback: state.definition().completion_callback.clone(),
     })
 }
 

@@ -97,8 +97,7 @@ async fn begin(handle: &Handle, call: &TaskCall) -> Result<TaskId, Failure> {
 
 /// What the call asks for.
 fn read<'a>(handle: &Handle, call: &'a TaskCall) -> Result<(&'a Value, Parent), Failure> {
-    let invalid =
-        |field: &str, message: &str| Failure::new(ErrorCode::InvalidRequest, message.to_owned()).with("path", format!("/{field}"));
+    let invalid = |field: &str, message: &str| Failure::new(ErrorCode::InvalidRequest, message).with("path", format!("/{field}"));
     let text = |field: &str| call.input[field].as_str();
     let task = text("parent_task_id").map(|id| id.parse::<TaskId>().map_err(|_| invalid("parent_task_id", "is not the id of a task")));
     let budget = call.input.get("budget").map(|budget| {

@@ -9,9 +9,8 @@ use serde_json::value::RawValue;
 use tokio::sync::{oneshot, watch};
 
 use super::book::{Durable, TaskClock};
-use super::plan;
 use super::read::{self, Reader};
-use super::types;
+use super::{callback, plan, types};
 use crate::agents::off_workers;
 use crate::model::{ErrorCode, Failure, TaskId, Timestamp, printable};
 use crate::node::handle::{Handle, stopping};
@@ -52,6 +51,8 @@ pub(in crate::node) enum Command {
     List { wanted: Wanted, reply: oneshot::Sender<(Vec<Value>, Option<String>)> },
     /// Where its events are, and how to hear of more.
     Follow { task: TaskId, reply: Reply<Cursor> },
+    /// A callback has come to its end.
+    CalledBack { task: TaskId, delivered: bool },
     /// Which tasks this may be the beginning of.
     Resolve { prefix: String, reply: oneshot::Sender<Vec<TaskId>> },
 }
@@ -137,6 +138,7 @@ impl Handle {
     fn definition_of(&self, document: &Value, at: Timestamp) -> Result<Definition, Failure> {
         let definition = Definition::read(document, &self.tasks.reader.defaults, at).map_err(|faults| fault::failure(&faults))?;
         plan::check(&self.shared, &definition)?;
+        callback::check(&self.shared.config.task.callback_allow, definition.completion_callback.as_deref())?;
         Ok(definition)
     }
 
@@ -204,7 +206,7 @@ impl Handle {
         }
         let task = TaskId::from_random(rand::random());
         let document = read::keep(&self.tasks.reader.blobs, task, text).await?;
-        let event = Event::Submitted(Submitted { document, key, identity, parent: Some(parent) });
+        let event = Event::Submitted(Submitted { document, key, identity, parent: Some(Box::new(parent)) });
         let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, clash: None, reply };
         let (receipt, created) = self.ask_tasks(submit).await??;
         Ok(Submission { receipt, created })
@@ -245,15 +247,7 @@ impl Handle {
             Standing::Ended(positions) => positions,
         };
         let reader = self.tasks.reader.clone();
-        let read = move || {
-            let state = reader.state(&positions)?;
-            let outputs = reader.outputs(&state)?;
-            let ended_well = state.end().is_some_and(|end| matches!(end.outcome, Outcome::Success | Outcome::Partial));
-            let value = ended_well.then(|| result::compose(state.definition(), &|index| outputs.get(index)?.as_deref()));
-            let value = value.map(|value| serde_json::value::to_raw_value(&value)).transpose().map_err(internal)?;
-            let document = view::result(&state, value.as_deref());
-            serde_json::value::to_raw_value(&document).map_err(internal)
-        };
+        let read = move || result_document(&reader, &positions);
         tokio::task::spawn_blocking(read).await.map_err(broke_off)?
     }
 
@@ -325,6 +319,18 @@ impl Handle {
         });
         Ok(Box::pin(futures::TryStreamExt::try_flatten(batches)))
     }
+}
+
+/// The result document of a task that has ended. Blocks.
+pub(super) fn result_document(reader: &Reader, positions: &[Position]) -> Result<Box<RawValue>, Failure> {
+    let state = reader.state(positions)?;
+    let outputs = reader.outputs(&state)?;
+    let ended_well = state.end().is_some_and(|end| matches!(end.outcome, Outcome::Success | Outcome::Partial));
+    let internal = |error: serde_json::Error| Failure::new(ErrorCode::Internal, error.to_string());
+    let value = ended_well.then(|| result::compose(state.definition(), &|index| outputs.get(index)?.as_deref()));
+    let value = value.map(|value| serde_json::value::to_raw_value(&value)).transpose().map_err(internal)?;
+    let document = view::result(&state, value.as_deref());
+    serde_json::value::to_raw_value(&document).map_err(internal)
 }
 
 /// A stream of events on its way.

@@ -3,13 +3,14 @@
 //! [`book`] is one task beside the event loop: every machine, the journal, and what clients ask go through it one after the other, so that
 //! nothing is decided twice. It decides nothing itself: `proto::task` does. What takes time is done by others and comes back as a report:
 //! [`step`] chooses an agent ([`offers`]: after asking around) and makes a call, [`plan`] decomposes a goal, [`types`] holds a definition
-//! against the schemas of those who would do it, [`delegate`] runs tasks for other nodes, [`read`] reads tasks that have ended from the
-//! journal. [`door`] is what clients reach it by, and [`replay`] what a start finds in the journal.
+//! against the schemas of those who would do it, [`delegate`] runs tasks for other nodes, [`callback`] tells of those that have ended,
+//! [`read`] reads them from the journal. [`door`] is what clients reach it by, and [`replay`] what a start finds in the journal.
 //!
 //! The order of things is the journal's: an event is appended when it is decided, and what follows from it leaves this node when the disk has
 //! it. A client's answer waits likewise, so nobody is ever told what a crash could undo.
 
 pub(super) mod book;
+mod callback;
 mod delegate;
 mod door;
 mod nested;

@@ -79,7 +79,7 @@ pub(super) fn begin(
     let document = value_of(blobs, task, &submitted.document)?;
     let definition = Definition::read(&document, defaults, at).map_err(|faults| fault::failure(&faults))?;
     let definition = match &submitted.parent {
-        Some(parent) => definition.within(parent.clone()).map_err(|fault| fault::failure(&[fault]))?,
+        Some(parent) => definition.within(parent.as_ref().clone()).map_err(|fault| fault::failure(&[fault]))?,
         None => definition,
     };
     Ok(State::submitted(task, Arc::clone(config), definition, submitted, at))

@@ -127,7 +127,14 @@ impl Gathering<'_> {
             return Ok(());
         }
         let Some(open) = self.live.get_mut(&entry.task) else {
-            if self.ended.contains_key(&entry.task) {
+            if let Some(ended) = self.ended.get_mut(&entry.task) {
+                if matches!(entry.event, Event::CalledBack { .. }) {
+                    ended.callback = None;
+                }
+                return Ok(());
+            }
+            // What is left of a task that was forgotten.
+            if matches!(entry.event, Event::CalledBack { .. }) {
                 return Ok(());
             }
             return Err(Failure::new(ErrorCode::Internal, "its beginning is missing"));
@@ -293,7 +300,8 @@ pub(in crate::node) fn run(reader: &Reader, replay: Replay, now: Timestamp) -> R
         notes.push(format!("task {task} is stopped, because the journal cannot be read: {why}"));
         let row = Row::new(&unreadable::summary(task, known, since, now));
         let unreadable = Some(Arc::new(failure(task, &why)));
-        let ended = Ended { row, outcome: Outcome::Failed, created: since, at: now, positions: positions.into(), key, unreadable };
+        let ended =
+            Ended { row, outcome: Outcome::Failed, created: since, at: now, positions: positions.into(), key, callback: None, unreadable };
         found.ended.insert(task, ended);
     }
     for note in &notes {
@@ -328,7 +336,7 @@ mod tests {
     fn submitted() -> Event {
         let subtasks = json!([{ "subtask_id": "a", "agent_capability": "test.a" }]);
         let document = json!({ "name": "n", "parameters": { "text": "x".repeat(ROW_BYTES) }, "subtasks": subtasks }).to_string();
-        Event::Submitted(Submitted { document: Text::Inline(document.into()), key: None, identity: [0; 32] })
+        Event::Submitted(Submitted { document: Text::Inline(document.into()), key: None, identity: [0; 32], parent: None })
     }
 
     fn deferred() -> Event {
@@ -378,8 +386,8 @@ mod tests {
         segments
     }
 
-    fn reason(found: &Found, task: TaskId) -> Option<&Value> {
-        found.ended.get(&task).map(|ended| &ended.summary["reason"])
+    fn reason(found: &Found, task: TaskId) -> Option<Value> {
+        found.ended.get(&task).map(|ended| ended.row.value()["reason"].clone())
     }
 
     #[test]
@@ -395,7 +403,7 @@ mod tests {
         let home = home();
         let entries = [(1, 0, submitted()), (2, 0, submitted()), (1, 2, deferred()), (2, 1, deferred())];
         let found = found(entries.map(|(of, number, event)| entry(home, task(of), number, event)).to_vec(), |_| {});
-        assert_eq!(reason(&found, task(1)), Some(&json!("UNREADABLE")));
+        assert_eq!(reason(&found, task(1)), Some(json!("UNREADABLE")));
         assert_eq!(found.ended[&task(1)].positions.len(), 2, "its entries are kept");
         assert!(found.live.contains_key(&task(2)) && found.notes.len() == 1, "{:?}", found.notes);
     }
@@ -418,9 +426,9 @@ mod tests {
             gone = folder.display().to_string();
         };
         let found = found(entries, remove);
-        assert_eq!(reason(&found, task(1)), Some(&json!("CANCELLED")), "what has ended has ended");
-        assert_eq!(reason(&found, task(2)), Some(&json!("UNREADABLE")));
-        assert_eq!(reason(&found, task(3)), Some(&json!("UNREADABLE")), "its next entry may have been its end");
+        assert_eq!(reason(&found, task(1)), Some(json!("CANCELLED")), "what has ended has ended");
+        assert_eq!(reason(&found, task(2)), Some(json!("UNREADABLE")));
+        assert_eq!(reason(&found, task(3)), Some(json!("UNREADABLE")), "its next entry may have been its end");
         assert!(found.live.contains_key(&task(4)), "it began afterwards");
         assert!(found.notes.iter().any(|note| note.contains("are gone with a file of the journal")), "{:?}", found.notes);
     }
@@ -465,8 +473,8 @@ mod tests {
         fs::write(&file, bytes).expect("the segment");
         for _ in 0..2 {
             let found = start(&dir);
-            assert_eq!(reason(&found, task(1)), Some(&json!("UNREADABLE")), "{:?}", found.notes);
-            assert_eq!(reason(&found, task(2)), Some(&json!("UNREADABLE")), "{:?}", found.notes);
+            assert_eq!(reason(&found, task(1)), Some(json!("UNREADABLE")), "{:?}", found.notes);
+            assert_eq!(reason(&found, task(2)), Some(json!("UNREADABLE")), "{:?}", found.notes);
             assert!(found.live.is_empty());
         }
     }
@@ -485,7 +493,7 @@ mod tests {
             fs::write(&file, bytes).expect("the segment");
         };
         let found = found(entries, flip);
-        assert_eq!(reason(&found, ids[1]), Some(&json!("UNREADABLE")), "{:?}", found.notes);
+        assert_eq!(reason(&found, ids[1]), Some(json!("UNREADABLE")), "{:?}", found.notes);
         assert!(found.live.contains_key(&ids[0]), "{:?}", found.notes);
     }
 
@@ -504,7 +512,7 @@ mod tests {
         let home = home();
         let found = found(vec![entry(home, task(1), 3, deferred())], |_| {});
         let ended = &found.ended[&task(1)];
-        assert_eq!((&ended.summary["reason"], &ended.summary["task_id"]), (&json!("UNREADABLE"), &json!(task(1))));
+        assert_eq!((&ended.row.value()["reason"], &ended.row.value()["task_id"]), (&json!("UNREADABLE"), &json!(task(1))));
         assert!(ended.unreadable.is_some() && found.notes.len() == 1, "{:?}", found.notes);
     }
 }

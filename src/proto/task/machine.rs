@@ -312,7 +312,8 @@ impl Machine {
                 | Event::Deferred { .. }
                 | Event::DuplicateResult { .. }
                 | Event::CancelRequested
-                | Event::Delegated { .. } => Vec::new(),
+                | Event::Delegated { .. }
+                | Event::CalledBack { .. } => Vec::new(),
             };
             self.state.apply(&event, now);
             let needed = self.state.events;

@@ -385,6 +385,8 @@ impl State {
             Event::SubtaskFailed { subtask, reason, failure } => transitions::fail::apply(self, *subtask, *reason, failure, at),
             Event::DuplicateResult { fence, charge } => transitions::result::duplicate(self, *fence, charge.as_ref(), at),
             Event::CancelRequested => self.cancelling = true,
+            // Told after the end, and nothing of the task itself.
+            Event::CalledBack { .. } => {}
             Event::Delegated { fence, task, node } => transitions::accept::delegated(self, *fence, (*task, *node)),
             Event::Ended { outcome, reason, failure } => transitions::end::apply(self, *outcome, *reason, failure.as_ref(), at),
         }

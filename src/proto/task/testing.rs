@@ -69,6 +69,7 @@ pub(super) fn definition(subtasks: Vec<Subtask>) -> Definition {
         dependencies: BTreeSet::new(),
         budget: None,
         parent: None,
+        completion_callback: None,
         estimated_cost: None,
         usual: Usual {
             retry: Retry { retries_max: 3, backoff: Backoff::Exponential, base: Duration::from_secs(1), never: false },

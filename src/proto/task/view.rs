@@ -163,6 +163,7 @@ pub fn event(index: u64, task: TaskId, event: &Event, at: Timestamp, definition:
                 "estimated_cost": dispatched.estimate.map(cost),
             }),
         ),
+        Event::CalledBack { delivered } => put("delivered", (*delivered).into()),
         Event::Delegated { fence, task, node } => attempt(*fence, json!({"child_task_id": task, "child_node_id": node})),
         Event::Accepted(fence) | Event::Validated(fence) | Event::Requeued(fence) => attempt(*fence, Value::Null),
         Event::Rejected { fence, expired, failure } => attempt(*fence, json!({"expired": expired, "error": kept_error(failure)})),

@@ -61,6 +61,8 @@ pub struct Definition {
     pub budget: Option<Budget>,
     /// Whose work it is a part of, if a call brought it; its deadline and budget are within what that gave.
     pub parent: Option<Parent>,
+    /// Where its author wants to be told of its end.
+    pub completion_callback: Option<String>,
     /// What its author thinks that it costs.
     pub estimated_cost: Option<Decimal>,
     /// What to do when something goes wrong.

@@ -27,9 +27,12 @@ const DESCRIPTION_CHARS_MAX: usize = 4_000;
 /// The longest goal, in characters: it is put before agents that plan.
 const GOAL_CHARS_MAX: usize = 16_000;
 
+/// The longest URL that is called back, in characters.
+const CALLBACK_CHARS_MAX: usize = 2_000;
+
 const SECTIONS: [&str; 4] = ["Task", "Metadata", "Subtasks", "Fallback"];
 
-const TASK_FIELDS: [&str; 11] = [
+const TASK_FIELDS: [&str; 12] = [
     "name",
     "description",
     "goal",
@@ -38,13 +41,14 @@ const TASK_FIELDS: [&str; 11] = [
     "parameters",
     "priority",
     "created_by",
+    "completion_callback",
     // What the node writes.
     "task_id",
     "created_at",
     "status",
 ];
 
-const FLAT_FIELDS: [&str; 14] = [
+const FLAT_FIELDS: [&str; 15] = [
     "name",
     "description",
     "goal",
@@ -53,6 +57,7 @@ const FLAT_FIELDS: [&str; 14] = [
     "parameters",
     "priority",
     "created_by",
+    "completion_callback",
     "metadata",
     "subtasks",
     "fallback",
@@ -129,6 +134,7 @@ fn read(document: &Value, defaults: &Defaults, now: Timestamp, nesting: &Nesting
     let name = printable(task.text("name", NAME_CHARS_MAX, faults), &task.at("name"), faults);
     let created_by = printable(task.text("created_by", NAME_CHARS_MAX, faults), &task.at("created_by"), faults);
     let description = task.text("description", DESCRIPTION_CHARS_MAX, faults).map(str::to_owned);
+    let completion_callback = task.text("completion_callback", CALLBACK_CHARS_MAX, faults).map(str::to_owned);
     let goal = task.text("goal", GOAL_CHARS_MAX, faults).map(str::to_owned);
     let priority = task.parsed::<Priority>("priority", faults).unwrap_or_default();
     let (input, output) = (task.schema("input", faults), task.schema("output", faults));
@@ -164,6 +170,7 @@ fn read(document: &Value, defaults: &Defaults, now: Timestamp, nesting: &Nesting
         dependencies: metadata.dependencies,
         budget: metadata.budget,
         parent: None,
+        completion_callback,
         estimated_cost: metadata.estimated_cost,
         fallback,
         usual: metadata.usual,
