@@ -33,7 +33,7 @@ fn server(answers: &'static [&'static str]) -> (SocketAddr, mpsc::Receiver<Strin
                     _ => break,
                 }
             }
-            let answer = answers.get(number).or(answers.last()).expect("an answer");
+            let answer = answers.get(number).or_else(|| answers.last()).expect("an answer");
             let _ = stream.write_all(format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").as_bytes());
             if sender.send(String::from_utf8_lossy(&request).into_owned()).is_err() {
                 return;
@@ -108,7 +108,7 @@ async fn a_redirect_is_not_followed() {
 async fn a_name_for_this_machine_is_not_reached() {
     let (address, reached) = server(&["204 No Content"]);
     let place = format!("http://localhost:{}/", address.port());
-    let node = node(&[place.clone()]).spawn().await;
+    let node = node(std::slice::from_ref(&place)).spawn().await;
 
     let id = submit(&node, &task(&place)).await;
 
