@@ -231,8 +231,8 @@ mod tests {
         assert!(from("t.yaml", &"[".repeat(100_000)).is_err());
         assert!(from("t.json", &"[".repeat(100_000)).is_err());
         assert!(from("t.yaml", &"- ".repeat(100_000)).is_err());
-        let large = from("t.yaml", &"x".repeat(4 * 1024 * 1024 + 1)).expect_err("too large");
-        assert!(large.contains("larger than 4194304 bytes"), "{large}");
+        let large = from("t.yaml", &"x".repeat(6 * 1024 * 1024 + 1)).expect_err("too large");
+        assert!(large.contains("larger than 6291456 bytes"), "{large}");
         assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
         assert_eq!(read("/nowhere/at/all.yaml").expect_err("no file").exit(), Exit::Usage);
     }

@@ -261,7 +261,7 @@ async fn a_plan_shows_who_would_do_what_and_one_with_a_gap_is_exit_code_one() {
         out.contains("\n  sum: no agent offers `magic`\n") && out.contains("what agents take and give; estimated cost 0.003 USD\n"),
         "{out}"
     );
-    assert!(err.starts_with("error: CAPABILITY_NOT_FOUND: the task cannot run now: 1 of 2 subtasks have no agent\nhint: "), "{err}");
+    assert!(err.starts_with("error: CAPABILITY_NOT_FOUND: the task cannot run now: 1 of 2 subtasks has no agent\nhint: "), "{err}");
     assert_eq!(calls(&node), ["POST /aitp/tasks/plan"]);
     let (exit, out, _) = node.run(&["task", "plan", &file.path, "--json"]).await;
     assert_eq!((exit, serde_json::from_str::<Value>(&out).expect("one document")), (1, plan));
