@@ -131,6 +131,58 @@ async fn a_retry_goes_to_another_agent() {
     assert_eq!(node.step(&id, "a").await["agent"], "second");
 }
 
+/// AITP-9: on_agent_offline, SELECT_NEXT_BEST: killed at work, its step goes to the next best at once.
+#[tokio::test]
+async fn the_next_best_takes_over_from_an_agent_that_is_killed() {
+    let workshop = Workshop::new();
+    let (node, mut first, second) = with_two(&workshop).await;
+    let slow_retries = json!({ "metadata": { "retry_policy": { "backoff_base_ms": 60_000 } } });
+    let document = with(task(&[step("a", "test.work", json!({ "until": "go", "output": "done" }))]), slow_retries);
+    let id = node.submit(&document).await;
+    workshop.until("started", 1).await;
+
+    first.kill().await;
+    workshop.until("started", 2).await;
+    workshop.release("go");
+
+    let result = node.result(&id).await;
+    assert_eq!((&result["outcome"], &result["result"]), (&json!("success"), &json!("done")), "{result}");
+    let step = node.step(&id, "a").await;
+    assert_eq!((&step["agent"], &step["node_id"]), (&json!("second"), &json!(second.id())), "{step}");
+    assert!(result["execution_time_ms"].as_u64().is_some_and(|ms| ms < 30_000), "no pause of a minute: {result}");
+}
+
+/// AITP-9: the same with FAIL_AND_NOTIFY fails.
+#[tokio::test]
+async fn a_lost_agent_fails_the_task_where_its_author_says_so() {
+    let workshop = Workshop::new();
+    let (node, mut first, _second) = with_two(&workshop).await;
+    let steps = [step("a", "test.work", json!({ "until": "never" }))];
+    let id = node.submit(&with(task(&steps), fallback("on_agent_offline", strategy("FAIL_AND_NOTIFY")))).await;
+    workshop.until("started", 1).await;
+
+    first.kill().await;
+
+    let result = node.result(&id).await;
+    assert_eq!((&result["status"], &result["reason"]), (&json!("FAILED"), &json!("NON_RETRYABLE")), "{result}");
+    assert_eq!(workshop.notes("started").len(), 1);
+}
+
+/// `retry: never`: work that may have begun is not done twice, and the author is told that nobody knows.
+#[tokio::test]
+async fn work_that_must_not_be_done_twice_ends_with_an_unknown_outcome() {
+    let workshop = Workshop::new();
+    let (node, mut first, _second) = with_two(&workshop).await;
+    let id = node.submit(&task(&[with(step("a", "test.work", json!({ "until": "never" })), json!({ "retry": "never" }))])).await;
+    workshop.until("started", 1).await;
+
+    first.kill().await;
+
+    let result = node.result(&id).await;
+    assert_eq!((&result["reason"], &result["error"]["details"]["outcome"]), (&json!("UNKNOWN_OUTCOME"), &json!("unknown")), "{result}");
+    assert_eq!(workshop.notes("started").len(), 1);
+}
+
 /// AITP-9: on_timeout, RETRY_WITH_TIMEOUT_EXTENSION: the second attempt has the longer time.
 #[tokio::test]
 async fn an_attempt_that_took_too_long_has_more_time_the_second_time() {

@@ -409,6 +409,28 @@ async fn tasks_are_listed_by_status_and_tag() {
     node.post(&format!("/aitp/tasks/{running}/cancel"), &json!({})).await.ok();
 }
 
+/// AITP-11: a list is read a page at a time, and no task is left out or told twice.
+#[tokio::test]
+async fn a_list_is_read_a_page_at_a_time() {
+    let node = Node::builder().agent(builtin("echo", "echo")).spawn().await;
+    let mut newest_first = Vec::new();
+    for number in 0..5 {
+        newest_first.insert(0, node.submit(&task(&[step("a", "echo", json!(number))])).await);
+    }
+    for limit in [1, 2, 4, 5, 6] {
+        let (mut paged, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = node.get(&format!("/aitp/tasks?limit={limit}{cursor}")).await.ok();
+            let rows = page["tasks"].as_array().expect("rows");
+            assert!(rows.len() <= limit, "{page}");
+            paged.extend(rows.iter().map(|row| row["task_id"].as_str().expect("an id").to_owned()));
+            let Some(next) = page["next"].as_str() else { break };
+            cursor = format!("&after={next}");
+        }
+        assert_eq!(paged, newest_first, "{limit} at a time");
+    }
+}
+
 /// AITP-12: one key is one task, however often and from wherever it is submitted at once.
 #[tokio::test]
 async fn the_same_key_is_the_same_task() {

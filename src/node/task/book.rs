@@ -780,6 +780,7 @@ impl Book {
     fn list(&self, wanted: &super::door::Wanted) -> (Vec<Value>, Option<String>) {
         let from = wanted.after;
         let mut rows = Vec::new();
+        let mut last = None;
         let older = self.by_age.iter().rev().filter(|place| from.is_none_or(|from| **place < from));
         for place @ (_, task) in older {
             let row = match (self.live.get(task), self.ended.get(task)) {
@@ -793,9 +794,10 @@ impl Book {
                 continue;
             }
             if rows.len() >= wanted.limit {
-                return (rows, Some(super::door::cursor_text(*place)));
+                return (rows, last.map(super::door::cursor_text));
             }
             rows.push(row);
+            last = Some(*place);
         }
         (rows, None)
     }

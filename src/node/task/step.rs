@@ -372,7 +372,10 @@ fn failed_attempt(failed: AttemptFailure) -> Finish {
         (ErrorCode::Timeout, Loss::AttemptTimeout),
         (ErrorCode::InvalidSchema, Loss::InvalidOutput),
     ];
-    let loss = losses.into_iter().find(|(code, _)| *code == failure.code).map_or(Loss::AgentError, |(_, loss)| loss);
+    // Lost at work is an agent's failure that nobody knows the outcome of.
+    let otherwise =
+        if failure.details.get("outcome").is_some_and(|outcome| outcome == "unknown") { Loss::AgentLost } else { Loss::AgentError };
+    let loss = losses.into_iter().find(|(code, _)| *code == failure.code).map_or(otherwise, |(_, loss)| loss);
     Finish::Failed(loss, failure)
 }
 
