@@ -37,7 +37,7 @@ enum Command {
         deadline: Duration,
         reply: oneshot::Sender<Settled>,
         chunks: Option<mpsc::Sender<Bytes>>,
-        watch: Option<(oneshot::Sender<()>, bool)>,
+        watch: Option<oneshot::Sender<()>>,
     },
     Go {
         id: u64,
@@ -66,8 +66,8 @@ type Settled = (Outcome, Option<Duration>);
 pub struct Watch {
     /// Told when it does.
     pub accepted: oneshot::Sender<()>,
-    /// The agent begins when this comes, or at once without it. It never begins if it is dropped.
-    pub go: Option<oneshot::Receiver<()>>,
+    /// The agent begins when this comes, and never if it is dropped.
+    pub go: oneshot::Receiver<()>,
 }
 
 /// Why a lane ended.
@@ -174,7 +174,7 @@ impl Lane {
         let mut guard = CancelOnDrop { lane: self, id, armed: false };
         request.window_bytes = if chunks.is_some() { WINDOW_BYTES } else { 0 };
         let (arriving, arrived) = chunks.map(|_| mpsc::channel(CHUNKS_MAX)).unzip();
-        let (watch, go) = watch.map(|watch| ((watch.accepted, watch.go.is_some()), watch.go)).unzip();
+        let (watch, go) = watch.map(|watch| (watch.accepted, watch.go)).unzip();
         match self.commands.try_send(Command::Call { id, request, deadline, reply, chunks: arriving, watch }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Closed(_)) => return Outcome::Lost { begun: false },
@@ -186,27 +186,34 @@ impl Lane {
         guard.armed = true;
         // The task settles every call that it took; without an answer it never took this one.
         let answer = async {
-            let (outcome, took) = answer.await.unwrap_or((Outcome::Lost { begun: false }, None));
+            let settled = match go {
+                Some(go) => Box::pin(self.held(id, answer, go)).await,
+                None => answer.await,
+            };
+            let (outcome, took) = settled.unwrap_or((Outcome::Lost { begun: false }, None));
             let outcome = finish(outcome).await;
             if let Some(took) = took {
                 self.tally.on_end(&outcome, took);
             }
             outcome
         };
-        let outcome = match (chunks.zip(arrived), go.flatten()) {
-            (Some((chunks, arrived)), _) => Box::pin(self.stream(id, deadline, answer, chunks, arrived)).await,
-            (None, Some(go)) => Box::pin(self.held(id, answer, go)).await,
-            (None, None) => answer.await,
+        let outcome = match chunks.zip(arrived) {
+            Some((chunks, arrived)) => Box::pin(self.stream(id, deadline, answer, chunks, arrived)).await,
+            None => answer.await,
         };
         guard.armed = false;
         outcome
     }
 
     /// Passes the word to begin on.
-    async fn held(&self, id: u64, answer: impl Future<Output = Outcome>, go: oneshot::Receiver<()>) -> Outcome {
-        let mut answer = std::pin::pin!(answer);
+    async fn held(
+        &self,
+        id: u64,
+        mut answer: oneshot::Receiver<Settled>,
+        go: oneshot::Receiver<()>,
+    ) -> Result<Settled, oneshot::error::RecvError> {
         tokio::select! {
-            outcome = &mut answer => return outcome,
+            settled = &mut answer => return settled,
             went = go => if went.is_ok() {
                 let _ = self.commands.send(Command::Go { id }).await;
             }
@@ -381,9 +388,9 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Task<R, W> {
                 self.tally.on_sent();
                 let caller = Caller { id, since: self.now, reply };
                 self.machine.handle_call(id, request, caller, deadline, self.now, &mut self.outputs);
-                if let Some((accepted, is_held)) = watch {
+                if let Some(accepted) = watch {
                     self.watches_by_id.insert(id, accepted);
-                    self.machine.handle_watch(id, is_held);
+                    self.machine.handle_watch(id);
                 }
             }
             Command::Go { id } => self.machine.handle_go(id, &mut self.outputs),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -164,7 +164,7 @@ pub(super) async fn here(
     let _guard = cancel.clone().drop_guard();
     let task = {
         let (shared, caller) = (Arc::clone(shared), shared.node());
-        let orders = Orders { cancel, chunks, confirm: watch.map(confirm), drained: None, lost: None };
+        let orders = Orders { cancel, chunks, confirm: watch.map(|watch| (watch.accepted, watch.go)), drained: None, lost: None };
         // The agent is told to stop by the token, and must be able to hear it after this future is gone.
         tokio::spawn(async move {
             let _serving = Counted::new(&shared.serving);
@@ -173,16 +173,6 @@ pub(super) async fn here(
     };
     let broke_off = |_| Err(AttemptFailure { failure: Failure::new(ErrorCode::Internal, "the call broke off"), begun: true });
     task.await.unwrap_or_else(broke_off)
-}
-
-/// What the agent waits for, of a caller that watches.
-fn confirm(watch: Watch) -> (oneshot::Sender<()>, oneshot::Receiver<()>) {
-    let at_once = || {
-        let (go, going) = oneshot::channel();
-        let _ = go.send(());
-        going
-    };
-    (watch.accepted, watch.go.unwrap_or_else(at_once))
 }
 
 async fn execute(

@@ -3,6 +3,7 @@
 //! Nothing leaves this node before [`book`](super::book) says so: the choice is reported first, and the call waits for the word that it is
 //! kept. Dropping the future takes the call back.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -147,7 +148,8 @@ impl Step {
         let most = send.start_within.saturating_add(send.close_within);
         let deadline = shared.mono().saturating_add(left.map_or(most, |left| left.min(most))).saturating_add(GRACE);
         let (accepted, acceptance) = oneshot::channel();
-        let watch = Watch { accepted, go: send.wait.then_some(begin) };
+        let (go, going) = oneshot::channel();
+        let watch = Watch { accepted, go: going };
         let id = InvocationId::from_random(rand::random());
         let node = attempt.candidate().entry.record.node;
         let call = async {
@@ -180,10 +182,23 @@ impl Step {
         let (outcome, _) = match outcome {
             Some(outcome) => outcome,
             None => {
-                self.tell(Input::Accepted(fence), None).await;
+                // The agent begins on this word alone. Until then an attempt that is given up has surely not begun.
+                let told = async {
+                    if send.wait {
+                        self.tell(Input::Accepted(fence), None).await;
+                        if begin.await.is_ok() {
+                            let _ = go.send(());
+                        }
+                    } else {
+                        let _ = go.send(());
+                        self.tell(Input::Accepted(fence), None).await;
+                    }
+                    std::future::pending::<Infallible>().await
+                };
                 tokio::select! {
                     biased;
                     outcome = &mut call => outcome,
+                    never = told => match never {},
                     () = tokio::time::sleep(send.close_within) => {
                         let took = u64::try_from(send.close_within.as_millis()).unwrap_or(u64::MAX);
                         let failure = Failure::new(ErrorCode::Timeout, format!("the attempt did not end within {took} ms"));

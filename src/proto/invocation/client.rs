@@ -75,10 +75,8 @@ struct Pending<T> {
     token: T,
     deadline: Duration,
     begun: bool,
-    /// Whether the caller wants to know when the agent is free.
+    /// Whether the word to begin is the caller's to give, once it has heard that the agent is free.
     watched: bool,
-    /// Whether the word to begin is the caller's to give.
-    held: bool,
     credit: Credit,
 }
 
@@ -151,15 +149,15 @@ impl<T> State<T> {
             self.pinged_at = None;
         }
         let credit = Credit { window_bytes: request.window_bytes, open: request.window_bytes, taken: 0 };
-        self.pending_by_id.insert(id, Pending { token, deadline, begun: !request.confirm, watched: false, held: false, credit });
+        self.pending_by_id.insert(id, Pending { token, deadline, begun: !request.confirm, watched: false, credit });
         self.none_due_before = self.none_due_before.min(deadline);
         outputs.push(Output::Send(Frame::Request { id, request }));
     }
 
-    /// The caller wants to know when the agent is free; with `held` it also says itself when that may begin, with [`State::handle_go`].
-    pub fn handle_watch(&mut self, id: u64, held: bool) {
+    /// The caller wants to know when the agent is free, and says itself when that may begin, with [`State::handle_go`].
+    pub fn handle_watch(&mut self, id: u64) {
         if let Some(pending) = self.pending_by_id.get_mut(&id) {
-            (pending.watched, pending.held) = (true, held);
+            pending.watched = true;
         }
     }
 
@@ -220,11 +218,9 @@ impl<T> State<T> {
         match frame {
             Frame::Accepted { id } => {
                 let Some(pending) = self.pending_by_id.get_mut(&id).filter(|pending| !pending.begun) else { return };
-                let is_held = pending.held;
                 if pending.watched {
                     outputs.push(Output::Accepted(id));
-                }
-                if !is_held {
+                } else {
                     self.handle_go(id, outputs);
                 }
             }
@@ -386,23 +382,21 @@ mod tests {
         assert_eq!((lane.pending_len(), lane.poll_timeout()), (0, None));
     }
 
-    /// AITP-6: whoever watches is told when the agent accepts, and one that is held begins on its caller's word alone.
+    /// AITP-6: whoever watches is told when the agent accepts, and the work begins on that one's word alone: a caller that gave up in
+    /// the meantime can be sure that it has not begun.
     #[test]
-    fn a_watched_call_is_told_of_its_acceptance_and_a_held_one_waits() {
-        for held in [false, true] {
-            let (mut lane, mut outputs) = lane();
-            let id = call(&mut lane, 'a', 60_000, &mut outputs);
-            lane.handle_watch(id, held);
-            outputs.clear();
+    fn a_watched_call_is_told_of_its_acceptance_and_waits_for_the_word() {
+        let (mut lane, mut outputs) = lane();
+        let id = call(&mut lane, 'a', 60_000, &mut outputs);
+        lane.handle_watch(id);
+        outputs.clear();
 
-            lane.on_frame(Frame::Accepted { id }, ms(1), &mut outputs);
-            let go = Output::Send(Frame::Go { id });
-            let expected = if held { vec![Output::Accepted(id)] } else { vec![Output::Accepted(id), go.clone()] };
-            assert_eq!(std::mem::take(&mut outputs), expected);
-
-            lane.handle_go(id, &mut outputs);
-            assert_eq!(outputs, if held { vec![go] } else { Vec::new() });
-        }
+        lane.on_frame(Frame::Accepted { id }, ms(1), &mut outputs);
+        assert_eq!(std::mem::take(&mut outputs), [Output::Accepted(id)]);
+        lane.handle_go(id, &mut outputs);
+        assert_eq!(std::mem::take(&mut outputs), [Output::Send(Frame::Go { id })]);
+        lane.handle_go(id, &mut outputs);
+        assert_eq!(outputs, []);
     }
 
     #[test]
