@@ -16,18 +16,18 @@ use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde_json::Value;
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::callback::Callbacks;
+use super::clock::TaskClock;
 use super::door::{Command, Cursor, Standing};
+use super::plan;
 use super::read::{self, Reader};
 use super::replay::{Found, Unfinished};
 use super::step::{Orders, Report, Step};
-use super::{callback, plan};
 use crate::model::{CapabilityName, ErrorCode, Failure, TaskId, Timestamp};
-use crate::node::clock::Clock;
 use crate::node::failpoint;
 use crate::node::shared::Shared;
 use crate::node::view::Event as NodeEvent;
@@ -156,35 +156,8 @@ pub(in crate::node) struct Book {
     /// When those who wait for an agent are told.
     offered_at: Option<Instant>,
     forget_at: Instant,
-    /// Callbacks under way.
-    callbacks: JoinSet<()>,
-    callback_places: Arc<Semaphore>,
+    callbacks: Callbacks,
     rng: SmallRng,
-}
-
-/// The clock of tasks: the wall clock as it was when the node started, and from then on one that nobody can step (fault F15). What it says
-/// can be compared with what is in the journal.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::node) struct TaskClock {
-    clock: Clock,
-    zero: Timestamp,
-}
-
-impl TaskClock {
-    pub(in crate::node) fn new(clock: Clock) -> Self {
-        let now = clock.now();
-        Self { clock, zero: Timestamp::from_ms(now.wall.as_ms().saturating_sub(u64::try_from(now.mono.as_millis()).unwrap_or(0))) }
-    }
-
-    pub(in crate::node) fn now(&self) -> Timestamp {
-        self.zero.saturating_add(self.clock.mono())
-    }
-
-    /// When this moment comes.
-    fn instant(&self, at: Timestamp) -> Instant {
-        let now = Instant::now();
-        now.checked_add(at.saturating_since(self.now())).unwrap_or(now + FORGET_EVERY)
-    }
 }
 
 impl Book {
@@ -211,8 +184,7 @@ impl Book {
             events,
             offered_at: None,
             forget_at: Instant::now() + FORGET_EVERY,
-            callbacks: JoinSet::new(),
-            callback_places: Arc::new(Semaphore::new(callback::AT_ONCE_MAX)),
+            callbacks: Callbacks::default(),
             rng: SmallRng::from_os_rng(),
         };
         book.restore(found);
@@ -255,8 +227,9 @@ impl Book {
             self.tell_dependencies(task);
             self.drive(task, Input::Resume);
         }
-        let told: Vec<TaskId> = self.ended.iter().filter(|(_, ended)| ended.callback.is_some()).map(|(task, _)| *task).collect();
-        told.into_iter().for_each(|task| self.call_back(task));
+        for (task, ended) in &self.ended {
+            self.callbacks.begin(&self.shared, &self.reader, *task, ended, self.clock.now());
+        }
         let stop = self.shared.tasks_stop.clone();
         loop {
             let wake = self.wakes.first().map(|(at, _)| self.clock.instant(*at));
@@ -706,22 +679,11 @@ impl Book {
         live.durable.send_replace(Durable { events: live.machine.state().events(), ended: true });
         let outcome = ended.outcome;
         self.shared.publish(NodeEvent::TaskEnded(Arc::new(view::summary(live.machine.state()))));
+        self.callbacks.begin(&self.shared, &self.reader, task, &ended, self.clock.now());
         self.ended.insert(task, ended);
-        self.call_back(task);
         for dependent in self.dependents.remove(&task).unwrap_or_default() {
             self.drive(dependent, Input::DependencyEnded(task, outcome));
         }
-    }
-
-    /// Tells whoever wants to know that a task is over.
-    fn call_back(&mut self, task: TaskId) {
-        while self.callbacks.try_join_next().is_some() {}
-        let Some(ended) = self.ended.get(&task) else { return };
-        let left = callback::TRIED_MAX.saturating_sub(self.clock.now().saturating_since(ended.at));
-        let Some(url) = ended.callback.clone().filter(|_| !left.is_zero()) else { return };
-        let (shared, reader, places) = (Arc::clone(&self.shared), self.reader.clone(), Arc::clone(&self.callback_places));
-        let positions = ended.positions.clone();
-        self.callbacks.spawn(callback::Callback { shared, reader, places, task, positions, url, left }.run());
     }
 
     /// Forgets tasks that ended long ago, and what of the journal nobody needs any more.

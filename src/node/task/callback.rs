@@ -18,16 +18,18 @@ use reqwest::Url;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
+use super::book::Ended;
 use super::door::{self, Command};
 use super::read::Reader;
 use crate::agents::definition::is_public;
-use crate::model::{ErrorCode, Failure, TaskId, printable};
+use crate::model::{ErrorCode, Failure, TaskId, Timestamp, printable};
 use crate::node::shared::Shared;
 use crate::store::journal::Position;
 
 /// For how long after the end of a task it is tried.
-pub(super) const TRIED_MAX: Duration = Duration::from_secs(3_600);
+const TRIED_MAX: Duration = Duration::from_secs(3_600);
 /// The first pause after an attempt that failed; each further one is twice as long.
 const PAUSE: Duration = Duration::from_secs(1);
 /// The longest of those.
@@ -37,7 +39,7 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(20);
 /// Of that, how long connecting may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Attempts that run at once.
-pub(super) const AT_ONCE_MAX: usize = 16;
+const AT_ONCE_MAX: usize = 16;
 /// The largest result that is posted; of a larger one it is told where to read it.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Addresses of one name that are tried.
@@ -92,21 +94,46 @@ fn literal(url: &Url) -> Option<IpAddr> {
     url.host_str()?.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
+/// Callbacks under way. They end with the value.
+#[derive(Debug)]
+pub(super) struct Callbacks {
+    running: JoinSet<()>,
+    places: Arc<Semaphore>,
+}
+
+impl Default for Callbacks {
+    fn default() -> Self {
+        Self { running: JoinSet::new(), places: Arc::new(Semaphore::new(AT_ONCE_MAX)) }
+    }
+}
+
+impl Callbacks {
+    /// Begins to tell of a task that has ended, if anybody is still to be told.
+    pub(super) fn begin(&mut self, shared: &Arc<Shared>, reader: &Reader, task: TaskId, ended: &Ended, now: Timestamp) {
+        while self.running.try_join_next().is_some() {}
+        let left = TRIED_MAX.saturating_sub(now.saturating_since(ended.at));
+        let Some(url) = ended.callback.clone().filter(|_| !left.is_zero()) else { return };
+        let (shared, reader, places) = (Arc::clone(shared), reader.clone(), Arc::clone(&self.places));
+        let positions = Arc::clone(&ended.positions);
+        self.running.spawn(Callback { shared, reader, places, task, positions, url, left }.run());
+    }
+}
+
 /// A task that has ended, and where to tell of it.
-pub(super) struct Callback {
-    pub(super) shared: Arc<Shared>,
-    pub(super) reader: Reader,
-    pub(super) places: Arc<Semaphore>,
-    pub(super) task: TaskId,
-    pub(super) positions: Arc<[Position]>,
-    pub(super) url: String,
+struct Callback {
+    shared: Arc<Shared>,
+    reader: Reader,
+    places: Arc<Semaphore>,
+    task: TaskId,
+    positions: Arc<[Position]>,
+    url: String,
     /// How long it is still tried.
-    pub(super) left: Duration,
+    left: Duration,
 }
 
 impl Callback {
     /// Tells of it, and tells the book what came of that.
-    pub(super) async fn run(self) {
+    async fn run(self) {
         let until = tokio::time::Instant::now() + self.left;
         let (mut pause, mut delivered) = (PAUSE, false);
         while tokio::time::Instant::now() < until {

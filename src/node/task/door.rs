@@ -8,7 +8,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::{oneshot, watch};
 
-use super::book::{Durable, TaskClock};
+use super::book::Durable;
+use super::clock::TaskClock;
 use super::read::{self, Reader};
 use super::{callback, plan, types};
 use crate::agents::off_workers;

@@ -11,6 +11,7 @@
 
 pub(super) mod book;
 mod callback;
+mod clock;
 mod delegate;
 mod door;
 mod nested;
@@ -21,7 +22,8 @@ mod replay;
 mod step;
 mod types;
 
-pub(super) use book::{Book, COMMANDS_MAX, TaskClock};
+pub(super) use book::{Book, COMMANDS_MAX};
+pub(super) use clock::TaskClock;
 pub(super) use delegate::Delegate;
 pub(super) use door::{Access, Command};
 pub use door::{EventStream, Submission, TaskEvent};

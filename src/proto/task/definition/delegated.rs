@@ -118,3 +118,85 @@ impl Definition {
 
 /// What the inner documents of a document are read with.
 pub(super) type Reading<'a> = (&'a Defaults, Timestamp);
+
+#[cfg(test)]
+mod tests {
+    use rust_decimal::Decimal;
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::Currency;
+    use crate::wire::task::Share;
+
+    const NOW: Timestamp = Timestamp::from_ms(1_700_000_000_000);
+
+    fn definition(document: &Value) -> Result<Definition, Vec<Fault>> {
+        Definition::read(document, &Defaults::default(), NOW)
+    }
+
+    fn parent(amount: &str, currency: &str, deadline_ms: u64) -> Parent {
+        let currency = currency.parse::<Currency>().expect("a currency");
+        Parent {
+            home: libp2p_identity::PeerId::from_bytes(&[0, 1, 7]).expect("a short identity hash").into(),
+            task: None,
+            subtask: None,
+            hops: Vec::new(),
+            deadline: NOW.saturating_add(std::time::Duration::from_millis(deadline_ms)),
+            budget: Some(Share { amount: amount.parse().expect("a decimal"), currency }),
+        }
+    }
+
+    /// Threat T20: a task that a call brought has the lesser of its own and of what the call gives.
+    #[test]
+    fn what_the_call_gives_is_never_exceeded() {
+        let bounded = |metadata: Value, parent: Parent| {
+            let step = json!({"subtask_id": "a", "agent_capability": "echo"});
+            let document = json!({"name": "n", "metadata": metadata, "subtasks": [step]});
+            let within = definition(&document).expect("a definition").within(parent);
+            within.map(|task| (task.budget.map(|budget| budget.amount), task.deadline)).map_err(|fault| fault.path)
+        };
+        let at = |ms: u64| Some(NOW.saturating_add(std::time::Duration::from_millis(ms)));
+        let own = json!({"cost_limit": 5, "deadline": NOW.as_ms() / 1_000 + 60});
+        assert_eq!(bounded(own.clone(), parent("7", "USD", 90_000)), Ok((Some(Decimal::from(5)), at(60_000))));
+        assert_eq!(bounded(own.clone(), parent("3", "USD", 30_000)), Ok((Some(Decimal::from(3)), at(30_000))));
+        assert_eq!(bounded(json!({}), parent("3", "EUR", 1_000)), Ok((Some(Decimal::from(3)), at(1_000))));
+        assert_eq!(bounded(own, parent("3", "EUR", 1_000)), Err("/metadata/cost_limit".to_owned()));
+    }
+
+    /// AMP-8: the outer task's values go into the parameters and nowhere else; what is not known yet is not held against the inner task.
+    #[test]
+    fn an_inner_task_keeps_its_own_expressions() {
+        let inner = json!({
+            "name": "inner",
+            "parameters": {"later": "${a.output}", "known": {"x": 1}},
+            "subtasks": [{"subtask_id": "a", "agent_capability": "echo", "input": {"x": "${parent.input.later.deep[0]}", "y": "${parent.input.known.x}"}}],
+        });
+        let outer = |inner: &Value| {
+            let first = json!({"subtask_id": "a", "agent_capability": "echo"});
+            definition(&json!({"name": "outer", "subtasks": [first, {"subtask_id": "b", "task": inner}]}))
+        };
+        let read = outer(&inner).expect("a definition");
+        let subtask = &read.subtasks[1];
+        assert_eq!((subtask.after.iter().copied().collect::<Vec<_>>(), subtask.capability.as_str()), (vec![0], "task-execution"));
+        let mut kept = inner.clone();
+        kept.as_object_mut().expect("an object").remove("parameters");
+        assert_eq!(subtask.task, Some(kept), "as it was written, without its parameters");
+        let given = json!({"deep": [7]});
+        let made = subtask.input.render(&Map::new(), &|place| (place == 0).then_some(&given)).expect("parameters");
+        assert_eq!(made, json!({"later": {"deep": [7]}, "known": {"x": 1}}));
+
+        let mut wrong = inner;
+        wrong["subtasks"][0]["input"]["y"] = json!("${parent.input.known.z}");
+        let faults = outer(&wrong).expect_err("a known parameter without that field");
+        assert_eq!(faults[0].path, "/subtasks/1/task/subtasks/0/input/y");
+    }
+
+    /// Threat T20: only the author of a task gives parts of it away, not an agent that plans.
+    #[test]
+    fn a_plan_holds_no_tasks() {
+        let goal = definition(&json!({"name": "n", "goal": "g"})).expect("a definition");
+        let plan = json!([{"subtask_id": "b", "task": {"name": "n", "subtasks": [{"subtask_id": "a", "agent_capability": "echo"}]}}]);
+        let faults = goal.with_subtasks(&plan).expect_err("a task within a plan");
+        assert_eq!(faults[0].path, "/subtasks/0/task");
+    }
+}
