@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Node, SETTLE, builtin,
+    Node, SETTLE, builtin, eventually,
     tasks::{Workshop, planner, step, task},
     with,
 };
@@ -329,6 +329,9 @@ async fn who_is_trusted_too_little_is_not_asked() {
     for _ in 0..8 {
         node.invoke(json!({ "capability": "test.work", "input": failing })).await.refused(502, "AGENT_FAILED");
     }
+    // Outcomes reach the ledger in batches.
+    let learnt = async || (node.get("/v1/trust").await.ok()["agents"][0]["high"].as_f64()? < 60.0).then_some(());
+    eventually("it is known to fail", SETTLE, learnt).await;
     let metadata = json!({ "metadata": { "min_trust_score": 60 } });
     let unavailable = fallback("on_capability_unavailable", strategy("FAIL_AND_NOTIFY"));
     let document = with(task(&[step("a", "test.work", json!({ "mark": "task", "output": 1 }))]), with(metadata, unavailable));
