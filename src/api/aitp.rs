@@ -186,7 +186,7 @@ async fn events(
     let Query(query) = query.map_err(|error| Failure::new(ErrorCode::InvalidRequest, error.body_text()))?;
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
     let task = named(&handle, &id).await?;
-    let stream = handle.task_events(task, query.after.or(last)).await?;
+    let stream = handle.task_events(task, last.or(query.after)).await?;
     let stream = stream.map(|event| {
         Ok(match event {
             Ok(event) => Event::default().id(event.index.to_string()).event(event.name).data(event.data.to_string()),

@@ -153,7 +153,8 @@ pub async fn serve(
     };
     lane.machine.on_closed(&mut lane.outputs);
     for call in lane.calls_by_id.into_values() {
-        if let Some(lost) = &call.lost {
+        // One that was not told to begin begins under the next attempt, which has a word of its own to give.
+        if let Some(lost) = call.lost.as_ref().filter(|_| call.go.is_none()) {
             lost.store(true, Ordering::Relaxed);
         }
         call.cancel.cancel();

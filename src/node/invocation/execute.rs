@@ -251,7 +251,12 @@ async fn keyed(
         }
     };
     let result = shared.results_by_key.once(ask, join, start).await;
-    result.map_err(|failure| AttemptFailure { failure, begun: begun.load(Ordering::Relaxed) })
+    result.map_err(|failure| {
+        // Somebody else gave up the run that this call had joined, which is no word on this call.
+        let given_up = failure.code == ErrorCode::Cancelled && !cancel.is_cancelled();
+        let lost = || Failure::new(ErrorCode::Unavailable, "the call that ran under this key was given up").with("outcome", "unknown");
+        AttemptFailure { failure: if given_up { lost() } else { failure }, begun: begun.load(Ordering::Relaxed) }
+    })
 }
 
 fn input_hash(body: &Body) -> [u8; 32] {

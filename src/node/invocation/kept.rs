@@ -12,7 +12,7 @@ use rust_decimal::Decimal;
 use tokio::sync::oneshot;
 
 use super::invoke::InvokeReply;
-use crate::model::{ErrorCode, Failure, InvocationId};
+use crate::model::{ErrorCode, Failure, InvocationId, Timestamp};
 use crate::node::handle::{disk_failure, stopping};
 use crate::node::shared::lock;
 use crate::node::task::TaskClock;
@@ -155,7 +155,7 @@ impl Keep for Arc<InvokeReply> {
 pub(in crate::node) struct Found {
     pub(super) side: Side,
     pub(super) key: Key,
-    pub(super) at: Duration,
+    pub(super) at: Timestamp,
     pub(super) what: What,
 }
 
@@ -179,7 +179,7 @@ impl Found {
             Event::Done(Done { output, .. }) => What::Done { position, bytes: output.len(), large: matches!(output, Text::Blob { .. }) },
             Event::Failed => What::Failed,
         };
-        Self { side, key: (caller, agent, word), at: Duration::from_millis(at.as_ms()), what }
+        Self { side, key: (caller, agent, word), at, what }
     }
 }
 
@@ -209,8 +209,12 @@ impl Results {
     }
 
     fn entry(&self, key: &Key, event: Event) -> Bytes {
+        self.entry_at(key, self.clock.now(), event)
+    }
+
+    fn entry_at(&self, key: &Key, at: Timestamp, event: Event) -> Bytes {
         let (caller, agent, word) = key.clone();
-        Entry { side: self.side, caller, agent, word, at: self.clock.now(), event }.encode()
+        Entry { side: self.side, caller, agent, word, at, event }.encode()
     }
 
     fn begun_entry(&self, key: &Key, call: &Call) -> Bytes {
@@ -239,13 +243,13 @@ impl Results {
         }
     }
 
-    /// Makes a result durable; `begun` says whether it is already durable that the call began.
-    pub(super) async fn keep<R: Keep>(&self, key: &Key, call: &Call, begun: bool, result: &R) -> Result<Kept<R>, Failure> {
-        let text = result.output().clone();
+    /// Makes a result durable.
+    pub(super) async fn keep<R: Keep>(&self, key: &Key, call: &Call, result: &R) -> Result<Kept<R>, Failure> {
+        let (text, at) = (result.output().clone(), self.clock.now());
         let (output, blobs) = if text.len() <= TEXT_BYTES_MAX {
             (Text::Inline(text), None)
         } else {
-            let (blobs, owner) = (self.blobs.clone(), self.owner(key));
+            let (blobs, owner) = (self.blobs.clone(), self.owner(key, at));
             let length_bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
             let put = {
                 let owner = owner.clone();
@@ -254,8 +258,9 @@ impl Results {
             let hash = put.await.map_err(|_| stopping())?.map_err(disk_failure)?;
             (Text::Blob { hash: *hash.as_bytes(), length_bytes }, Some(owner))
         };
-        let mut entries = if begun { Vec::new() } else { vec![self.begun_entry(key, call)] };
-        entries.push(self.entry(key, Event::Done(result.done(output))));
+        // Again with the result: what the first word stands in may be deleted before this is.
+        let mut entries = vec![self.begun_entry(key, call)];
+        entries.push(self.entry_at(key, at, Event::Done(result.done(output))));
         let mut committed = self.commits.journal.committed();
         for _ in 0..TRIES_MAX {
             match self.commits.append(entries.clone()) {
@@ -318,12 +323,12 @@ impl Results {
         });
     }
 
-    /// Whose the blobs of a call are.
-    pub(in crate::node) fn owner(&self, (caller, agent, word): &Key) -> String {
+    /// Whose the blobs of a result are: a later one under the same key has others.
+    pub(in crate::node) fn owner(&self, (caller, agent, word): &Key, at: Timestamp) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&[u8::from(self.side == Side::Caller)]).update(&caller.peer_id().to_bytes());
         hasher.update(&agent.public_key()).update(word.as_bytes());
-        format!("call-{}", hasher.finalize().to_hex().get(..32).unwrap_or_default())
+        format!("call-{}-{:x}", hasher.finalize().to_hex().get(..32).unwrap_or_default(), at.as_ms())
     }
 }
 

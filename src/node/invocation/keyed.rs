@@ -79,15 +79,16 @@ impl<R: Keep> Calls<R> {
     /// Takes up what a start found in the journal. What happened on the other side is passed over.
     pub(in crate::node) fn restore(&self, found: &Found) {
         let Found { side, key, at, what } = found;
+        let since = Duration::from_millis(at.as_ms());
         if *side != self.results.side {
             return;
         }
         let state = &mut lock(&self.runs).state;
         match what {
-            What::Begun(call) => state.restore_begun(key.clone(), *call, *at),
+            What::Begun(call) => state.restore_begun(key.clone(), *call, since),
             What::Done { position, bytes, large } => {
-                let blobs = large.then(|| self.results.owner(key));
-                state.restore_done(key, Kept::Journal { position: *position, blobs }, *bytes, *at);
+                let blobs = large.then(|| self.results.owner(key, *at));
+                state.restore_done(key, Kept::Journal { position: *position, blobs }, *bytes, since);
             }
             What::Failed => state.release(key),
         }
@@ -114,7 +115,14 @@ impl<R: Keep> Calls<R> {
         loop {
             let (reply, answer) = oneshot::channel();
             match self.place(&ask, reply)? {
-                Place::Done(kept) => return self.results.load(kept).await,
+                Place::Done(kept) => match self.results.load(kept).await {
+                    Ok(result) => return Ok(result),
+                    Err(failure) if failure.code == ErrorCode::Unavailable => return Err(failure),
+                    Err(failure) => {
+                        tracing::warn!(%failure, "a result that was kept cannot be read: its call runs again");
+                        lock(&self.runs).state.release(&ask.key);
+                    }
+                },
                 Place::Run(stop, reply, interest) => {
                     self.start(&ask, reply, run(stop));
                     return self.wait(&ask, answer, Some(interest)).await?.unwrap_or_else(|| Err(broke_off()));
@@ -209,7 +217,7 @@ impl<R: Keep> Calls<R> {
         let result = run.await;
         let bytes = |result: &R| u64::try_from(result.output().len()).unwrap_or(u64::MAX);
         let kept = match &result {
-            Ok(result) if durable => match self.results.keep(key, call, begins, result).await {
+            Ok(result) if durable => match self.results.keep(key, call, result).await {
                 Ok(kept) => Some((kept, bytes(result))),
                 Err(failure) => {
                     // The work is done, and its result worth more than the promise that a repeat finds it.

@@ -48,6 +48,8 @@ const OFFERED_AFTER: Duration = Duration::from_millis(50);
 /// How long after its start a node still expects to meet those who can decompose a goal, and how often it asks for them.
 const MEET_MAX: Duration = Duration::from_secs(10);
 const MEET_EVERY: Duration = Duration::from_millis(250);
+/// So many more than may be kept, and a quarter of those, are forgotten before it is time.
+const FORGET_AT_ONCE: usize = 256;
 /// How often tasks whose time is over are forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 
@@ -234,6 +236,11 @@ impl Book {
         loop {
             let wake = self.wakes.first().map(|(at, _)| self.clock.instant(*at));
             let timer = [wake, self.offered_at, Some(self.forget_at)].into_iter().flatten().min().unwrap_or(self.forget_at);
+            // Whatever else there is to do, those who wait for a time are not forgotten.
+            if timer <= Instant::now() && !stop.is_cancelled() {
+                self.on_timer();
+                continue;
+            }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -264,6 +271,10 @@ impl Book {
                 }
                 () = sleep_until(timer) => self.on_timer(),
             }
+        }
+        // What has been reported is decided too.
+        while let Ok(report) = self.report_inbox.try_recv() {
+            self.on_report(report);
         }
         // What was decided is still worth keeping; what runs is taken back, and begun anew under the same key after the next start.
         self.live.clear();
@@ -468,6 +479,7 @@ impl Book {
                         definition: Arc::clone(live.machine.state().definition()),
                         outputs,
                         choose,
+                        clock: self.clock,
                     };
                     let orders = Orders { send: sending, begin: beginning };
                     let running = AbortOnDropHandle::new(tokio::spawn(Box::pin(step.run(orders))));
@@ -681,6 +693,10 @@ impl Book {
         self.shared.publish(NodeEvent::TaskEnded(Arc::new(view::summary(live.machine.state()))));
         self.callbacks.begin(&self.shared, &self.reader, task, &ended, self.clock.now());
         self.ended.insert(task, ended);
+        let kept_max = usize::try_from(self.shared.config.task.kept_max).unwrap_or(usize::MAX);
+        if self.ended.len() > kept_max.saturating_add(kept_max / 4).saturating_add(FORGET_AT_ONCE) {
+            self.forget_at = Instant::now();
+        }
         for dependent in self.dependents.remove(&task).unwrap_or_default() {
             self.drive(dependent, Input::DependencyEnded(task, outcome));
         }
@@ -703,7 +719,7 @@ impl Book {
         for task in &over {
             let Some(ended) = self.ended.remove(task) else { continue };
             self.by_age.remove(&(ended.created, *task));
-            if let Some((key, _)) = ended.key {
+            if let Some((key, _)) = ended.key.filter(|(key, _)| self.by_key.get(key).is_some_and(|(known, _)| known == task)) {
                 self.by_key.remove(&key);
             }
         }

@@ -145,12 +145,14 @@ async fn follow(handle: &Handle, call: &TaskCall, task: TaskId) -> Result<(), Fa
 /// What a task that has ended came to.
 fn done(handle: &Handle, task: TaskId, mut result: Value, paid: Option<Currency>) -> Result<TaskDone, Failure> {
     let outcome = result["outcome"].as_str().unwrap_or_default();
+    // Its time was that of the call which brought it; another has its own.
+    let is_late = result["reason"] == "DEADLINE";
     if !matches!(outcome, "success" | "partial") {
         let why = result["error"]["message"].as_str().map_or_else(|| "somebody there cancelled it".to_owned(), |why| printable(why, 400));
         let message = format!("task {task} of node {} ended {outcome}: {why}", handle.node_id().short());
         let failure =
             Failure::new(ErrorCode::AgentFailed, message).with("task_id", task.to_string()).with("reason", result["reason"].take());
-        return Err(failure.with("cause", result["error"]["code"].take()).with("spent", result["cost"].take()).retryable(false));
+        return Err(failure.with("cause", result["error"]["code"].take()).with("spent", result["cost"].take()).retryable(is_late));
     }
     // Nothing is converted: who is paid in one currency cannot count another.
     let counts = paid.is_none_or(|paid| result["currency"] == paid.to_string().as_str());

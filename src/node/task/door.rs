@@ -178,8 +178,21 @@ impl Handle {
         let document = read::keep(&self.tasks.reader.blobs, task, document).await?;
         let event = Event::Submitted(Submitted { document, key, identity, parent: None });
         let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, clash, reply };
-        let (receipt, created) = self.ask_tasks(submit).await??;
-        Ok(Submission { receipt, created })
+        self.submitted(task, self.ask_tasks(submit).await?).await
+    }
+
+    /// What a submission came to. A definition that was kept for a task that is none is removed again.
+    async fn submitted(&self, task: TaskId, answer: Result<(Value, bool), Failure>) -> Result<Submission, Failure> {
+        // A journal that has stopped may hold the task all the same.
+        let is_none = answer.as_ref().map_or_else(|failure| failure.code != ErrorCode::Unavailable, |(_, created)| !created);
+        if is_none {
+            let blobs = self.tasks.reader.blobs.clone();
+            let removed = tokio::task::spawn_blocking(move || blobs.remove_all(&task.to_string())).await.map_err(broke_off)?;
+            if let Err(error) = removed {
+                tracing::warn!(%error, "the definition of a task that was not taken could not be removed");
+            }
+        }
+        answer.map(|(receipt, created)| Submission { receipt, created })
     }
 
     /// Takes in a task that a call brought. `identity` is what the same key must come with.
@@ -209,8 +222,7 @@ impl Handle {
         let document = read::keep(&self.tasks.reader.blobs, task, text).await?;
         let event = Event::Submitted(Submitted { document, key, identity, parent: Some(Box::new(parent)) });
         let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, clash: None, reply };
-        let (receipt, created) = self.ask_tasks(submit).await??;
-        Ok(Submission { receipt, created })
+        self.submitted(task, self.ask_tasks(submit).await?).await
     }
 
     /// What would come of a definition: its subtasks, whom they would be given to, and what they would probably cost.

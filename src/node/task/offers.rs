@@ -86,7 +86,7 @@ pub(super) async fn ask(
 /// In which time it must be done, in milliseconds: what one attempt may take, and what is left of the task's time.
 fn span_ms(definition: &Definition, subtask: &Subtask, shared: &Shared) -> u64 {
     let longest = match definition.fallback.on_timeout {
-        OnTimeout::Extend(extended) => subtask.attempt_timeout.max(extended),
+        OnTimeout::Extend(extended) => subtask.extended_timeout(extended),
         OnTimeout::Retry | OnTimeout::Fail => subtask.attempt_timeout,
     };
     let left = definition.deadline.map(|deadline| deadline.saturating_since(shared.clock.now().wall));

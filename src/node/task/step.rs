@@ -12,7 +12,7 @@ use rust_decimal::Decimal;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{nested, offers, read};
+use super::{TaskClock, nested, offers, read};
 use crate::agents::off_workers;
 use crate::mesh::lanes::Watch;
 use crate::model::{AgentId, ErrorCode, Failure, InvocationId, NodeId, Price, TaskId};
@@ -57,7 +57,11 @@ pub(super) struct Step {
     /// Outputs of the subtasks before it, by their places.
     pub(super) outputs: Vec<Option<Arc<Value>>>,
     pub(super) choose: Choose,
+    pub(super) clock: TaskClock,
 }
+
+/// How long until a full disk is tried again.
+const FULL_RETRY: Duration = Duration::from_secs(1);
 
 /// What the largest choice may take of looking for somebody.
 const CHOOSE_MAX: Duration = Duration::from_secs(3);
@@ -143,7 +147,7 @@ impl Step {
         }
         request.key = Some(key(self.task, subtask, &request.input));
         request.fence = Some(wire::invocation::Fence { epoch: super::book::EPOCH, attempt: fence.attempt });
-        let left = send.until.map(|until| until.saturating_since(shared.clock.now().wall));
+        let left = send.until.map(|until| until.saturating_since(self.clock.now()));
         let start_within = left.map_or(send.start_within, |left| left.min(send.start_within));
         let most = send.start_within.saturating_add(send.close_within);
         let deadline = shared.mono().saturating_add(left.map_or(most, |left| left.min(most))).saturating_add(GRACE);
@@ -257,7 +261,14 @@ impl Step {
             Ok(checked) => checked,
             Err(failure) => return failed(Loss::InvalidOutput, failure),
         };
-        match read::keep(&self.blobs, self.task, text).await {
+        // What was done is not done again because the disk is full for a while; the deadline and a cancel still end the wait.
+        let kept = loop {
+            match read::keep(&self.blobs, self.task, text.clone()).await {
+                Err(failure) if failure.code == ErrorCode::InsufficientResources => tokio::time::sleep(FULL_RETRY).await,
+                kept => break kept,
+            }
+        };
+        match kept {
             Ok(output) => (Input::Finished(fence, Finish::Done { output, charge }), Some(Arc::new(value))),
             Err(failure) => failed(Loss::AgentError, failure),
         }

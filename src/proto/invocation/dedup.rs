@@ -209,6 +209,11 @@ impl<W, R: Clone> State<W, R> {
         let Some(Entry { call, state: Progress::Interrupted { until } }) = self.entries_by_key.get(key) else { return };
         let (before, after) = (*until, at.saturating_add(call.keep.unwrap_or(self.config.keep)));
         self.keys_by_end.remove(&(before, key.clone()));
+        if bytes > self.config.bytes_max {
+            self.entries_by_key.remove(key);
+            self.forgotten.push(result);
+            return;
+        }
         self.keep(key, result, bytes, after);
     }
 

@@ -366,14 +366,14 @@ impl Machine {
 
     fn send(&self, fence: Fence) -> Option<Send> {
         let (subtask, part) = (self.state.definition.subtasks.get(place(fence.subtask))?, self.state.part(fence.subtask)?);
-        let extended = match self.state.definition.fallback.on_timeout {
-            OnTimeout::Extend(extended) => Some(extended),
-            OnTimeout::Retry | OnTimeout::Fail => None,
+        let close_within = match self.state.definition.fallback.on_timeout {
+            OnTimeout::Extend(named) if part.extended => subtask.extended_timeout(named),
+            OnTimeout::Extend(_) | OnTimeout::Retry | OnTimeout::Fail => subtask.attempt_timeout,
         };
         Some(Send {
             fence,
             start_within: self.state.config.start_within,
-            close_within: dispatch::close_within(subtask, part, extended).min(self.state.config.attempt_timeout_max),
+            close_within: close_within.min(self.state.config.attempt_timeout_max),
             until: self.state.definition.deadline,
             wait: self.waits(fence),
         })

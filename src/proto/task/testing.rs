@@ -79,7 +79,7 @@ pub(super) fn definition(subtasks: Vec<Subtask>) -> Definition {
         },
         fallback: Fallback {
             on_agent_offline: OnOffline::NextBest,
-            on_timeout: OnTimeout::Extend(Duration::from_secs(20)),
+            on_timeout: OnTimeout::Extend(Some(Duration::from_secs(20))),
             cost_notification: None,
             on_unavailable: OnUnavailable::Defer(Duration::from_secs(300)),
             on_failure: OnFailure::Fail,

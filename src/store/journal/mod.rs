@@ -15,7 +15,7 @@
 //!
 //! *Bounds*: an entry has at most [`ENTRY_BYTES_MAX`] bytes; what waits is bounded in entries and bytes ([`Config`]), and more is refused
 //! as busy; a start holds one segment at a time. The number of segments is for the layer above, which says which can go. Segments are
-//! independent of each other, so a task that waits for a year keeps one and not all that came after.
+//! independent of each other; that one is kept does not mean that those after it are.
 //!
 //! Files, in `journal/`: `FIRST-INDEX.seg`, the `spare` that will be the next one, and up to four `.seg.damaged-N` of which nothing
 //! could be read.

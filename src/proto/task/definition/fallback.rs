@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::super::fault::Faults;
 use super::section::Section;
-use super::{Fallback, OnFailure, OnOffline, OnTimeout, OnUnavailable, Usual};
+use super::{Fallback, OnFailure, OnOffline, OnTimeout, OnUnavailable};
 
 /// The longest notification, in characters.
 const NOTIFICATION_CHARS_MAX: usize = 500;
@@ -32,10 +32,10 @@ const DEFER: (&str, Strategy) = ("DEFER", Strategy::Defer);
 const DEGRADE: (&str, Strategy) = ("DEGRADE", Strategy::Degrade);
 
 /// Reads the section at `path`, if there is one. `defer` is how long to wait before another look where nothing is said.
-pub(super) fn read(value: Option<&Value>, path: &str, usual: &Usual, defer: Duration, faults: &mut Faults) -> Fallback {
+pub(super) fn read(value: Option<&Value>, path: &str, defer: Duration, faults: &mut Faults) -> Fallback {
     let mut fallback = Fallback {
         on_agent_offline: OnOffline::NextBest,
-        on_timeout: OnTimeout::Extend(usual.attempt_timeout * 2),
+        on_timeout: OnTimeout::Extend(None),
         cost_notification: None,
         on_unavailable: OnUnavailable::Defer(defer),
         on_failure: OnFailure::Fail,
@@ -66,7 +66,7 @@ pub(super) fn read(value: Option<&Value>, path: &str, usual: &Usual, defer: Dura
         fallback.on_timeout = match strategy {
             Strategy::NextBest => OnTimeout::Retry,
             Strategy::Fail => OnTimeout::Fail,
-            Strategy::Extend | Strategy::Defer | Strategy::Degrade => OnTimeout::Extend(time.unwrap_or(usual.attempt_timeout * 2)),
+            Strategy::Extend | Strategy::Defer | Strategy::Degrade => OnTimeout::Extend(time),
         };
     }
     if let Some((_, _, text)) = on("on_cost_exceeded", "notification", &[FAIL]) {
@@ -78,12 +78,6 @@ pub(super) fn read(value: Option<&Value>, path: &str, usual: &Usual, defer: Dura
     }
     if let Some((strategy, ..)) = on("on_subtask_failed", "", &[FAIL, DEGRADE]) {
         fallback.on_failure = if matches!(strategy, Strategy::Degrade) { OnFailure::Degrade } else { OnFailure::Fail };
-    }
-    if let OnTimeout::Extend(extended) = fallback.on_timeout
-        && extended < usual.attempt_timeout
-    {
-        let path = format!("{path}/on_timeout/extended_timeout_seconds");
-        faults.add(&path, format!("is no extension: an attempt has {} s already", usual.attempt_timeout.as_secs_f64()));
     }
     fallback
 }

@@ -154,6 +154,13 @@ pub struct Subtask {
     pub task: Option<Value>,
 }
 
+impl Subtask {
+    /// How long an attempt may take after one took too long.
+    pub fn extended_timeout(&self, named: Option<Duration>) -> Duration {
+        named.unwrap_or_else(|| self.attempt_timeout.saturating_mul(2)).max(self.attempt_timeout)
+    }
+}
+
 /// How failed attempts are repeated (AITP 6.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
@@ -220,8 +227,9 @@ pub enum OnOffline {
 /// `on_timeout`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnTimeout {
-    /// `RETRY_WITH_TIMEOUT_EXTENSION`: the attempts after the first that took too long have this much time; it is given once.
-    Extend(Duration),
+    /// `RETRY_WITH_TIMEOUT_EXTENSION`: the attempts after the first that took too long have this much time, or twice their own where the author
+    /// names none; never less than the first had.
+    Extend(Option<Duration>),
     /// `SELECT_NEXT_BEST`: another attempt, with the same time.
     Retry,
     /// `FAIL_AND_NOTIFY`: the subtask fails.

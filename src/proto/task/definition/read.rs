@@ -148,7 +148,7 @@ fn read(document: &Value, defaults: &Defaults, now: Timestamp, nesting: &Nesting
     };
     fill_defaults(&input, &mut parameters);
     let metadata = metadata::read(root.get(metadata_key), &root.at(metadata_key), defaults, now, faults);
-    let fallback = fallback::read(root.get(fallback_key), &root.at(fallback_key), &metadata.usual, defaults.defer, faults);
+    let fallback = fallback::read(root.get(fallback_key), &root.at(fallback_key), defaults.defer, faults);
     let (usual, budget, reading) = (metadata.usual, metadata.budget, Some((defaults, now)));
     let parent = Parent { input: &input, parameters: &parameters, usual, budget, nesting, reading };
     let subtasks = root.get(subtasks_key).map(|value| (value, subtasks::read(value, &root.at(subtasks_key), &parent, faults)));

@@ -113,8 +113,10 @@ impl<'a> Section<'a> {
     /// A time in seconds, from a millisecond on.
     pub(super) fn seconds(&self, key: &str, faults: &mut Faults) -> Option<Duration> {
         let seconds = self.number(key, faults)?;
-        let ms = if seconds > Decimal::from(SECONDS_MAX) { None } else { (seconds * Decimal::ONE_THOUSAND).to_u64() };
-        let time = ms.filter(|ms| *ms > 0).map(Duration::from_millis);
+        let ms = Some(seconds)
+            .filter(|seconds| *seconds <= Decimal::from(SECONDS_MAX))
+            .and_then(|seconds| seconds.checked_mul(Decimal::ONE_THOUSAND));
+        let time = ms.and_then(|ms| ms.to_u64()).filter(|ms| *ms > 0).map(Duration::from_millis);
         if time.is_none() {
             faults.add(&self.at(key), format!("is a time of 0.001 to {SECONDS_MAX} seconds, not {seconds}"));
         }

@@ -138,7 +138,7 @@ fn the_drafts_own_example_is_read() {
     assert_eq!((first.order, first.attempt_timeout, first.retry), (1, Duration::from_secs(3_600), Defaults::default().retry));
     let input = first.input.render(&task.parameters, &|_| None).expect("an input");
     assert_eq!(input, json!({"paper_pdf_url": "data:,x", "max_pages": 50}));
-    assert_eq!(task.fallback.on_timeout, OnTimeout::Extend(Duration::from_secs(7_200)));
+    assert_eq!(task.fallback.on_timeout, OnTimeout::Extend(Some(Duration::from_secs(7_200))));
     assert_eq!(task.fallback.cost_notification.as_deref(), Some("Task exceeded budget"));
 }
 
@@ -159,7 +159,7 @@ fn what_is_not_said_is_as_in_the_draft() {
     let task = read(&flat(&json!({"subtasks": [step("a", &[])]}))).expect("a definition");
     let expected = Fallback {
         on_agent_offline: OnOffline::NextBest,
-        on_timeout: OnTimeout::Extend(Duration::from_secs(7_200)),
+        on_timeout: OnTimeout::Extend(None),
         cost_notification: None,
         on_unavailable: OnUnavailable::Defer(Duration::from_secs(300)),
         on_failure: OnFailure::Fail,
@@ -171,7 +171,7 @@ fn what_is_not_said_is_as_in_the_draft() {
     assert_eq!([1, 2, 3].map(|repetition| retry.pause(repetition).as_secs()), [1, 2, 4]);
     let defaults = Defaults { attempt_timeout: Duration::from_secs(10), defer: Duration::from_secs(1), ..Defaults::default() };
     let task = Definition::read(&flat(&json!({})), &defaults, NOW).expect("a definition");
-    assert_eq!(task.fallback.on_timeout, OnTimeout::Extend(Duration::from_secs(20)));
+    assert_eq!(task.fallback.on_timeout, OnTimeout::Extend(Some(Duration::from_secs(20))));
     assert_eq!(task.fallback.on_unavailable, OnUnavailable::Defer(Duration::from_secs(1)));
 }
 
@@ -304,10 +304,8 @@ fn texts_and_values_have_bounds_and_kinds() {
         (json!({"output": "text"}), "/output: is a JSON Schema"),
         (json!({"subtasks": {}}), "/subtasks: is a list, not an object"),
         (json!({"fallback": {"on_timeout": {}}}), "/fallback/on_timeout/strategy: is missing"),
-        (
-            json!({"fallback": {"on_timeout": {"strategy": "RETRY_WITH_TIMEOUT_EXTENSION", "extended_timeout_seconds": 60}}}),
-            "is no extension",
-        ),
+        (json!({"metadata": {"timeout_seconds": -1e28}}), "/metadata/timeout_seconds: is a time of 0.001 to"),
+        (json!({"subtasks": [{"subtask_id": "a", "agent_capability": "echo", "timeout_seconds": -1e28}]}), "/subtasks/0/timeout_seconds"),
         (json!({"fallback": {"on_timeout": {"strategy": "FAIL_AND_NOTIFY", "extended_timeout_seconds": 9000}}}), "does not wait"),
         (json!({"fallback": {"on_agent_offline": {"strategy": "DEFER"}}}), "there are: SELECT_NEXT_BEST, FAIL_AND_NOTIFY"),
         (json!({"fallback": {"on_subtask_failed": {"strategy": "DEGRADE", "x": 1}}}), "/fallback/on_subtask_failed/x"),

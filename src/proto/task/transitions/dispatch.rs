@@ -3,10 +3,9 @@
 use bytes::Bytes;
 use rust_decimal::Decimal;
 
-use super::super::definition::Subtask;
 use super::super::ledger::Cover;
 use super::super::machine::Chosen;
-use super::super::state::{Attempt, Part, Phase, State, number, place};
+use super::super::state::{Attempt, Phase, State, number, place};
 use super::fail;
 use crate::model::{ErrorCode, Failure, Timestamp};
 use crate::wire::task::{Dispatched, Event, Fence, Reason, TEXT_BYTES_MAX};
@@ -67,9 +66,4 @@ pub(in crate::proto::task) fn apply(state: &mut State, event: &Dispatched, at: T
     }
     state.ledger.reserve(number(index), event.estimate.unwrap_or(Decimal::ZERO));
     state.enter(index, Phase::Sent);
-}
-
-/// How long an attempt of this part may take once it was accepted.
-pub(in crate::proto::task) fn close_within(subtask: &Subtask, part: &Part, extended: Option<std::time::Duration>) -> std::time::Duration {
-    extended.filter(|_| part.extended).unwrap_or(subtask.attempt_timeout)
 }
