@@ -8,6 +8,7 @@ use crate::support::{
     Node,
     oracle::{Oracle, count},
     tasks::{Workshop, step, task},
+    with,
 };
 
 /// A call of the oracle's agent, for a step of this name.
@@ -86,4 +87,26 @@ async fn a_step_outlives_the_node_that_it_is_for() {
     assert!(workshop.notes("cancelled").is_empty());
     let long = desk.step(&id, "long").await;
     assert_eq!((&long["attempt"], &long["attempts"][0]["outcome"]), (&json!(2), &json!("requeued")), "{long}");
+}
+
+/// AITP-6: a step that stood in an agent's line when its owner died has not begun, and begins under the attempt that follows.
+#[tokio::test]
+async fn a_step_that_waited_in_line_is_not_lost_with_its_owner() {
+    let workshop = Workshop::new();
+    let smith = with(workshop.worker("smith", "forge", json!({})), json!({ "concurrency": 1, "queue": 8 }));
+    let host = Node::builder().agent(smith).spawn().await;
+    let mut desk = Node::builder().join(&host).spawn().await;
+    desk.knows("forge", &["smith"]).await;
+
+    let first = desk.submit(&task(&[step("holds", "forge", json!({ "until": "enough", "output": 1 }))])).await;
+    workshop.until("started", 1).await;
+    let second = desk.submit(&task(&[step("waits", "forge", json!({ "output": 2 }))])).await;
+    desk.until_step(&second, "waits", |step| step["attempt"] == 1).await;
+    desk.kill().await;
+    let desk = desk.reborn().spawn().await;
+    desk.until_step(&second, "waits", |step| step["attempt"].as_u64() >= Some(2)).await;
+    workshop.release("enough");
+
+    assert_eq!((&desk.result(&first).await["result"], &desk.result(&second).await["result"]), (&json!(1), &json!(2)));
+    assert_eq!(workshop.notes("started").len(), 2, "each was begun once");
 }
