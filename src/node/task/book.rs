@@ -239,7 +239,6 @@ impl Book {
             // Whatever else there is to do, those who wait for a time are not forgotten.
             if timer <= Instant::now() && !stop.is_cancelled() {
                 self.on_timer();
-                continue;
             }
             tokio::select! {
                 biased;
