@@ -170,8 +170,9 @@ fn what_is_not_said_is_as_in_the_draft() {
     let retry = first.retry;
     assert_eq!([1, 2, 3].map(|repetition| retry.pause(repetition).as_secs()), [1, 2, 4]);
     let defaults = Defaults { attempt_timeout: Duration::from_secs(10), defer: Duration::from_secs(1), ..Defaults::default() };
-    let task = Definition::read(&flat(&json!({})), &defaults, NOW).expect("a definition");
-    assert_eq!(task.fallback.on_timeout, OnTimeout::Extend(Some(Duration::from_secs(20))));
+    let task = Definition::read(&flat(&json!({"subtasks": [step("a", &[])]})), &defaults, NOW).expect("a definition");
+    assert_eq!(task.subtasks[0].extended_timeout(None), Duration::from_secs(20), "twice its own");
+    assert_eq!(task.subtasks[0].extended_timeout(Some(Duration::from_secs(5))), Duration::from_secs(10), "never less");
     assert_eq!(task.fallback.on_unavailable, OnUnavailable::Defer(Duration::from_secs(1)));
 }
 
