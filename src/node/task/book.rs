@@ -26,6 +26,7 @@ use super::door::{Command, Cursor, Standing};
 use super::plan;
 use super::read::{self, Reader};
 use super::replay::{Found, Unfinished};
+use super::row::Row;
 use super::step::{Orders, Report, Step};
 use crate::model::{CapabilityName, ErrorCode, Failure, TaskId, Timestamp};
 use crate::node::failpoint;
@@ -86,20 +87,6 @@ pub(super) struct Durable {
 
 /// An answer to a client, which goes out when what it tells is durable.
 type Answer = Box<dyn FnOnce(Result<(), Failure>) + Send>;
-
-/// A task's row in a list, as JSON text: there may be many, and few are looked at.
-#[derive(Debug, Clone)]
-pub(super) struct Row(Arc<str>);
-
-impl Row {
-    pub(super) fn new(row: &Value) -> Self {
-        Self(row.to_string().into())
-    }
-
-    pub(super) fn value(&self) -> Value {
-        serde_json::from_str(&self.0).unwrap_or_default()
-    }
-}
 
 /// A task that has ended; the rest of it is in the journal.
 #[derive(Debug, Clone)]

@@ -19,6 +19,7 @@ mod offers;
 mod plan;
 mod read;
 mod replay;
+mod row;
 mod step;
 mod types;
 

@@ -13,8 +13,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::book::{Ended, Row, ended};
+use super::book::{Ended, ended};
 use super::read::{self, Reader};
+use super::row::Row;
 use crate::model::{ErrorCode, Failure, NodeId, TaskId, Timestamp};
 use crate::node::invocation::kept::Found as FoundCall;
 use crate::proto::task::state::State;
