@@ -11,7 +11,7 @@
 //! What a schema promises are the fields that it requires; one that requires nothing promises all that it lists. Schemas with references or
 //! combinations promise nothing and fit only themselves.
 //!
-//! Everything is bounded: [`OFFERS_MAX`] capabilities, [`STEPS_MAX`] steps, [`WIDTH_MAX`] beginnings of chains at a time. What cannot
+//! Everything is bounded: [`OFFERS_MAX`] capabilities, [`STEPS_MAX`] steps, `WIDTH_MAX` beginnings of chains at a time. What cannot
 //! be part of any chain to the output is put aside first, so a mesh of many agents does not crowd out the few that matter.
 
 use std::collections::{BTreeMap, BTreeSet};

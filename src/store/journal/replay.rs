@@ -33,7 +33,7 @@ pub struct Entry<'a> {
     pub payload: &'a [u8],
 }
 
-/// Everything that a journal kept, from [`super::Journal::open`].
+/// Everything that a journal kept, as found when it is opened.
 #[must_use = "what was acknowledged is in it"]
 pub struct Replay {
     disk: Arc<dyn Disk>,
