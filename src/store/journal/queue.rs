@@ -22,6 +22,13 @@ const RETRY_AFTER: Duration = Duration::from_millis(20);
 /// How long entries wait that nobody waits for: something urgent mostly comes before, and takes them along at no cost.
 const LINGER: Duration = Duration::from_millis(2);
 
+/// How long entries gather while many come: each flush costs the processor what some twenty entries do, and whoever is served among many
+/// waits longer for that than for this.
+const GATHER: Duration = Duration::from_micros(500);
+
+/// Many are as many as this in one batch.
+const GATHER_ENTRIES: usize = 24;
+
 /// Why entries were not queued. Nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -150,6 +157,8 @@ struct State {
     writer: Sleeps,
     /// Whether somebody waits for something that waits here.
     urgent: bool,
+    /// Whether the last batch was a large one.
+    many: bool,
     closing: bool,
     stopped: Option<Arc<str>>,
 }
@@ -178,7 +187,16 @@ pub(super) enum Taken {
 
 impl Queue {
     pub(super) fn new(bounds: Bounds, place: Place) -> Self {
-        let state = State { waiting: VecDeque::new(), bytes: 0, place, writer: Sleeps::No, urgent: false, closing: false, stopped: None };
+        let state = State {
+            waiting: VecDeque::new(),
+            bytes: 0,
+            place,
+            writer: Sleeps::No,
+            urgent: false,
+            many: false,
+            closing: false,
+            stopped: None,
+        };
         Self { bounds, state: Mutex::new(state), filled: Condvar::new() }
     }
 
@@ -253,6 +271,11 @@ impl Queue {
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
             state.writer = Sleeps::No;
         }
+        if !held && state.many && state.waiting.len() < entries_max {
+            // Nobody wakes the writer for this, which would cost what it saves.
+            let waited = self.filled.wait_timeout_while(state, GATHER, |state| !state.closing);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
         if held {
             return if state.closing { Taken::Closed } else { Taken::Entries };
         }
@@ -266,6 +289,7 @@ impl Queue {
             batch.extend(state.waiting.pop_front());
         }
         state.bytes = state.bytes.saturating_sub(bytes);
+        state.many = batch.len() >= GATHER_ENTRIES;
         // What did not fit into this batch is written right after it.
         state.urgent &= !state.waiting.is_empty();
         match (batch.is_empty(), state.closing) {
