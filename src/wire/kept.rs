@@ -11,6 +11,8 @@ use super::{Error, malformed};
 use crate::model::{AgentId, NodeId, Timestamp};
 
 const KIND: &str = "journal entry";
+/// Most entries are smaller.
+const ENTRY_BYTES_USUAL: usize = 1_000;
 
 /// What an entry is about; the first thing that stands in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,10 +38,12 @@ impl Subject {
 
     /// `entry` as bytes, with its subject before it.
     pub(super) fn encode(self, entry: &impl Encode<()>) -> Bytes {
-        let mut bytes = vec![self.number()];
+        // With room for most entries, since one that grows is moved several times; what is handed out is no larger than it must be.
+        let mut bytes = Vec::with_capacity(ENTRY_BYTES_USUAL);
+        bytes.push(self.number());
         // Writing to memory cannot fail, and every field has an encoding.
         let _ = minicbor::encode(entry, &mut bytes);
-        bytes.into()
+        Bytes::copy_from_slice(&bytes)
     }
 
     /// What stands behind the subject in `bytes`.

@@ -130,7 +130,16 @@ fn listed(known: &[&str]) -> String {
 
 /// The pointer to `key` below `path`.
 pub(super) fn below(path: &str, key: &str) -> String {
-    format!("{path}/{}", key.replace('~', "~0").replace('/', "~1"))
+    // Made for every field of every document, wrong or not: in one piece.
+    let mut pointer = String::with_capacity(path.len() + key.len() + 1);
+    pointer.push_str(path);
+    pointer.push('/');
+    if key.contains(['~', '/']) {
+        pointer.push_str(&key.replace('~', "~0").replace('/', "~1"));
+    } else {
+        pointer.push_str(key);
+    }
+    pointer
 }
 
 /// What a value is, in words.
