@@ -249,7 +249,7 @@ async fn once(
     };
     let nobody = AgentId::from_public_key([0; 32]);
     let ask = Ask {
-        key: (shared.node(), nobody, format!("{}\n{key}", request.capability)),
+        key: (format!("{}\n{key}", request.capability).into(), nobody, shared.node()),
         call: Call { input: identity(&request), fence: None, keep: None },
         durable: true,
         lost: None,

@@ -283,7 +283,7 @@ mod tests {
         // The work takes a second; a run is given up at the deadline of whoever began it. The result is who that was.
         let call = async |deadline_ms: u64| {
             let (calls, deadline, cancel) = (Arc::clone(&calls), Duration::from_millis(deadline_ms), CancellationToken::new());
-            let key = (node, AgentId::from_public_key([0; 32]), "k".to_owned());
+            let key = ("k".into(), AgentId::from_public_key([0; 32]), node);
             let until = calls.clock.zero() + deadline;
             let run = |_| async move {
                 let work = tokio::time::timeout_at(until, tokio::time::sleep(Duration::from_secs(1))).await;

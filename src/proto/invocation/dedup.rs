@@ -14,13 +14,17 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::{AgentId, ErrorCode, Failure, NodeId};
 use crate::wire::invocation::Fence;
 
-/// Whose key, for which agent, and which.
-pub type Key = (NodeId, AgentId, String);
+/// Which key, for which agent, and whose; in this order, since it is the word that mostly tells two apart.
+pub type Key = (Arc<str>, AgentId, NodeId);
+
+/// When an entry expires, and a number that it shares with no other.
+type End = (Duration, u64);
 
 /// What to do with a call that carries a key.
 #[derive(Debug, PartialEq)]
@@ -68,12 +72,12 @@ enum Progress<W, R> {
     Running(Vec<W>),
     /// A run that broke off with the process that it was in.
     Interrupted {
-        until: Duration,
+        end: End,
     },
     Done {
         result: R,
         bytes: u64,
-        until: Duration,
+        end: End,
     },
 }
 
@@ -83,7 +87,9 @@ pub struct State<W, R> {
     config: Config,
     entries_by_key: BTreeMap<Key, Entry<W, R>>,
     /// Those that are over, by when they expire.
-    keys_by_end: BTreeSet<(Duration, Key)>,
+    keys_by_end: BTreeMap<End, Key>,
+    /// How many ends were given out.
+    ends: u64,
     /// Results that were let go of since somebody asked.
     forgotten: Vec<R>,
     /// What the results of those have together.
@@ -99,13 +105,13 @@ pub struct State<W, R> {
 /// What is kept for one caller.
 #[derive(Debug, Default)]
 struct Kept {
-    keys_by_end: BTreeSet<(Duration, Key)>,
+    ends: BTreeSet<End>,
     bytes: u64,
 }
 
 impl Kept {
     fn first_end(&self) -> Reverse<Duration> {
-        Reverse(self.keys_by_end.first().map_or(Duration::MAX, |(at, _)| *at))
+        Reverse(self.ends.first().map_or(Duration::MAX, |(at, _)| *at))
     }
 }
 
@@ -118,7 +124,8 @@ impl<W, R: Clone> State<W, R> {
         Self {
             config,
             entries_by_key: BTreeMap::new(),
-            keys_by_end: BTreeSet::new(),
+            keys_by_end: BTreeMap::new(),
+            ends: 0,
             forgotten: Vec::new(),
             bytes: 0,
             kept_by_caller: BTreeMap::new(),
@@ -135,7 +142,7 @@ impl<W, R: Clone> State<W, R> {
             return Verdict::Run(waiter);
         };
         if entry.call.input != call.input {
-            let message = format!("the idempotency key `{}` was used before with another input", key.2);
+            let message = format!("the idempotency key `{}` was used before with another input", key.0);
             return Verdict::Refuse(waiter, Failure::new(ErrorCode::Conflict, message));
         }
         if call.fence < entry.call.fence {
@@ -145,8 +152,8 @@ impl<W, R: Clone> State<W, R> {
         entry.call.fence = call.fence;
         match &mut entry.state {
             Progress::Done { result, .. } => Verdict::Done(waiter, result.clone()),
-            Progress::Interrupted { until } => {
-                self.keys_by_end.remove(&(*until, key));
+            Progress::Interrupted { end } => {
+                self.keys_by_end.remove(end);
                 entry.state = Progress::Running(Vec::new());
                 Verdict::Run(waiter)
             }
@@ -185,30 +192,37 @@ impl<W, R: Clone> State<W, R> {
     }
 
     fn keep(&mut self, key: &Key, result: R, bytes: u64, until: Duration) {
+        let end = self.end(until);
         let Some(entry) = self.entries_by_key.get_mut(key) else { return };
-        entry.state = Progress::Done { result, bytes, until };
+        entry.state = Progress::Done { result, bytes, end };
         self.bytes = self.bytes.saturating_add(bytes);
-        self.keys_by_end.insert((until, key.clone()));
-        self.change(key.0, |kept| {
-            kept.keys_by_end.insert((until, key.clone()));
+        self.keys_by_end.insert(end, key.clone());
+        self.change(key.2, |kept| {
+            kept.ends.insert(end);
             kept.bytes = kept.bytes.saturating_add(bytes);
         });
         while self.make_room() {}
+    }
+
+    fn end(&mut self, until: Duration) -> End {
+        self.ends = self.ends.saturating_add(1);
+        (until, self.ends)
     }
 
     /// Takes up a run of which nothing is known but that it began, at that time.
     pub fn restore_begun(&mut self, key: Key, call: Call, at: Duration) {
         let until = at.saturating_add(call.keep.unwrap_or(self.config.keep));
         self.release(&key);
-        self.keys_by_end.insert((until, key.clone()));
-        self.entries_by_key.insert(key, Entry { call, state: Progress::Interrupted { until } });
+        let end = self.end(until);
+        self.keys_by_end.insert(end, key.clone());
+        self.entries_by_key.insert(key, Entry { call, state: Progress::Interrupted { end } });
     }
 
     /// Takes up the good end of a run that was taken up before.
     pub fn restore_done(&mut self, key: &Key, result: R, bytes: u64, at: Duration) {
-        let Some(Entry { call, state: Progress::Interrupted { until } }) = self.entries_by_key.get(key) else { return };
-        let (before, after) = (*until, at.saturating_add(call.keep.unwrap_or(self.config.keep)));
-        self.keys_by_end.remove(&(before, key.clone()));
+        let Some(Entry { call, state: Progress::Interrupted { end } }) = self.entries_by_key.get(key) else { return };
+        let (before, after) = (*end, at.saturating_add(call.keep.unwrap_or(self.config.keep)));
+        self.keys_by_end.remove(&before);
         if bytes > self.config.bytes_max {
             self.entries_by_key.remove(key);
             self.forgotten.push(result);
@@ -219,11 +233,11 @@ impl<W, R: Clone> State<W, R> {
 
     /// Lets go of what was taken up under a key: its run ended without a result.
     pub fn release(&mut self, key: &Key) {
-        let until = match self.entries_by_key.get(key).map(|entry| &entry.state) {
-            Some(Progress::Interrupted { until } | Progress::Done { until, .. }) => *until,
+        let end = match self.entries_by_key.get(key).map(|entry| &entry.state) {
+            Some(Progress::Interrupted { end } | Progress::Done { end, .. }) => *end,
             Some(Progress::Running(_)) | None => return,
         };
-        self.forget(&(until, key.clone()));
+        self.forget(end);
     }
 
     /// Results that were let go of since this was asked last.
@@ -250,9 +264,8 @@ impl<W, R: Clone> State<W, R> {
     }
 
     fn expire(&mut self, now: Duration) {
-        while self.keys_by_end.first().is_some_and(|(until, _)| *until <= now) {
-            let Some(first) = self.keys_by_end.first().cloned() else { return };
-            self.forget(&first);
+        while let Some((end, _)) = self.keys_by_end.first_key_value().filter(|((until, _), _)| *until <= now) {
+            self.forget(*end);
         }
     }
 
@@ -266,18 +279,18 @@ impl<W, R: Clone> State<W, R> {
             None
         };
         let kept = largest.and_then(|caller| self.kept_by_caller.get(&caller));
-        let Some(first) = kept.and_then(|kept| kept.keys_by_end.first()).cloned() else { return false };
-        self.forget(&first);
+        let Some(first) = kept.and_then(|kept| kept.ends.first()).copied() else { return false };
+        self.forget(first);
         true
     }
 
-    fn forget(&mut self, ending: &(Duration, Key)) {
-        self.keys_by_end.remove(ending);
-        let Some(Entry { state: Progress::Done { bytes, result, .. }, .. }) = self.entries_by_key.remove(&ending.1) else { return };
+    fn forget(&mut self, end: End) {
+        let Some(key) = self.keys_by_end.remove(&end) else { return };
+        let Some(Entry { state: Progress::Done { bytes, result, .. }, .. }) = self.entries_by_key.remove(&key) else { return };
         self.forgotten.push(result);
         self.bytes = self.bytes.saturating_sub(bytes);
-        self.change(ending.1.0, |kept| {
-            kept.keys_by_end.remove(ending);
+        self.change(key.2, |kept| {
+            kept.ends.remove(&end);
             kept.bytes = kept.bytes.saturating_sub(bytes);
         });
     }
@@ -286,14 +299,14 @@ impl<W, R: Clone> State<W, R> {
     fn change(&mut self, caller: NodeId, change: impl FnOnce(&mut Kept)) {
         let kept = self.kept_by_caller.entry(caller).or_default();
         self.callers_by_bytes.remove(&(kept.bytes, kept.first_end(), caller));
-        self.callers_by_count.remove(&(kept.keys_by_end.len(), kept.first_end(), caller));
+        self.callers_by_count.remove(&(kept.ends.len(), kept.first_end(), caller));
         change(kept);
-        if kept.keys_by_end.is_empty() {
+        if kept.ends.is_empty() {
             self.kept_by_caller.remove(&caller);
             return;
         }
         self.callers_by_bytes.insert((kept.bytes, kept.first_end(), caller));
-        self.callers_by_count.insert((kept.keys_by_end.len(), kept.first_end(), caller));
+        self.callers_by_count.insert((kept.ends.len(), kept.first_end(), caller));
     }
 }
 
@@ -310,7 +323,7 @@ mod tests {
 
     fn key_of(caller: u8, word: &str) -> Key {
         let node = libp2p_identity::PeerId::from_bytes(&[0, 1, caller]).expect("a short identity hash");
-        (node.into(), AgentId::from_public_key([1; 32]), word.to_owned())
+        (word.into(), AgentId::from_public_key([1; 32]), node.into())
     }
 
     fn plain(input: u8) -> Call {
@@ -518,17 +531,17 @@ mod tests {
                     kept.insert(key, bytes);
                 }
                 let share = |kept: &BTreeMap<Key, u64>, caller: NodeId| {
-                    let own = kept.iter().filter(|(key, _)| key.0 == caller);
+                    let own = kept.iter().filter(|(key, _)| key.2 == caller);
                     (own.clone().count(), own.map(|(_, bytes)| bytes).sum::<u64>())
                 };
                 let before = kept.clone();
                 kept.retain(|key, _| state.entries_by_key.contains_key(key));
-                let callers: BTreeSet<NodeId> = before.keys().map(|key| key.0).collect();
+                let callers: BTreeSet<NodeId> = before.keys().map(|key| key.2).collect();
                 for caller in callers {
                     let (count, bytes) = share(&before, caller);
                     let within = count <= RESULTS_MAX / usize::from(CALLERS) && bytes <= BYTES_MAX / u64::from(CALLERS);
                     prop_assert!(!within || share(&kept, caller) == (count, bytes), "it held no more than its share");
-                    let counted = state.kept_by_caller.get(&caller).map_or((0, 0), |kept| (kept.keys_by_end.len(), kept.bytes));
+                    let counted = state.kept_by_caller.get(&caller).map_or((0, 0), |kept| (kept.ends.len(), kept.bytes));
                     prop_assert_eq!(counted, share(&kept, caller));
                 }
                 prop_assert!(state.keys_by_end.len() <= RESULTS_MAX && state.bytes <= BYTES_MAX);
