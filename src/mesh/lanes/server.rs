@@ -242,26 +242,32 @@ impl Answering {
         }
         let (ready, is_ready) = oneshot::channel();
         let (go, gone) = oneshot::channel();
-        let (chunks, arriving) = mpsc::channel(1);
-        let next = Arc::new(Semaphore::new(1));
         let confirm = request.confirm.then_some((ready, gone));
-        let chunks = (request.window_bytes > 0).then_some(chunks);
-        let (draining, drained) = oneshot::channel();
-        let drained = chunks.is_some().then_some(drained);
+        let passed_on = (request.window_bytes > 0).then(|| {
+            let ((chunks, arriving), (draining, drained)) = (mpsc::channel(1), oneshot::channel());
+            (chunks, drained, (arriving, Arc::new(Semaphore::new(1)), draining))
+        });
+        let (chunks, drained, arriving) =
+            passed_on.map_or((None, None, None), |(chunks, drained, arriving)| (Some(chunks), Some(drained), Some(arriving)));
+        let next = arriving.as_ref().map(|(_, next, _)| Arc::clone(next));
         let orders = Orders { cancel: cancel.clone(), chunks, confirm, drained, lost: lost.clone() };
-        self.calls_by_id.insert(id, Call { cancel: cancel.clone(), go: Some(go), next: Some(Arc::clone(&next)), lost });
+        self.calls_by_id.insert(id, Call { cancel: cancel.clone(), go: Some(go), next, lost });
         let (executor, peer, reports) = (Arc::clone(&self.executor), self.peer, self.reports.clone());
-        tokio::spawn(async move {
-            let told = reports.clone();
+        // In a box, since a task is moved about at its full size.
+        tokio::spawn(Box::pin(async move {
             let tell = async {
                 if is_ready.await.is_ok() {
-                    let _ = told.send(Report::Accepted(id)).await;
+                    let _ = reports.send(Report::Accepted(id)).await;
                 }
             };
-            let pass_on = pass_on(id, arriving, &next, &reports, draining, &cancel);
+            let pass_on = async {
+                if let Some((arriving, next, draining)) = arriving {
+                    pass_on(id, arriving, &next, &reports, draining, &cancel).await;
+                }
+            };
             let ((), (), result) = tokio::join!(tell, pass_on, executor.execute(peer, request, deadline, orders));
             let _ = reports.send(Report::Done(id, result)).await;
-        });
+        }));
     }
 }
 

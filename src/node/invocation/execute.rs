@@ -222,7 +222,7 @@ async fn keyed(
     // The owner of a task may be away for long before it asks for the result.
     let keep = request.fence.map(|_| deadline.saturating_sub(shared.mono()).saturating_add(STEP_KEPT));
     let ask = Ask {
-        key: (format!("{}\n{word}", request.capability).into(), request.agent, caller),
+        key: Arc::new((format!("{}\n{word}", request.capability), request.agent, caller)),
         call: Call { input: input_hash(&request.body), fence: request.fence, keep },
         // Whoever calls an agent of its own node keeps the result on its own side.
         durable: caller != shared.node(),

@@ -249,7 +249,7 @@ async fn once(
     };
     let nobody = AgentId::from_public_key([0; 32]);
     let ask = Ask {
-        key: (format!("{}\n{key}", request.capability).into(), nobody, shared.node()),
+        key: Arc::new((format!("{}\n{key}", request.capability), nobody, shared.node())),
         call: Call { input: identity(&request), fence: None, keep: None },
         durable: true,
         lost: None,

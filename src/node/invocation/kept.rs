@@ -179,7 +179,7 @@ impl Found {
             Event::Done(Done { output, .. }) => What::Done { position, bytes: output.len(), large: matches!(output, Text::Blob { .. }) },
             Event::Failed => What::Failed,
         };
-        Self { side, key: (word.into(), agent, caller), at, what }
+        Self { side, key: Arc::new((word, agent, caller)), at, what }
     }
 }
 
@@ -213,8 +213,8 @@ impl Results {
     }
 
     fn entry_at(&self, key: &Key, at: Timestamp, event: Event) -> Bytes {
-        let (word, agent, caller) = key;
-        Entry { side: self.side, caller: *caller, agent: *agent, word: word.to_string(), at, event }.encode()
+        let (word, agent, caller) = &**key;
+        Entry { side: self.side, caller: *caller, agent: *agent, word: word.clone(), at, event }.encode()
     }
 
     fn begun_entry(&self, key: &Key, call: &Call) -> Bytes {
@@ -324,7 +324,8 @@ impl Results {
     }
 
     /// Whose the blobs of a result are: a later one under the same key has others.
-    pub(in crate::node) fn owner(&self, (word, agent, caller): &Key, at: Timestamp) -> String {
+    pub(in crate::node) fn owner(&self, key: &Key, at: Timestamp) -> String {
+        let (word, agent, caller) = &**key;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&[u8::from(self.side == Side::Caller)]).update(&caller.peer_id().to_bytes());
         hasher.update(&agent.public_key()).update(word.as_bytes());

@@ -193,12 +193,13 @@ impl<R: Keep> Calls<R> {
     fn start(self: &Arc<Self>, ask: &Ask<'_>, reply: Waiter<R>, run: impl Future<Output = Result<R, Failure>> + Send + 'static) {
         let mut running = Running { calls: Arc::clone(self), key: Some(ask.key.clone()) };
         let (key, call, durable) = (ask.key.clone(), ask.call, ask.durable);
-        tokio::spawn(async move {
+        // In a box, since a task is moved about at its full size.
+        tokio::spawn(Box::pin(async move {
             let (result, kept) = running.calls.made_durable(&key, &call, durable, run).await;
             for waiter in running.finish(kept).into_iter().chain([reply]) {
                 let _ = waiter.send(result.clone());
             }
-        });
+        }));
     }
 
     /// Runs a call between what has to be durable before it and what has to be durable after it.
@@ -283,7 +284,7 @@ mod tests {
         // The work takes a second; a run is given up at the deadline of whoever began it. The result is who that was.
         let call = async |deadline_ms: u64| {
             let (calls, deadline, cancel) = (Arc::clone(&calls), Duration::from_millis(deadline_ms), CancellationToken::new());
-            let key = ("k".into(), AgentId::from_public_key([0; 32]), node);
+            let key = Arc::new(("k".to_owned(), AgentId::from_public_key([0; 32]), node));
             let until = calls.clock.zero() + deadline;
             let run = |_| async move {
                 let work = tokio::time::timeout_at(until, tokio::time::sleep(Duration::from_secs(1))).await;

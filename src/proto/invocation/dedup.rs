@@ -21,7 +21,7 @@ use crate::model::{AgentId, ErrorCode, Failure, NodeId};
 use crate::wire::invocation::Fence;
 
 /// Which key, for which agent, and whose; in this order, since it is the word that mostly tells two apart.
-pub type Key = (Arc<str>, AgentId, NodeId);
+pub type Key = Arc<(String, AgentId, NodeId)>;
 
 /// When an entry expires, and a number that it shares with no other.
 type End = (Duration, u64);
@@ -323,7 +323,7 @@ mod tests {
 
     fn key_of(caller: u8, word: &str) -> Key {
         let node = libp2p_identity::PeerId::from_bytes(&[0, 1, caller]).expect("a short identity hash");
-        (word.into(), AgentId::from_public_key([1; 32]), node.into())
+        Arc::new((word.to_owned(), AgentId::from_public_key([1; 32]), node.into()))
     }
 
     fn plain(input: u8) -> Call {
