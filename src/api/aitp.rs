@@ -2,7 +2,7 @@
 //!
 //! A submission is durable before it is answered. `Idempotency-Key` makes a submission that is repeated, because its answer was lost, the
 //! same task. Events carry their number, and a stream that broke off is taken up with `Last-Event-ID` or `after`: it replays what was
-//! missed, then follows, and ends with the task.
+//! missed, then follows, and ends with the task. Where both are given, the header is the later word.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -112,7 +112,7 @@ async fn list(
 /// Says what would come of a definition, without running it.
 #[utoipa::path(
     post, path = "/aitp/tasks/plan", request_body = Value,
-    responses((status = 200, description = "Subtasks, the agents that would be chosen, and the estimated cost", body = Value), (status = 400, description = "Faulty definition", body = ErrorDocument))
+    responses((status = 200, description = "Subtasks, the agents that would be chosen, and what that would probably cost: `estimated_costs` for each currency, since nothing is converted, and `estimated_cost` if there is one", body = Value), (status = 400, description = "Faulty definition", body = ErrorDocument))
 )]
 async fn plan(State(handle): State<Handle>, Document(document): Document) -> Result<Json<Value>, ApiError> {
     let read = off_workers(document.len(), || serde_json::from_slice::<Value>(&document));
@@ -174,7 +174,10 @@ struct EventsQuery {
 /// Follows a task: what happened so far, or after a given event, then what happens, until it ends.
 #[utoipa::path(
     get, path = "/aitp/tasks/{id}/events",
-    params(("id" = String, Path), ("after" = Option<u64>, Query), ("Last-Event-ID" = Option<u64>, Header)),
+    params(
+        ("id" = String, Path), ("after" = Option<u64>, Query, description = "Events with a larger number are sent; all of them without it"),
+        ("Last-Event-ID" = Option<u64>, Header, description = "The same, as browsers send it when they connect again; it wins over `after`, which their address still has, and is passed over if it is no number")
+    ),
     responses((status = 200, description = "Server-sent events", content_type = "text/event-stream", body = String))
 )]
 async fn events(

@@ -34,7 +34,7 @@ pub(super) struct Args {
 struct Plan {
     decomposed_by: String,
     subtasks: Vec<Planned>,
-    estimated_cost: Value,
+    estimated_costs: Vec<Value>,
     runnable: bool,
 }
 
@@ -100,7 +100,11 @@ fn text(plan: &Plan, colour: bool) -> String {
         "schemas" => "the steps were found from what agents take and give; ",
         _ => "",
     };
-    table.text(colour) + &reasons + &format!("{by}estimated cost {}\n", cost(&plan.estimated_cost))
+    let costs = match &plan.estimated_costs[..] {
+        [] => figures::NOTHING.to_owned(),
+        costs => costs.iter().map(figures::money).collect::<Vec<_>>().join(" and "),
+    };
+    table.text(colour) + &reasons + &format!("{by}estimated cost {costs}\n")
 }
 
 /// An estimate; unlike a price, one that is missing is not free but unknown.

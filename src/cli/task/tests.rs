@@ -243,7 +243,8 @@ async fn every_fault_of_a_definition_is_shown_with_its_place() {
 
 #[tokio::test]
 async fn a_plan_shows_who_would_do_what_and_one_with_a_gap_is_exit_code_one() {
-    let plan = json!({ "name": "t", "decomposed_by": "schemas", "estimated_cost": { "amount": "0.003", "currency": "USD" }, "runnable": false,
+    let costs = json!([{ "amount": "0.5", "currency": "EUR" }, { "amount": "0.003", "currency": "USD" }]);
+    let plan = json!({ "name": "t", "decomposed_by": "schemas", "estimated_cost": null, "estimated_costs": costs, "runnable": false,
         "subtasks": [
             { "subtask_id": "extract", "capability": "pdf", "after": [], "candidates": 3, "reason": null,
                 "agent": { "agent_id": AGENT, "name": "extractor\u{1b}", "node_id": NODE, "score": 0.89, "trust": 70 },
@@ -258,7 +259,8 @@ async fn a_plan_shows_who_would_do_what_and_one_with_a_gap_is_exit_code_one() {
     assert_eq!(exit, 1);
     assert!(out.contains("extractor\u{fffd}@eXCES4on  …vnc6iDEp  3   0.890  0.001 USD\n"), "{out}");
     assert!(
-        out.contains("\n  sum: no agent offers `magic`\n") && out.contains("what agents take and give; estimated cost 0.003 USD\n"),
+        out.contains("\n  sum: no agent offers `magic`\n")
+            && out.contains("what agents take and give; estimated cost 0.5 EUR and 0.003 USD\n"),
         "{out}"
     );
     assert!(err.starts_with("error: CAPABILITY_NOT_FOUND: the task cannot run now: 1 of 2 subtasks has no agent\nhint: "), "{err}");

@@ -232,7 +232,7 @@ impl Handle {
     pub async fn plan(&self, document: &Value) -> Result<Value, Failure> {
         let definition = self.definition_of(document, self.tasks.clock.now())?;
         types::check(&self.shared, &definition, types::place_of_subtasks(document)).await?;
-        Box::pin(plan::explain(&self.shared, &self.tasks.reader.blobs, definition)).await
+        Box::pin(plan::explain(&self.shared, definition)).await
     }
 
     /// How a task stands (AITP 8.2).

@@ -3,23 +3,29 @@
 //! A task whose author gave subtasks is taken as it is. One with a goal alone is given to an agent that offers `task-decomposition`; where
 //! there is none, a chain is looked for by the schemas that the directory names. What comes of either is read like any definition and held
 //! against the schemas of those who would do it, so a bad plan is refused with its faults and never run.
+//!
+//! What a plan would cost is told for each currency on its own: nothing is converted, so sums over several would mean nothing.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use super::{read, types};
 use crate::agents::off_workers;
-use crate::model::{AgentId, CapabilityName, ErrorCode, Failure, TaskId};
+use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, TaskId};
 use crate::node::explain::round;
 use crate::node::invocation::invoke::{self, InvokeRequest};
 use crate::node::invocation::routing;
 use crate::node::shared::Shared;
 use crate::proto::directory::Routes;
-use crate::proto::task::definition::Definition;
+use crate::proto::task::definition::{Definition, Subtask};
 use crate::proto::task::fault::{self, Fault};
 use crate::proto::task::machine::Input;
 use crate::proto::task::planner::{self, Offer};
@@ -32,8 +38,12 @@ const DECOMPOSITION: &str = "task-decomposition";
 const DECOMPOSE_MAX: Duration = Duration::from_secs(120);
 /// Names of the directory that are looked at for a chain.
 const NAMES_MAX: usize = 4_096;
-/// How long is looked for each agent of a plan.
+/// How long is looked for each agent of a plan, and for how many at once.
 const LOOK_MAX: Duration = Duration::from_secs(2);
+const LOOKS_MAX: usize = 16;
+/// How long after its start a node still expects to meet those who can decompose a goal, and how often it asks for them.
+const MEET_MAX: Duration = Duration::from_secs(10);
+const MEET_EVERY: Duration = Duration::from_millis(250);
 
 /// Refuses a definition that breaks what only compiled schemas can tell.
 pub(super) fn check(shared: &Shared, definition: &Definition) -> Result<(), Failure> {
@@ -59,13 +69,17 @@ pub(super) fn check(shared: &Shared, definition: &Definition) -> Result<(), Fail
 
 /// Subtasks for a goal.
 pub(super) async fn decompose(shared: Arc<Shared>, blobs: Blobs, task: TaskId, definition: Arc<Definition>) -> Input {
-    let (subtasks, by, definition) = match planned(&shared, &definition).await {
-        Ok(Planned { subtasks, by, definition }) => (subtasks, by.to_string(), definition),
-        Err(failure) => return Input::Unplanned(failure),
+    let Planned { subtasks, by, definition } = loop {
+        match planned(&shared, &definition).await {
+            Ok(planned) => break planned,
+            // A node that has just come back may not have met those who were there before.
+            Err(failure) if failure.code == ErrorCode::CapabilityNotFound && shared.mono() < MEET_MAX => sleep(MEET_EVERY).await,
+            Err(failure) => return Input::Unplanned(failure),
+        }
     };
     let text = serde_json::to_vec(&subtasks).unwrap_or_default();
     match read::keep(&blobs, task, text.into()).await {
-        Ok(subtasks) => Input::Planned { subtasks, by, definition: Box::new(definition) },
+        Ok(subtasks) => Input::Planned { subtasks, by: by.to_string(), definition: Box::new(definition) },
         Err(failure) => Input::Unplanned(failure),
     }
 }
@@ -182,50 +196,77 @@ async fn by_agent(shared: &Arc<Shared>, definition: &Definition) -> Result<Optio
 }
 
 /// What would come of a definition.
-pub(super) async fn explain(shared: &Arc<Shared>, _blobs: &Blobs, definition: Definition) -> Result<Value, Failure> {
+pub(super) async fn explain(shared: &Arc<Shared>, definition: Definition) -> Result<Value, Failure> {
     let (definition, by) = if definition.subtasks.is_empty() {
         let planned = planned(shared, &definition).await?;
         (planned.definition, planned.by.word())
     } else {
         (definition, "given")
     };
-    let mut rows = Vec::new();
-    let (mut total, mut currency, mut runnable) = (Decimal::ZERO, None, true);
-    for subtask in &definition.subtasks {
-        let mut request = InvokeRequest::new(subtask.capability.clone(), "{}".into());
-        request.version = subtask.version.clone();
-        request.agent = subtask.agent;
-        request.constraints.min_trust = subtask.min_trust;
-        let deadline = shared.mono().saturating_add(LOOK_MAX);
-        let chosen = Box::pin(routing::choose(shared, &request, &[], deadline)).await;
-        let after: Vec<&str> = subtask.after.iter().filter_map(|index| Some(definition.subtasks.get(*index)?.id.as_str())).collect();
-        let mut row = json!({
-            "subtask_id": subtask.id, "name": subtask.name, "capability": subtask.capability, "after": after,
-            "agent": null, "candidates": 0, "estimated_cost": null, "reason": null,
-        });
-        match chosen {
-            Ok(attempt) => {
-                let candidate = attempt.candidate();
-                let record = &candidate.entry.record;
-                row["agent"] = json!({
-                    "agent_id": record.agent, "name": crate::model::printable(&record.name, 64), "node_id": record.node,
-                    "score": round(candidate.score, 4), "trust": round(candidate.estimate.trust, 2),
-                });
-                row["candidates"] = json!(attempt.candidates());
-                if let Some(price) = candidate.capability().and_then(|capability| capability.price.as_ref()) {
-                    let cost = price.times(subtask.estimated_units);
-                    row["estimated_cost"] = json!({ "amount": cost.normalize().to_string(), "currency": price.currency });
-                    total = total.saturating_add(cost);
-                    currency.get_or_insert(price.currency);
-                }
-            }
-            Err(failure) => {
-                runnable = false;
-                row["reason"] = json!(failure.message);
-            }
+    // Where nobody is, each look takes its time.
+    let looks: Vec<BoxFuture<'_, Prospect>> =
+        definition.subtasks.iter().map(|subtask| would_do(shared, &definition, subtask).boxed()).collect();
+    let prospects: Vec<Prospect> = futures::stream::iter(looks).buffered(LOOKS_MAX).collect().await;
+    let runnable = prospects.iter().all(|prospect| prospect.runnable);
+    let costs = totals(prospects.iter().filter_map(|prospect| prospect.cost));
+    let cost = if costs.len() == 1 { costs.first().cloned() } else { None };
+    let rows: Vec<Value> = prospects.into_iter().map(|prospect| prospect.row).collect();
+    Ok(json!({
+        "name": definition.name, "decomposed_by": by, "subtasks": rows, "estimated_cost": cost, "estimated_costs": costs,
+        "runnable": runnable,
+    }))
+}
+
+/// What would become of one subtask.
+struct Prospect {
+    row: Value,
+    cost: Option<(Decimal, Currency)>,
+    runnable: bool,
+}
+
+/// Who would do a subtask, and for how much.
+async fn would_do(shared: &Arc<Shared>, definition: &Definition, subtask: &Subtask) -> Prospect {
+    let mut request = InvokeRequest::new(subtask.capability.clone(), "{}".into());
+    request.version = subtask.version.clone();
+    request.agent = subtask.agent;
+    request.constraints.min_trust = subtask.min_trust;
+    let deadline = shared.mono().saturating_add(LOOK_MAX);
+    let chosen = routing::choose(shared, &request, &[], deadline).await;
+    let after: Vec<&str> = subtask.after.iter().filter_map(|index| Some(definition.subtasks.get(*index)?.id.as_str())).collect();
+    let mut row = json!({
+        "subtask_id": subtask.id, "name": subtask.name, "capability": subtask.capability, "after": after,
+        "agent": null, "candidates": 0, "estimated_cost": null, "reason": null,
+    });
+    let attempt = match chosen {
+        Ok(attempt) => attempt,
+        Err(failure) => {
+            row["reason"] = json!(failure.message);
+            return Prospect { row, cost: None, runnable: false };
         }
-        rows.push(row);
+    };
+    let candidate = attempt.candidate();
+    let record = &candidate.entry.record;
+    row["agent"] = json!({
+        "agent_id": record.agent, "name": crate::model::printable(&record.name, 64), "node_id": record.node,
+        "score": round(candidate.score, 4), "trust": round(candidate.estimate.trust, 2),
+    });
+    row["candidates"] = json!(attempt.candidates());
+    let price = candidate.capability().and_then(|capability| capability.price.as_ref());
+    let cost = price.map(|price| (price.times(subtask.estimated_units), price.currency));
+    row["estimated_cost"] = cost.map_or(Value::Null, money);
+    Prospect { row, cost, runnable: true }
+}
+
+/// What these come to together, for each currency.
+fn totals(costs: impl Iterator<Item = (Decimal, Currency)>) -> Vec<Value> {
+    let mut totals: BTreeMap<Currency, Decimal> = BTreeMap::new();
+    for (amount, currency) in costs {
+        let total = totals.entry(currency).or_default();
+        *total = total.saturating_add(amount);
     }
-    let cost = currency.map(|currency| json!({ "amount": total.normalize().to_string(), "currency": currency }));
-    Ok(json!({ "name": definition.name, "decomposed_by": by, "subtasks": rows, "estimated_cost": cost, "runnable": runnable }))
+    totals.into_iter().map(|(currency, total)| money((total, currency))).collect()
+}
+
+fn money((amount, currency): (Decimal, Currency)) -> Value {
+    json!({ "amount": amount.normalize().to_string(), "currency": currency })
 }
