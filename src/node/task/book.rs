@@ -46,9 +46,6 @@ const REPORTS_MAX: usize = 4_096;
 const PER_TURN: usize = 256;
 /// How long after an agent showed up those who wait for one are told: many come at once.
 const OFFERED_AFTER: Duration = Duration::from_millis(50);
-/// How long after its start a node still expects to meet those who can decompose a goal, and how often it asks for them.
-const MEET_MAX: Duration = Duration::from_secs(10);
-const MEET_EVERY: Duration = Duration::from_millis(250);
 /// So many more than may be kept, and a quarter of those, are forgotten before it is time.
 const FORGET_AT_ONCE: usize = 256;
 /// How often tasks whose time is over are forgotten.
@@ -487,12 +484,7 @@ impl Book {
                     let (shared, blobs) = (Arc::clone(&self.shared), self.reader.blobs.clone());
                     let (definition, reports) = (Arc::clone(live.machine.state().definition()), self.reports.clone());
                     let work = async move {
-                        let mut input = plan::decompose(Arc::clone(&shared), blobs.clone(), task, Arc::clone(&definition)).await;
-                        // A node that has just come back may not have met those who were there before.
-                        while is_nobody(&input) && shared.mono() < MEET_MAX {
-                            sleep_until(Instant::now() + MEET_EVERY).await;
-                            input = plan::decompose(Arc::clone(&shared), blobs.clone(), task, Arc::clone(&definition)).await;
-                        }
+                        let input = plan::decompose(shared, blobs, task, definition).await;
                         let _ = reports.send(Report { task, input, output: None }).await;
                     };
                     live.work = Some(AbortOnDropHandle::new(tokio::spawn(Box::pin(work))));
@@ -565,7 +557,7 @@ impl Book {
             let committed = self.committed.borrow_and_update();
             (committed.end, committed.stopped.clone())
         };
-        failpoint::committed(end);
+        let end = failpoint::committed(end);
         while self.pending.front().is_some_and(|pending| pending.end <= end) {
             let Some(Pending { task, events, .. }) = self.pending.pop_front() else { break };
             let Some(live) = self.live.get_mut(&task) else { continue };
@@ -783,11 +775,6 @@ pub(super) fn ended(state: &State, positions: &[Position]) -> Option<Ended> {
         unreadable: None,
         callback: state.definition().completion_callback.clone(),
     })
-}
-
-/// Whether a goal was not decomposed because nobody is there who could.
-fn is_nobody(input: &Input) -> bool {
-    matches!(input, Input::Unplanned(failure) if failure.code == ErrorCode::CapabilityNotFound)
 }
 
 fn unknown(task: TaskId) -> Failure {
