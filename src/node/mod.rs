@@ -14,6 +14,7 @@ mod gossip;
 mod handle;
 mod hosting;
 mod invocation;
+mod leftovers;
 mod receipts;
 mod runtime;
 mod schemas;

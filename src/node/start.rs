@@ -25,6 +25,7 @@ use super::invocation::lanes::Lanes;
 use super::invocation::rates::Rates;
 use super::invocation::routing::Routing;
 use super::invocation::running::Running;
+use super::leftovers;
 use super::schemas::Schemas;
 use super::shared::{COMMANDS_MAX, EVENTS_MAX, OUTCOMES_MAX, Shared};
 use super::task;
@@ -154,6 +155,8 @@ struct Opened {
     definitions: Vec<Definition>,
     pins: BTreeSet<NodeId>,
     tasks: (task::Reader, task::Found),
+    /// Who has blobs, before anybody gets more.
+    owners: Vec<String>,
     notes: Vec<String>,
 }
 
@@ -187,8 +190,9 @@ fn open(config: &Config, wall: Timestamp) -> Result<Opened, StartError> {
     let reader = task::Reader::new(journal, dir.blobs(), config);
     let mut found = task::replay(&reader, replay, wall)?;
     notes.append(&mut found.notes);
+    let owners = leftovers::owners(reader.blobs(), &found);
     let disk = Disk { dir, token, index, pinning: tokio::sync::Mutex::default(), reserved: Mutex::default() };
-    Ok(Opened { disk, key, peers, bans, definitions: loaded.definitions, pins, tasks: (reader, found), notes })
+    Ok(Opened { disk, key, peers, bans, definitions: loaded.definitions, pins, tasks: (reader, found), owners, notes })
 }
 
 fn addresses(texts: &[String]) -> Result<Vec<Multiaddr>, StartError> {
@@ -207,7 +211,7 @@ impl Node {
             let config = config.clone();
             tokio::task::spawn_blocking(move || open(&config, wall)).await.map_err(|_| StartError::Worker)??
         };
-        let Opened { disk, key, peers, bans, definitions, pins, tasks: (reader, found), notes } = opened;
+        let Opened { disk, key, peers, bans, definitions, pins, tasks: (reader, found), owners, notes } = opened;
         let node = key.id();
         let join = addresses(&config.mesh.join)?;
         let remembered =
@@ -297,6 +301,7 @@ impl Node {
             shared.calls_by_key.restore(call);
             shared.results_by_key.restore(call);
         }
+        leftovers::remove(reader.blobs(), owners, &found, &[shared.calls_by_key.owners(), shared.results_by_key.owners()]);
         let access = Arc::new(task::Access { reader: reader.clone(), clock: times });
         let book = task::Book::new(Arc::clone(&shared), reader, found, task_inbox);
         let node = Self { handle: Handle { shared, disk, tasks: access, started_at: wall }, task };

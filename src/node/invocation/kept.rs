@@ -23,6 +23,9 @@ use crate::wire::invocation::{Body, Fence, Success};
 use crate::wire::kept::{Begun, By, Done, Entry, Event, Side};
 use crate::wire::task::{Charge, TEXT_BYTES_MAX, Text};
 
+/// Characters of the hash in the name of an owner of blobs.
+const OWNER_HASH_CHARS: usize = 32;
+
 /// How often a result is handed to a journal that is busy; each time is a batch later.
 const TRIES_MAX: usize = 50;
 
@@ -329,8 +332,25 @@ impl Results {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&[u8::from(self.side == Side::Caller)]).update(&caller.peer_id().to_bytes());
         hasher.update(&agent.public_key()).update(word.as_bytes());
-        format!("call-{}-{:x}", hasher.finalize().to_hex().get(..32).unwrap_or_default(), at.as_ms())
+        format!("call-{}-{:x}", hasher.finalize().to_hex().get(..OWNER_HASH_CHARS).unwrap_or_default(), at.as_ms())
     }
+}
+
+/// Whether this is the name of an owner of blobs of results.
+pub(in crate::node) fn is_owner(text: &str) -> bool {
+    let hex = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    let parts = text.strip_prefix("call-").and_then(|rest| rest.split_once('-'));
+    parts.is_some_and(|(hash, at)| hash.len() == OWNER_HASH_CHARS && hex(hash) && at.len() <= 16 && hex(at))
+}
+
+/// Owners of the blobs of these results.
+pub(super) fn owners<'a, R: 'a>(results: impl Iterator<Item = &'a Kept<R>>) -> BTreeSet<String> {
+    results
+        .filter_map(|kept| match kept {
+            Kept::Memory(_) => None,
+            Kept::Journal { blobs, .. } => blobs.clone(),
+        })
+        .collect()
 }
 
 /// Segments that some of these results lie in.

@@ -99,6 +99,11 @@ impl<R: Keep> Calls<R> {
         kept::segments(lock(&self.runs).state.results())
     }
 
+    /// Owners of the blobs that hold such results.
+    pub(in crate::node) fn owners(&self) -> BTreeSet<String> {
+        kept::owners(lock(&self.runs).state.results())
+    }
+
     /// Starts what `run` makes, or waits for the call that runs under the key, or returns the result that is kept. `joined` is told when
     /// it waits for somebody else's run. `run` gets a token that is cancelled when nobody waits any more.
     pub(super) async fn once<F>(

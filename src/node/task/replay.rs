@@ -43,6 +43,15 @@ pub(in crate::node) struct Found {
     pub(in crate::node) calls: Vec<FoundCall>,
     /// What went wrong, for people.
     pub(in crate::node) notes: Vec<String>,
+    /// Whether the journal has entries and lost none, so that who is not in it is nobody.
+    pub(in crate::node) is_whole: bool,
+}
+
+impl Found {
+    /// Whether a task of this name is there, going on, ended or unreadable.
+    pub(in crate::node) fn knows(&self, task: &TaskId) -> bool {
+        self.live.contains_key(task) || self.ended.contains_key(task)
+    }
 }
 
 /// A task that has not ended, as far as was read.
@@ -284,7 +293,8 @@ pub(in crate::node) fn run(reader: &Reader, replay: Replay, now: Timestamp) -> R
     if lost.is_empty() {
         gathering.broken.retain(|_, broken| !broken.is_rest);
     }
-    let mut found = Found { calls: std::mem::take(&mut gathering.calls), ..Found::default() };
+    let is_whole = lost.is_empty() && gathering.nameless.is_empty() && gathering.next.is_some();
+    let mut found = Found { calls: std::mem::take(&mut gathering.calls), is_whole, ..Found::default() };
     for (task, Open { state, positions, last }) in std::mem::take(&mut gathering.live) {
         match reader.outputs(&state) {
             Ok(outputs) => {
