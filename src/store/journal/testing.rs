@@ -33,8 +33,8 @@ struct State {
 pub(super) struct Knobs {
     /// No file can be made any more.
     pub(super) full: bool,
-    /// Writing in place finds no room either.
-    pub(super) full_within: bool,
+    /// Writing in place fails like this.
+    pub(super) write_fails: Option<io::ErrorKind>,
     /// Flushes fail.
     pub(super) flush_fails: bool,
     /// After so many changes and flushes the power is cut.
@@ -222,8 +222,8 @@ impl Medium for Open {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.disk.lock();
-        if state.knobs.full_within {
-            return Err(io::ErrorKind::StorageFull.into());
+        if let Some(kind) = state.knobs.write_fails {
+            return Err(kind.into());
         }
         let powered = state.change();
         let content = &mut state.files[self.id];

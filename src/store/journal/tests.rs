@@ -1,6 +1,6 @@
 //! The journal under power cuts, damage, full and failing disks.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io::ErrorKind, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proptest::{prelude::*, test_runner::RngSeed};
@@ -456,21 +456,45 @@ fn a_full_disk_is_told_in_time_and_gets_well_by_itself() {
     assert_eq!(replay(open(&disk.copy()).2).0.len(), 4);
 }
 
-/// F3: a file system that claims blocks only when they are written may refuse within a segment.
+/// F3: a file system that claims blocks only when they are written may refuse within a segment, and so may a quota.
 #[test]
 fn no_room_within_a_segment_is_waited_out() {
-    let disk = Memory::default();
-    let (journal, mut writer, _) = open(&disk);
-    journal.append(vec![payload(0, 10)]).expect("room");
-    assert!(writer.turn());
-    disk.set(Knobs { full_within: true, ..Knobs::default() });
-    let ticket = journal.append(vec![payload(1, 10)]).expect("room");
-    assert!(writer.turn());
-    assert!(journal.is_full() && !committed(&journal).covers(&ticket));
-    disk.set(Knobs::default());
-    close(&journal, writer);
-    assert!(committed(&journal).covers(&ticket), "closing tries once more");
-    assert_eq!(replay(open(&disk).2).0.len(), 2);
+    for kind in [ErrorKind::StorageFull, ErrorKind::QuotaExceeded] {
+        let disk = Memory::default();
+        let (journal, mut writer, _) = open(&disk);
+        journal.append(vec![payload(0, 10)]).expect("room");
+        assert!(writer.turn());
+        disk.set(Knobs { write_fails: Some(kind), ..Knobs::default() });
+        let ticket = journal.append(vec![payload(1, 10)]).expect("room");
+        assert!(writer.turn());
+        assert!(journal.is_full() && !committed(&journal).covers(&ticket), "{kind}");
+        disk.set(Knobs::default());
+        close(&journal, writer);
+        assert!(committed(&journal).covers(&ticket), "{kind}: closing tries once more");
+        assert_eq!(replay(open(&disk).2).0.len(), 2);
+    }
+}
+
+/// F3: a limit on the size of files, a failing disk and a file system that has become read-only do not go away by waiting: the journal stops
+/// and says why, and after a restart everything is there that was told to be.
+#[test]
+fn a_write_that_fails_for_another_reason_stops_the_journal_for_good() {
+    for kind in [ErrorKind::FileTooLarge, ErrorKind::ReadOnlyFilesystem, ErrorKind::Other] {
+        let disk = Memory::default();
+        let (journal, mut writer, _) = open(&disk);
+        let first = journal.append(vec![payload(0, 10)]).expect("room");
+        assert!(writer.turn());
+        disk.set(Knobs { write_fails: Some(kind), ..Knobs::default() });
+        journal.append(vec![payload(1, 10)]).expect("room");
+        assert!(!writer.turn(), "{kind}");
+        disk.set(Knobs::default());
+        let reason = committed(&journal).stopped.expect("a reason");
+        assert!(reason.contains("write") && reason.contains(&kind.to_string()) && reason.contains("start the node again"), "{reason}");
+        assert!(matches!(journal.append(vec![payload(2, 10)]), Err(Refused::Stopped { .. })), "{kind}");
+        let (kept, findings) = replay(open(&disk).2);
+        assert_eq!((kept.len(), kept.values().next().map(|(position, _)| *position)), (1, first.positions().first().copied()), "{kind}");
+        assert_eq!(findings, [], "{kind}");
+    }
 }
 
 #[test]

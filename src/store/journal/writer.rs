@@ -5,8 +5,10 @@
 //! *The spare* is the next segment, made in advance. A journal without one reports itself full: there is room for what runs, in the segment at hand,
 //! and none for what is new. The writer tries again every second. When the segment at hand is used up too, entries wait.
 //!
-//! *A flush that fails is never repeated*: the system may have dropped the bytes and would report success for what is gone. The journal then stops
-//! for good, and after a restart what is on the disk is read again.
+//! *A write that finds no room* (ENOSPC, EDQUOT) changed nothing that counts: it is repeated until there is some. *One that fails otherwise* is
+//! not: a limit on the size of files (EFBIG), a read-only file system and a failing disk (EIO) stay until somebody sees to them, and what
+//! EIO left is unknown. *A flush that fails is never repeated*: the system may have dropped the bytes and would report success for what is
+//! gone. The journal then stops for good, and after a restart what is on the disk is read again.
 
 use std::{
     collections::{BTreeMap, VecDeque},
