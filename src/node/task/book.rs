@@ -169,7 +169,8 @@ impl Book {
             committed,
             events,
             offered_at: None,
-            forget_at: Instant::now() + FORGET_EVERY,
+            // The journal still has what was forgotten before.
+            forget_at: Instant::now(),
             callbacks: Callbacks::default(),
             rng: SmallRng::from_os_rng(),
         };
@@ -179,7 +180,10 @@ impl Book {
 
     /// Takes up what a start found in the journal.
     fn restore(&mut self, found: Found) {
-        for (task, ended) in found.ended {
+        // A key that was free again, because its task was forgotten, is that of the later one.
+        let mut all: Vec<(TaskId, Ended)> = found.ended.into_iter().collect();
+        all.sort_by_key(|(_, ended)| ended.created);
+        for (task, ended) in all {
             self.by_age.insert((ended.created, task));
             if let Some((key, identity)) = &ended.key {
                 self.by_key.insert(key.clone(), (task, *identity));

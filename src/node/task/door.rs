@@ -175,7 +175,10 @@ impl Handle {
             return Err(clash.clone());
         }
         let task = TaskId::from_random(rand::random());
-        let document = read::keep(&self.tasks.reader.blobs, task, document).await?;
+        let document = match read::keep(&self.tasks.reader.blobs, task, document).await {
+            Ok(document) => document,
+            Err(failure) => return self.submitted(task, Err(failure)).await,
+        };
         let event = Event::Submitted(Submitted { document, key, identity, parent: None });
         let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, clash, reply };
         self.submitted(task, self.ask_tasks(submit).await?).await
@@ -219,7 +222,10 @@ impl Handle {
             return Err(failure.with("path", "/metadata/dependencies"));
         }
         let task = TaskId::from_random(rand::random());
-        let document = read::keep(&self.tasks.reader.blobs, task, text).await?;
+        let document = match read::keep(&self.tasks.reader.blobs, task, text).await {
+            Ok(document) => document,
+            Err(failure) => return self.submitted(task, Err(failure)).await,
+        };
         let event = Event::Submitted(Submitted { document, key, identity, parent: Some(Box::new(parent)) });
         let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, clash: None, reply };
         self.submitted(task, self.ask_tasks(submit).await?).await

@@ -1,0 +1,114 @@
+//! What a node keeps of tasks is bounded: so many that have not ended, so many that have, and what they took of the disk goes with them.
+
+use std::{fs, path::Path};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{
+    Answer, Builder, Node, SETTLE, builtin, eventually,
+    oracle::id_of,
+    tasks::{Workshop, planner, step, task},
+    with,
+};
+
+/// What makes a node forget at once, and not when it is time: so many more than it may keep (`FORGET_AT_ONCE` in `src/node/task/book.rs`).
+const SURPLUS: usize = 257;
+
+async fn submit_as(node: &Node, key: &str, document: &Value) -> Answer {
+    node.send(node.request(Method::POST, "/aitp/tasks").header("idempotency-key", key).json(document)).await
+}
+
+/// Folders of large texts, by owner.
+fn owners(data_dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(data_dir.join("blobs")).into_iter().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Runs so many small tasks, one after the other; the last of them.
+async fn run_many(node: &Node, count: usize) -> String {
+    let mut last = String::new();
+    for number in 0..count {
+        last = node.submit(&task(&[step("a", "echo", json!(number))])).await;
+        assert_eq!(node.result(&last).await["result"], number);
+    }
+    last
+}
+
+/// AITP-11, threat T23: a node that has as many tasks as it may says so and when to come again, knows those it has, and takes the next when
+/// one has ended.
+#[tokio::test]
+async fn a_node_with_all_its_tasks_refuses_the_next_until_one_has_ended() {
+    let workshop = Workshop::new();
+    let node = planner().config("[task]\nlive_max = 2\n").agent(workshop.worker("worker", "test.work", json!({}))).spawn().await;
+    node.knows("test.work", &["worker"]).await;
+    let waiting = |file: &str| task(&[step("a", "test.work", json!({ "until": file, "output": file }))]);
+
+    let first = id_of(&submit_as(&node, "first", &waiting("one")).await.ok());
+    let second = id_of(&submit_as(&node, "second", &waiting("two")).await.ok());
+    for _ in 0..3 {
+        let error = submit_as(&node, "third", &waiting("one")).await.refused(429, "BUSY");
+        assert!(error["message"].as_str().is_some_and(|text| text.contains("task.live_max")) && error["retryable"] == true, "{error}");
+        assert!(error["details"]["limit"] == 2 && error["details"]["retry_after_ms"].as_u64() > Some(0), "{error}");
+    }
+    let again = submit_as(&node, "first", &waiting("one")).await;
+    assert_eq!((again.status, id_of(&again.ok())), (200, first.clone()), "one that was taken is known all the same");
+    assert_eq!(node.get("/aitp/tasks").await.ok()["tasks"].as_array().map(Vec::len), Some(2));
+
+    workshop.release("one");
+    assert_eq!(node.result(&first).await["result"], "one");
+    let third = id_of(&submit_as(&node, "third", &waiting("one")).await.ok());
+    assert_eq!(node.result(&third).await["result"], "one");
+    node.post(&format!("/aitp/tasks/{second}/cancel"), &json!({})).await.ok();
+}
+
+/// AITP-11, threat T23: of tasks that have ended the latest are kept. What is forgotten is gone with all it took, its key is free, and it does not
+/// come back with the next start.
+#[tokio::test]
+async fn the_oldest_tasks_that_have_ended_are_forgotten_with_all_that_they_took() {
+    let workshop = Workshop::new();
+    let node = keeping(2, &workshop).spawn().await;
+    node.knows("test.work", &["worker"]).await;
+    let large = |mark: &str| {
+        let input = json!({ "mark": mark, "sized": 200_000 });
+        with(task(&[step("a", "test.work", input)]), json!({ "parameters": { "text": "t".repeat(100_000) } }))
+    };
+    let old = id_of(&submit_as(&node, "monday", &large("old")).await.ok());
+    assert_eq!(node.result(&old).await["outcome"], "success");
+    let other = node.submit(&large("other")).await;
+    node.result(&other).await;
+    let mut both = [old.clone(), other];
+    both.sort();
+    assert_eq!(owners(&node.data_dir()), both, "both have large texts on the disk");
+
+    let newest = run_many(&node, SURPLUS).await;
+
+    let forgotten = async || (node.get(&format!("/aitp/tasks/{old}")).await.status == 404).then_some(());
+    eventually("the oldest is forgotten", SETTLE, forgotten).await;
+    for path in ["", "/result", "/events"] {
+        node.get(&format!("/aitp/tasks/{old}{path}")).await.refused(404, "TASK_NOT_FOUND");
+    }
+    assert_eq!(node.get(&format!("/aitp/tasks/{newest}/result")).await.ok()["result"], SURPLUS - 1);
+    let listed = node.get("/aitp/tasks").await.ok();
+    assert_eq!((listed["tasks"].as_array().map(Vec::len), &listed["tasks"][0]["task_id"]), (Some(2), &json!(newest)), "{listed}");
+    eventually("nothing large is left", SETTLE, async || owners(&node.data_dir()).is_empty().then_some(())).await;
+
+    let second = submit_as(&node, "monday", &task(&[step("a", "echo", json!("another"))])).await;
+    let new = id_of(&second.ok());
+    assert_ne!(new, old);
+    assert_eq!(node.result(&new).await["result"], "another");
+    let node = node.restart().await;
+    let forgotten = async || (node.get(&format!("/aitp/tasks/{old}")).await.status == 404).then_some(());
+    eventually("it stays forgotten", SETTLE, forgotten).await;
+    let same = submit_as(&node, "monday", &task(&[step("a", "echo", json!("another"))])).await;
+    assert_eq!((same.status, id_of(&same.ok())), (200, new), "the key is that of the later one");
+    assert_eq!(workshop.notes("started").len(), 2, "what was forgotten was not run again");
+}
+
+/// A node that keeps so many tasks, with agents for large and for small ones.
+fn keeping(tasks: usize, workshop: &Workshop) -> Builder {
+    let worker = workshop.worker("worker", "test.work", json!({}));
+    planner().config(&format!("[task]\nkept_max = {tasks}\n")).agent(worker).agent(builtin("echo", "echo"))
+}
