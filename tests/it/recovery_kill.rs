@@ -4,16 +4,23 @@
 //! was done twice shows, whatever the node believes: only one whose predecessors were done and whose successors had not begun when the node
 //! died may be.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::mpsc,
+};
 
 use futures::{StreamExt, stream};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{
-    Answer, Node, SETTLE, eventually,
-    oracle::{Noted, Oracle, count, id_of},
-    with,
+use crate::{
+    support::{
+        Answer, Node, SETTLE, eventually,
+        oracle::{Noted, Oracle, count, id_of},
+        tasks::{Workshop, step, task},
+        with,
+    },
+    task_callbacks,
 };
 
 /// Cases that run at once.
@@ -37,6 +44,12 @@ enum Shape {
     Cancelled,
     /// The second step is for an agent that is busy at first.
     Crowded,
+    /// The second step is a task of another node.
+    Nested,
+    /// One of the four is done by two agents, and the first answers with what does not fit.
+    Odd,
+    /// Somebody wants to be told of its end.
+    Told,
 }
 
 /// One death.
@@ -67,6 +80,12 @@ impl Others {
         let worker = oracle.agent("worker", "test.step", 4);
         let planner = oracle.agent("planner", "task-decomposition", 1);
         let mut builder = builder.agent(worker).agent(planner);
+        for (name, ms) in [("strange", 1), ("sound", 900)] {
+            let mut agent = oracle.agent(name, "test.pair", 4);
+            agent["capability"][0]["constraints"] = json!({ "response_time_ms": ms });
+            builder = builder.agent(agent);
+        }
+        builder = builder.agent(json!({ "name": "runner", "concurrency": 8, "adapter": { "type": "task" } }));
         for number in 0..crowds {
             builder = builder.agent(oracle.agent(&format!("narrow-{number}"), &format!("test.narrow-{number}"), 1));
         }
@@ -87,8 +106,7 @@ async fn run(cases: &[Case]) {
     stream::iter(runs.collect::<Vec<_>>()).buffer_unordered(AT_ONCE).collect::<()>().await;
 }
 
-#[tokio::test]
-async fn a_task_survives_the_death_of_its_home_node_at_any_event_of_its_steps() {
+fn cases_of_its_steps() -> Vec<Case> {
     let points = [
         "submitted:1",
         "committed-submitted:1",
@@ -109,11 +127,15 @@ async fn a_task_survives_the_death_of_its_home_node_at_any_event_of_its_steps() 
         "ended:1",
         "committed-ended:1",
     ];
-    run(&points.map(|point| case(Shape::Diamond, point))).await;
+    points.map(|point| case(Shape::Diamond, point)).to_vec()
 }
 
 #[tokio::test]
-async fn a_task_survives_the_death_of_its_home_node_at_any_event_on_its_way_around_trouble() {
+async fn a_task_survives_the_death_of_its_home_node_at_any_event_of_its_steps() {
+    run(&cases_of_its_steps()).await;
+}
+
+fn cases_around_trouble() -> Vec<Case> {
     let mut cases = vec![
         case(Shape::Goal, "planned:1"),
         case(Shape::Goal, "committed-planned:1"),
@@ -133,13 +155,56 @@ async fn a_task_survives_the_death_of_its_home_node_at_any_event_on_its_way_arou
     for again in ["requeued:1", "kept-requeued:1", "committed-requeued:1"] {
         cases.push(Case { again: Some(again), ..case(Shape::Diamond, "committed-accepted:1") });
     }
-    run(&cases).await;
+    cases
+}
+
+#[tokio::test]
+async fn a_task_survives_the_death_of_its_home_node_at_any_event_on_its_way_around_trouble() {
+    run(&cases_around_trouble()).await;
+}
+
+fn cases_with_others() -> Vec<Case> {
+    let points = [
+        (Shape::Nested, ["delegated:1", "kept-delegated:1", "committed-delegated:1"]),
+        (Shape::Odd, ["invalid_output:1", "kept-invalid_output:1", "committed-invalid_output:1"]),
+        (Shape::Told, ["called_back:1", "kept-called_back:1", "committed-called_back:1"]),
+    ];
+    points.into_iter().flat_map(|(shape, points)| points.map(|point| case(shape, point))).collect()
+}
+
+#[tokio::test]
+async fn a_task_survives_the_death_of_its_home_node_at_any_event_that_others_have_a_part_in() {
+    run(&cases_with_others()).await;
+}
+
+/// Where it dies when a result comes that is not used any more.
+const TOO_LATE: [&str; 3] = ["duplicate_result:1", "kept-duplicate_result:1", "committed-duplicate_result:1"];
+
+/// F1: no event is kept at which the node was not killed, both before and after the journal had it.
+#[test]
+fn the_home_node_dies_at_every_event_that_its_journal_keeps() {
+    let names = include_str!("../../src/wire/task.rs").split_once("pub fn name(&self)").expect("events have names").1;
+    let names = names.split_once("\n    }\n").expect("a function ends").0;
+    let names: BTreeSet<&str> = names.lines().filter_map(|line| line.split_once("=> \"")?.1.split('"').next()).collect();
+    assert!(names.len() >= 17, "{names:?}");
+    let cases = [cases_of_its_steps(), cases_around_trouble(), cases_with_others(), cases_together()].concat();
+    let points: Vec<&str> = cases.iter().flat_map(|case| [Some(case.point), case.again]).flatten().chain(TOO_LATE).collect();
+    let dies = |name: &str, when: &[&str]| {
+        let named = |point: &&str| point.split_once(':').is_some_and(|(point, _)| when.iter().any(|when| point == format!("{when}{name}")));
+        points.iter().any(named)
+    };
+    let missing: Vec<&&str> = names.iter().filter(|name| !dies(name, &["", "kept-"]) || !dies(name, &["kept-", "committed-"])).collect();
+    assert!(missing.is_empty(), "nobody kills the node at {missing:?}");
+}
+
+fn cases_together() -> Vec<Case> {
+    let points = ["committed-dispatched:1", "committed-accepted:2", "result_received:1", "committed-validated:3", "committed-ended:1"];
+    points.map(|point| Case { alone: true, ..case(Shape::Diamond, point) }).to_vec()
 }
 
 #[tokio::test]
 async fn a_task_survives_the_death_of_its_home_node_together_with_its_agents() {
-    let points = ["committed-dispatched:1", "committed-accepted:2", "result_received:1", "committed-validated:3", "committed-ended:1"];
-    run(&points.map(|point| Case { alone: true, ..case(Shape::Diamond, point) })).await;
+    run(&cases_together()).await;
 }
 
 /// The steps of a diamond, with what `more` adds to one of them.
@@ -154,7 +219,10 @@ impl Case {
         match self.shape {
             Shape::Diamond | Shape::Goal => diamond("b", &json!({ "fails": 1 })),
             Shape::Degraded => diamond("c", &json!({ "fails": 99 })),
-            Shape::Late | Shape::Cancelled | Shape::Crowded => vec![("a", &[], json!({})), ("b", &["a"], json!({}))],
+            Shape::Odd => diamond("b", &json!({ "odd": "strange" })),
+            Shape::Late | Shape::Cancelled | Shape::Crowded | Shape::Nested | Shape::Told => {
+                vec![("a", &[], json!({})), ("b", &["a"], json!({}))]
+            }
         }
     }
 
@@ -164,7 +232,17 @@ impl Case {
             let add: Vec<String> = after.iter().map(|before| format!("${{{before}.output.sum}}")).collect();
             let input = with(json!({ "step": format!("{tag}.{name}"), "add": add, "ms": 20 }), more);
             let is_other = name == "b" && matches!(self.shape, Shape::Late | Shape::Cancelled | Shape::Crowded);
-            subtasks.push(json!({ "subtask_id": name, "agent_capability": if is_other { other } else { "test.step" }, "input": input }));
+            let mut subtask = json!({ "subtask_id": name, "agent_capability": if is_other { other } else { "test.step" }, "input": input });
+            if name == "b" && self.shape == Shape::Odd {
+                subtask["agent_capability"] = "test.pair".into();
+                subtask["output"] = json!({ "type": "object", "properties": { "sum": { "type": "integer" } } });
+            }
+            if name == "b" && self.shape == Shape::Nested {
+                subtask["input"]["add"] = json!(["${parent.input.sum}"]);
+                let inner = json!({ "name": "inner", "parameters": { "sum": "${a.output.sum}" }, "subtasks": [subtask] });
+                subtask = json!({ "subtask_id": name, "task": inner });
+            }
+            subtasks.push(subtask);
         }
         let retries = if self.shape == Shape::Degraded { 0 } else { 3 };
         let policy = json!({ "max_retries": retries, "backoff_base_ms": 100, "backoff_strategy": "fixed" });
@@ -194,18 +272,26 @@ async fn die_and_rise(others: &Others, case: Case, tag: String, narrow: String) 
     let told = format!("{case:?}");
     // Who is slow to accept may begin all the same, and be asked again: only where that is wanted is nobody waited for.
     let start_within_ms = if case.shape == Shape::Crowded { 300 } else { 5_000 };
-    let config = format!("[task]\nstart_within_ms = {start_within_ms}\n");
+    let (address, told_of) = task_callbacks::server(&["204 No Content"]);
+    let callback = format!("http://{address}/");
+    let config = format!("[routing]\nexploration = 0.0\n[task]\nstart_within_ms = {start_within_ms}\ncallback_allow = [\"{callback}\"]\n");
     let mut builder = Node::builder().join(&others.host).config(&config).failpoint(Some(case.point));
     let oracle = if case.alone { Oracle::new(builder.home()) } else { others.oracle.clone() };
     if case.alone {
         builder = builder.no_join().agent(oracle.agent("own", "test.step", 2));
     }
     let other = if case.shape == Shape::Crowded { narrow } else { format!("test.late-{tag}") };
-    let definition = case.definition(&tag, &other);
+    let mut definition = case.definition(&tag, &other);
+    if case.shape == Shape::Told {
+        definition["completion_callback"] = callback.clone().into();
+    }
     let mut home = builder.spawn().await;
     home.knows("test.step", &[if case.alone { "own" } else { "worker" }]).await;
-    if case.shape == Shape::Goal {
-        home.knows("task-decomposition", &["planner"]).await;
+    match case.shape {
+        Shape::Goal => home.knows("task-decomposition", &["planner"]).await,
+        Shape::Nested => home.knows("task-execution", &["runner"]).await,
+        Shape::Odd => home.knows("test.pair", &["sound", "strange"]).await,
+        Shape::Diamond | Shape::Degraded | Shape::Late | Shape::Cancelled | Shape::Crowded | Shape::Told => {}
     }
     let crowd = (case.shape == Shape::Crowded).then(|| {
         let blocking = json!({ "capability": other, "input": { "step": format!("block-{tag}"), "ms": 1_500 } });
@@ -256,14 +342,16 @@ async fn die_and_rise(others: &Others, case: Case, tag: String, narrow: String) 
                 home.post(&format!("/aitp/tasks/{task}/cancel"), &json!({})).await.ok();
             }
         }
-        Shape::Diamond | Shape::Goal | Shape::Degraded | Shape::Crowded => {}
+        Shape::Diamond | Shape::Goal | Shape::Degraded | Shape::Crowded | Shape::Nested | Shape::Odd | Shape::Told => {}
     }
 
     let history = home.history(&task).await;
     let result = home.task_result(&task).await;
     let expected = match case.shape {
-        Shape::Diamond | Shape::Goal => json!(["COMPLETED", "success", { "step": format!("{tag}.d"), "sum": 5 }]),
-        Shape::Late | Shape::Crowded => json!(["COMPLETED", "success", { "step": format!("{tag}.b"), "sum": 2 }]),
+        Shape::Diamond | Shape::Goal | Shape::Odd => json!(["COMPLETED", "success", { "step": format!("{tag}.d"), "sum": 5 }]),
+        Shape::Late | Shape::Crowded | Shape::Nested | Shape::Told => {
+            json!(["COMPLETED", "success", { "step": format!("{tag}.b"), "sum": 2 }])
+        }
         Shape::Degraded => json!(["COMPLETED", "partial", result["result"]]),
         Shape::Cancelled => json!(["FAILED", "cancelled", null]),
     };
@@ -273,6 +361,9 @@ async fn die_and_rise(others: &Others, case: Case, tag: String, narrow: String) 
     }
     at_most_one_result_each(&told, &history);
     only_what_was_in_flight_ran_twice(&told, &tag, case, &at_death, &oracle.of(&tag));
+    if case.shape == Shape::Told {
+        told_once(&told, &home, (&task, case.point), &callback, &told_of).await;
+    }
     if let Some(crowd) = crowd {
         assert!(crowd.await.expect("the blocking call ends").is_ok(), "{told}");
     }
@@ -280,6 +371,24 @@ async fn die_and_rise(others: &Others, case: Case, tag: String, narrow: String) 
     if case.alone || case.point.starts_with("kept") {
         assert_eq!(home.restart().await.task_result(&task).await, result, "{told}");
     }
+}
+
+/// Who wants to know of the end of a task is told, and again only if the journal did not have it that it was.
+async fn told_once(told: &str, home: &Node, (task, point): (&str, &str), callback: &str, requests: &mpsc::Receiver<String>) {
+    let mut after = case(Shape::Late, "").definition("after", "test.step");
+    after["completion_callback"] = callback.into();
+    let after = home.submit(&after).await;
+    let mut times = 0;
+    loop {
+        let request = task_callbacks::request(requests).await;
+        if request.contains(&after) {
+            break;
+        }
+        assert!(request.contains(task), "{told}: {request}");
+        times += 1;
+    }
+    let most = if point.contains('-') { 1 } else { 2 };
+    assert!((1..=most).contains(&times), "{told}: told {times} times");
 }
 
 /// Of each subtask one result is used at most, and the task ends once.
@@ -300,7 +409,8 @@ fn only_what_was_in_flight_ran_twice(told: &str, tag: &str, case: Case, at_death
         let step = format!("{tag}.{name}");
         let number = |counts: &BTreeMap<String, usize>, name: &str| counts.get(&format!("{tag}.{name}")).copied().unwrap_or_default();
         let is_done = !matches!((case.shape, *name), (Shape::Degraded, "c" | "d") | (Shape::Cancelled, "b"));
-        let needed = number(&failed, name).min(more["fails"].as_u64().unwrap_or_default() as usize) + usize::from(is_done);
+        let fails = more["fails"].as_u64().unwrap_or_else(|| u64::from(more["odd"].is_string()));
+        let needed = number(&failed, name).min(fails as usize) + usize::from(is_done);
         let runs = number(&started, name);
         let was_in_flight = after.iter().all(|before| number(&done_before, before) > 0)
             && !steps.iter().any(|(next, needs, _)| needs.contains(name) && number(&begun_before, next) > 0);
@@ -309,6 +419,38 @@ fn only_what_was_in_flight_ran_twice(told: &str, tag: &str, case: Case, at_death
         assert_eq!(number(&finished, name) > 0, is_done, "{told}: `{name}`: {noted:?}");
         let keys: Vec<&str> = noted.iter().filter(|noted| noted.step == step).map(|noted| noted.key.as_str()).collect();
         assert!(keys.windows(2).all(|pair| pair[0] == pair[1]), "{told}: all attempts of `{name}` have one key: {noted:?}");
+    }
+}
+
+/// F1, AITP-10: a step is done when its task has just failed; the node dies of that result. It is used nowhere, billed once at most, and what
+/// the next start makes of it stays so.
+#[tokio::test]
+async fn a_result_that_comes_too_late_changes_nothing_but_the_bill_whenever_the_node_dies() {
+    for point in TOO_LATE {
+        let workshop = Workshop::new();
+        let price = json!({ "price": { "amount": "0.01", "currency": "USD", "unit": "request" } });
+        let host = Node::builder().agent(workshop.worker("worker", "test.work", price)).spawn().await;
+        // That the task has ended is durable, and not heard of until the other result is there.
+        let mut home = Node::builder().join(&host).failpoint(Some(&format!("late-ended:1 {point}"))).spawn().await;
+        home.knows("test.work", &["worker"]).await;
+        // It fails when the other has begun.
+        let fails = json!({ "meet": 2, "fail": { "times": 9, "error": { "message": "no", "retryable": false } } });
+        let late = step("b", "test.work", json!({ "until": "go", "output": 1 }));
+        let id = home.submit(&task(&[step("a", "test.work", fails), late])).await;
+        workshop.until("failed", 1).await;
+        workshop.release("go");
+        home.died().await;
+
+        let home = home.reborn().spawn().await;
+        let result = home.task_result(&id).await;
+        assert_eq!((&result["outcome"], &result["reason"]), (&json!("failed"), &json!("NON_RETRYABLE")), "{point}: {result}");
+        let lines = result["ledger"]["entries"].as_array().expect("entries").clone();
+        assert!(lines.iter().all(|line| line["subtask_id"] == "b" && line["duplicate"] == true), "{point}: {result}");
+        assert!(lines.len() <= 1, "{point}: {result}");
+        let ended = async || home.task_events(&id).await.rest().await.iter().filter(|(name, _)| name == "ended").count();
+        assert_eq!(ended().await, 1, "{point}");
+        assert_ne!(home.step(&id, "b").await["status"], "SUCCESS", "{point}");
+        assert_eq!(home.restart().await.task_result(&id).await, result, "{point}");
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::support::{Builder, Node, SETTLE, builtin, eventually, with};
 
 /// A server that answers each request with the next of these lines, the last for ever; the requests come out of the channel.
-fn server(answers: &'static [&'static str]) -> (SocketAddr, mpsc::Receiver<String>) {
+pub(crate) fn server(answers: &'static [&'static str]) -> (SocketAddr, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it listens");
     let (sender, requests) = mpsc::channel();
@@ -60,7 +60,7 @@ async fn submit(node: &Node, definition: &Value) -> String {
 }
 
 /// The next request.
-async fn request(requests: &mpsc::Receiver<String>) -> String {
+pub(crate) async fn request(requests: &mpsc::Receiver<String>) -> String {
     eventually("a request comes", SETTLE, async || requests.try_recv().ok()).await
 }
 

@@ -38,7 +38,7 @@ impl Oracle {
     /// An agent that notes here what it does, at most `concurrency` things at once.
     pub(crate) fn agent(&self, name: &str, capability: &str, concurrency: u32) -> Value {
         let file = self.0.to_str().expect("temporary folders have plain names");
-        let agent = script(name, "oracle.py", &[file], json!({ "id": capability }));
+        let agent = script(name, "oracle.py", &[file, name], json!({ "id": capability }));
         with(agent, json!({ "concurrency": concurrency, "queue": 1_000 }))
     }
 

@@ -1,9 +1,11 @@
-"""Notes each of its executions in the file that the first argument names, so that they can be counted without asking a node.
+"""Notes each of its executions in the file that the first argument names, so that they can be counted without asking a node. The second is
+its own name.
 
 A line each, appended before anything else happens: `started STEP KEY`, then `failed STEP KEY` or `finished STEP KEY`, where KEY is the
 idempotency key of the call. Its input: `step`, a name; `ms`, how long it takes, or `first_ms`, if it was never started
 before; `fails`, how often it fails at first, by what the file
-says; `add`, numbers, whose sum and one more it answers with. A goal it answers with the plan in its parameters.
+says; `odd`, the name of an agent that answers with a sum that is no number; `add`, numbers, whose sum and one more it answers with. A goal
+it answers with the plan in its parameters.
 """
 
 import json
@@ -33,6 +35,9 @@ def serve(given, key):
     if noted(f"failed {step} {key}") < given.get("fails", 0):
         note("failed", step, key)
         return {"error": {"message": "not this time", "retryable": True}}
+    if given.get("odd") == sys.argv[2]:
+        note("failed", step, key)
+        return {"output": {"step": step, "sum": "much"}}
     note("finished", step, key)
     return {"output": {"step": step, "sum": sum(given.get("add", [])) + 1}}
 
