@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{
     Node, SETTLE,
     oracle::{Oracle, chain, count, id_of},
+    tasks::{Workshop, step, task},
     with,
 };
 
@@ -165,6 +166,48 @@ async fn never(point: &str) -> (Node, Node, Oracle, String) {
     let home = home.reborn().spawn().await;
     let task = id_of(&home.send(submit(&home)).await.ok());
     (home, host, oracle, task)
+}
+
+/// AMP-8, F9: the node that runs a step as a task of its own is killed in the middle of it: it goes on with that task when it is back, the
+/// parent finds it there, and what was done of it is not done again.
+#[tokio::test]
+async fn a_task_within_a_task_outlives_the_node_that_runs_it() {
+    let workshop = Workshop::new();
+    let builder = Node::builder().config("[routing]\nexploration = 0.0\n");
+    let home = builder.spawn().await;
+    let forge = Node::builder().join(&home).agent(workshop.worker("smith", "test.forge", json!({}))).spawn().await;
+    let runner = json!({ "name": "runner", "concurrency": 8, "adapter": { "type": "task" } });
+    let mut host = Node::builder().join(&home).agent(runner).spawn().await;
+    home.knows("task-execution", &["runner"]).await;
+    host.knows("test.forge", &["smith"]).await;
+    host.meets(&forge).await;
+    let inner = task(&[
+        step("first", "test.forge", json!({ "mark": "first", "output": { "n": 1 } })),
+        step("second", "test.forge", json!({ "mark": "second", "until": "go", "output": { "n": 2, "before": "${first.output.n}" } })),
+    ]);
+    let outer = json!({ "name": "outer", "subtasks": [
+        { "subtask_id": "in", "task": inner },
+        { "subtask_id": "out", "agent_capability": "test.forge", "input": { "mark": "out", "output": "${in.output.n}" } },
+    ] });
+    let id = home.submit(&outer).await;
+    workshop.until("started", 2).await;
+    let child = home.until_step(&id, "in", |step| step["child"]["task_id"].is_string()).await["child"]["task_id"].clone();
+    let child = child.as_str().expect("an id").to_owned();
+
+    host.kill().await;
+    home.task_events(&id).await.wait_for("attempt_failed", SETTLE, |event| event["subtask_id"] == "in").await;
+    let host = host.reborn().spawn().await;
+    workshop.release("go");
+
+    let result = home.result(&id).await;
+    assert_eq!((&result["outcome"], &result["result"]), (&json!("success"), &json!(2)), "{result}");
+    let step = home.step(&id, "in").await;
+    assert_eq!((&step["child"]["task_id"], &step["child"]["node_id"]), (&json!(child), &json!(host.id())), "{step}");
+    let tasks = host.get("/aitp/tasks").await.ok();
+    assert_eq!((tasks["tasks"].as_array().map(Vec::len), &tasks["tasks"][0]["task_id"]), (Some(1), &json!(child)), "{tasks}");
+    assert_eq!(host.task_result(&child).await["result"], json!({ "n": 2, "before": 1 }));
+    let begun = |mark: &str| workshop.notes("started").iter().filter(|note| note["input"]["mark"] == mark).count();
+    assert_eq!(["first", "second", "out"].map(begun), [1, 1, 1], "each was done once");
 }
 
 /// F20: a home node that is told to stop lets the step under way end, begins no other, and goes on with the next when it is started again.

@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Node, builtin, meshwork,
+    oracle::Oracle,
+    script,
     tasks::{Workshop, planner, step, task},
     with,
 };
@@ -149,6 +151,60 @@ async fn bodies_that_cannot_be_tasks_are_refused() {
         node.send(request).await.refused(400, "INVALID_REQUEST");
     }
     assert_eq!(node.get("/aitp/tasks").await.ok()["tasks"], json!([]));
+}
+
+/// AITP-4, threat T23: what an agent proposes as a plan is read as strictly as what anybody submits.
+#[tokio::test]
+async fn a_plan_that_means_harm_is_refused_with_its_faults() {
+    let builder = planner();
+    let oracle = Oracle::new(builder.home());
+    let node = builder.agent(oracle.agent("planner", "task-decomposition", 1)).agent(builtin("echo", "echo")).spawn().await;
+    node.knows("task-decomposition", &["planner"]).await;
+    let goal = |plan: &Value| json!({ "name": "n", "goal": "g", "parameters": { "plan": plan } });
+    let one = |more: Value| json!([with(fine("a"), more)]);
+    for (plan, path, words) in [
+        (one(json!({ "cost_limit": -1e28 })), "/subtasks/0/cost_limit", "0 to 1000000000"),
+        (one(json!({ "cost_limit": { "amount": "-10000000000000000000000000000", "currency": "USD" } })), "/subtasks/0/cost_limit", ""),
+        (one(json!({ "estimated_units": -1e28 })), "/subtasks/0/estimated_units", "0"),
+        (one(json!({ "estimated_units": 1e28 })), "/subtasks/0/estimated_units", "0"),
+        (one(json!({ "timeout_seconds": 1e300 })), "/subtasks/0/timeout_seconds", "28 digits"),
+        (one(json!({ "timeout_seconds": -1e28 })), "/subtasks/0/timeout_seconds", "0.001 to 604800"),
+        (one(json!({ "retry_policy": { "max_retries": 1e18 } })), "/subtasks/0/retry_policy/max_retries", "0 to 20"),
+        (one(json!({ "priority": -1 })), "/subtasks/0/priority", ""),
+        (one(json!({ "depends_on": ["a"] })), "/subtasks/0/depends_on/0", "cannot wait for itself"),
+        (one(json!({ "input": "${parent.input.plan[9].x}" })), "/subtasks/0/input", ""),
+        (json!([{ "subtask_id": "a", "task": task(&[fine("b")]) }]), "/subtasks/0/task", "stands in a plan"),
+        ((0..10_000).map(|number| fine(&format!("s{number}"))).collect(), "/subtasks", "2000"),
+        (json!([7, null, []]), "/subtasks/0", "is an object"),
+        (json!({ "subtask_id": "a" }), "/subtasks", "list"),
+        (json!([]), "", ""),
+    ] {
+        let result = node.run_task(&goal(&plan)).await;
+        let told = result["error"].to_string();
+        let shown: String = plan.to_string().chars().take(200).collect();
+        assert_eq!((&result["status"], &result["reason"]), (&json!("FAILED"), &json!("NO_PLAN")), "{shown}: {told}");
+        assert!(told.contains(path) && told.contains(words), "{shown}: {path} {words}: {told}");
+    }
+    let honest = node.run_task(&goal(&json!([fine("a")]))).await;
+    assert_eq!((&honest["outcome"], &honest["result"]), (&json!("success"), &json!({ "x": 1 })), "{honest}");
+}
+
+/// Threat T23: an answer that is nothing but brackets ends the step or the plan that it is for, and the node goes on.
+#[tokio::test]
+async fn an_answer_of_ten_million_brackets_does_no_harm() {
+    let mut agent = script("deep", "deep.py", &[], json!({ "id": "test.deep" }));
+    agent["capability"] = json!([{ "id": "test.deep" }, { "id": "task-decomposition" }]);
+    let node = planner().agent(agent).agent(builtin("echo", "echo")).spawn().await;
+    node.knows("task-decomposition", &["deep"]).await;
+    let once = json!({ "metadata": { "retry_policy": { "max_retries": 0 } } });
+    for deep in [200, 1_000_000, 5_000_000] {
+        let step = node.run_task(&with(task(&[step("a", "test.deep", json!({ "deep": deep }))]), once.clone())).await;
+        assert_eq!((&step["status"], &step["result"]), (&json!("FAILED"), &Value::Null), "{deep}: {step}");
+        assert_eq!(step["error"]["details"]["subtask_id"], "a", "{deep}: {step}");
+        let plan = node.run_task(&json!({ "name": "n", "goal": "g", "parameters": { "deep": deep } })).await;
+        assert_eq!((&plan["status"], &plan["reason"]), (&json!("FAILED"), &json!("NO_PLAN")), "{deep}: {plan}");
+    }
+    assert_eq!(node.run_task(&task(&[fine("a")])).await["outcome"], "success");
 }
 
 /// AITP-11: ids that name nothing, several things, or nothing at all; a result before the end; questions that make no sense.

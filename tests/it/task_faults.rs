@@ -207,6 +207,70 @@ async fn an_attempt_that_took_too_long_has_more_time_the_second_time() {
     assert_eq!((&failed["reason"], &failed["error"]["code"]), (&json!("NON_RETRYABLE"), &json!("TIMEOUT")), "{failed}");
 }
 
+/// AITP-9: on_timeout: what each attempt is given: twice its time from the second on where nothing is said, and always the same with
+/// SELECT_NEXT_BEST.
+#[tokio::test]
+async fn attempts_that_take_too_long_are_given_the_time_that_the_fallback_says() {
+    let workshop = Workshop::new();
+    let node = with_worker(&workshop).await;
+    let metadata = json!({ "timeout_seconds": 0.2, "retry_policy": { "max_retries": 2, "backoff_base_ms": 1 } });
+    let endless = with(task(&[step("a", "test.work", json!({ "until": "never" }))]), json!({ "metadata": metadata }));
+    for (document, given) in
+        [(endless.clone(), [200, 400, 400]), (with(endless.clone(), fallback("on_timeout", strategy("SELECT_NEXT_BEST"))), [200, 200, 200])]
+    {
+        let id = node.submit(&document).await;
+        let result = node.result(&id).await;
+        assert_eq!((&result["reason"], &result["error"]["code"]), (&json!("RETRIES_EXHAUSTED"), &json!("TIMEOUT")), "{result}");
+        let step = node.step(&id, "a").await;
+        let attempts = step["attempts"].as_array().expect("attempts");
+        let had: Vec<&Value> = attempts.iter().map(|attempt| &attempt["error"]["details"]["timeout_ms"]).collect();
+        assert_eq!(had, given.each_ref().map(|ms| json!(ms)).iter().collect::<Vec<_>>(), "{step}");
+    }
+    // Whoever was too slow is told to stop.
+    workshop.until("cancelled", 6).await;
+}
+
+/// AITP-9: on_timeout, SELECT_NEXT_BEST: somebody else gets the same time.
+#[tokio::test]
+async fn the_next_best_takes_over_from_an_agent_that_takes_too_long() {
+    let workshop = Workshop::new();
+    let (node, _first, second) = with_two(&workshop).await;
+    let metadata = json!({ "metadata": { "timeout_seconds": 3, "retry_policy": { "max_retries": 1, "backoff_base_ms": 1 } } });
+    let document = with(task(&[step("a", "test.work", json!({ "until": "go", "output": "done" }))]), metadata);
+    let id = node.submit(&with(document, fallback("on_timeout", strategy("SELECT_NEXT_BEST")))).await;
+
+    workshop.until("started", 2).await;
+    workshop.release("go");
+
+    let result = node.result(&id).await;
+    assert_eq!((&result["outcome"], &result["result"]), (&json!("success"), &json!("done")), "{result}");
+    let step = node.step(&id, "a").await;
+    assert_eq!((&step["attempt"], &step["node_id"]), (&json!(2), &json!(second.id())), "{step}");
+    assert_eq!(step["attempts"][0]["error"]["code"], "TIMEOUT", "{step}");
+}
+
+/// AITP-9: on_capability_unavailable, DEFER: when the wait is over it is looked again, and waited again, until the deadline ends it.
+#[tokio::test]
+async fn a_deferral_is_repeated_until_the_deadline_ends_it() {
+    let node = planner().spawn().await;
+    let defer = fallback("on_capability_unavailable", json!({ "strategy": "DEFER", "retry_after_seconds": 0.2 }));
+    let document = with(task(&[step("a", "test.nobody", json!({}))]), with(json!({ "metadata": { "deadline": in_seconds(2.0) } }), defer));
+    let id = node.submit(&document).await;
+
+    let result = node.result(&id).await;
+
+    assert_eq!(
+        (&result["status"], &result["reason"], &result["error"]["code"]),
+        (&json!("FAILED"), &json!("DEADLINE"), &json!("TIMEOUT")),
+        "{result}"
+    );
+    assert!(result["error"]["details"]["waiting"].to_string().contains("test.nobody"), "{result}");
+    let events = node.task_events(&id).await.rest().await;
+    let deferred: Vec<&Value> = events.iter().filter(|(name, _)| name == "deferred").map(|(_, event)| &event["retry_in_ms"]).collect();
+    assert!(deferred.len() >= 2 && deferred.iter().all(|ms| **ms == 200), "{events:?}");
+    assert_eq!(events.last().map(|(name, _)| name.as_str()), Some("ended"), "{events:?}");
+}
+
 /// AITP-9: on_capability_unavailable, DEFER: five minutes at most, but who comes late ends the wait at once.
 #[tokio::test]
 async fn a_late_joiner_ends_a_deferral_at_once() {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::{
     Node, SETTLE, builtin, eventually, script,
     tasks::{Workshop, planner, step, task},
-    with,
+    with, within,
 };
 
 /// The draft's own example.
@@ -263,6 +263,54 @@ async fn a_goal_is_decomposed_by_an_agent_and_run() {
     );
 }
 
+/// AITP-10: what a plan would cost is told for each currency, since nothing is converted.
+#[tokio::test]
+async fn a_plan_adds_up_no_two_currencies() {
+    let workshop = Workshop::new();
+    let price = |amount: &str, currency: &str| json!({ "price": { "amount": amount, "currency": currency, "unit": "request" } });
+    let node = planner()
+        .agent(workshop.worker("dollars", "test.dollars", price("0.02", "USD")))
+        .agent(workshop.worker("euros", "test.euros", price("0.5", "EUR")))
+        .agent(workshop.worker("free", "test.free", json!({})))
+        .spawn()
+        .await;
+    node.knows("test.free", &["free"]).await;
+    let steps = ["dollars", "euros", "dollars", "free"].into_iter().enumerate();
+    let steps: Vec<Value> = steps.map(|(number, name)| step(&format!("s{number}"), &format!("test.{name}"), json!({}))).collect();
+
+    let both = node.post("/aitp/tasks/plan", &task(&steps)).await.ok();
+    let costs = json!([{ "amount": "0.5", "currency": "EUR" }, { "amount": "0.04", "currency": "USD" }]);
+    assert_eq!((&both["estimated_cost"], &both["estimated_costs"]), (&Value::Null, &costs), "{both}");
+    assert_eq!(both["subtasks"][2]["estimated_cost"], json!({ "amount": "0.02", "currency": "USD" }), "{both}");
+    let one = node.post("/aitp/tasks/plan", &task(&steps[2..])).await.ok();
+    let cost = json!({ "amount": "0.02", "currency": "USD" });
+    assert_eq!((&one["estimated_cost"], &one["estimated_costs"]), (&cost, &json!([cost])), "{one}");
+    let none = node.post("/aitp/tasks/plan", &task(&steps[3..])).await.ok();
+    assert_eq!((&none["estimated_cost"], &none["estimated_costs"]), (&Value::Null, &json!([])), "{none}");
+}
+
+/// AITP-4: the agents of a plan are looked for side by side: nobody waits for each of those who are not there.
+#[tokio::test]
+async fn a_plan_that_nobody_can_do_is_told_in_time() {
+    const STEPS: usize = 48;
+    let node = planner().spawn().await;
+    let other = Node::builder().join(&node).spawn().await;
+    node.meets(&other).await;
+    // Whoever is asked does not answer, so each look takes all the time that it has.
+    other.stop().await;
+    let steps: Vec<Value> = (0..STEPS).map(|number| step(&format!("s{number}"), &format!("test.nobody-{number}"), json!({}))).collect();
+
+    // One after the other would take much longer than this.
+    let plan = within("the plan is told", SETTLE, node.post("/aitp/tasks/plan", &task(&steps))).await.ok();
+
+    let rows = plan["subtasks"].as_array().expect("rows");
+    assert_eq!((rows.len(), &plan["runnable"]), (STEPS, &json!(false)), "{plan}");
+    for (number, row) in rows.iter().enumerate() {
+        assert_eq!(row["subtask_id"], format!("s{number}"), "in order");
+        assert!(row["reason"].as_str().is_some_and(|reason| reason.contains(&format!("test.nobody-{number}"))), "{row}");
+    }
+}
+
 /// AITP-10: what agents claim is what is billed, in decimals, with an entry for each.
 #[tokio::test]
 async fn each_step_is_billed_by_price_and_units() {
@@ -366,6 +414,12 @@ async fn events_are_replayed_from_any_point_and_then_followed() {
     let response = node.request(Method::GET, &path).header("Last-Event-ID", "7").send().await.expect("the node answers");
     let text = response.text().await.expect("a text");
     assert!(text.starts_with("id: 8\n") && text.contains("event: ended\n") && !text.contains("id: 7\n"), "{text}");
+    // A browser that connects again says where it was, at an address that still says where it began.
+    for (header, first) in [("7", "id: 8\n"), ("0", "id: 1\n"), ("1000", ""), ("nothing", "id: 3\n"), ("-1", "id: 3\n")] {
+        let again = node.request(Method::GET, &format!("{path}?after=2")).header("Last-Event-ID", header).send();
+        let text = again.await.expect("the node answers").text().await.expect("a text");
+        assert!(text.starts_with(first) && text.is_empty() == first.is_empty(), "{header}: {text}");
+    }
 
     let lines = node.cli(&["task", "events", &id, "--after", "6", "--json"]).await;
     let told: Vec<Value> = lines.text().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
