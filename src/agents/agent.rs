@@ -222,7 +222,9 @@ impl Agent {
         let answer = self.run(invocation, offered, input, working, cancel).await;
         let took = started.elapsed();
         let answer = answer?;
-        off_workers(cost(offered.output.as_ref(), &answer.output), || check_output(self.name(), offered, &answer.output))?;
+        let checked = off_workers(cost(offered.output.as_ref(), &answer.output), || check_output(self.name(), offered, &answer.output));
+        // The work was done all the same, and may have to be paid for.
+        checked.map_err(|failure| failure.with("units", answer.units.map(|units| units.to_string())))?;
         Ok(Output { payload: answer.output, units: answer.units, took })
     }
 

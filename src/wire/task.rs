@@ -262,6 +262,9 @@ pub enum Event {
         /// After which pause it is repeated; not at all without one.
         #[cbor(n(3), with = "pause")]
         retry_in: Option<Duration>,
+        /// What it costs all the same, as far as anybody said; entries of older releases say nothing.
+        #[n(4)]
+        charge: Option<Charge>,
     },
     /// The home node came back and did not know how the attempt ended: it is made anew under the same key.
     #[n(8)]
@@ -292,7 +295,7 @@ pub enum Event {
         #[n(2)]
         failure: Text,
     },
-    /// An attempt that was given up ended well after all. Its output is not used, and it is billed.
+    /// An attempt that was given up ended well after all, while its task went on. Its output is not used, and it is billed.
     #[n(11)]
     DuplicateResult {
         /// The attempt.
@@ -305,7 +308,7 @@ pub enum Event {
     /// Somebody asked for it to be cancelled.
     #[n(12)]
     CancelRequested,
-    /// It is over; nothing follows but duplicate results.
+    /// It is over, and its accounts are closed; nothing follows but [`Event::CalledBack`].
     #[n(13)]
     Ended {
         /// How.
@@ -602,7 +605,13 @@ mod tests {
             Event::Rejected { fence, expired: true, failure: inline("{}") },
             Event::ResultReceived { fence, output: inline("1"), charge: Some(charge.clone()) },
             Event::Validated(fence),
-            Event::AttemptFailed { fence, loss: Loss::AgentLost, failure: inline("{}"), retry_in: Some(Duration::from_secs(1)) },
+            Event::AttemptFailed {
+                fence,
+                loss: Loss::AgentLost,
+                failure: inline("{}"),
+                retry_in: Some(Duration::from_secs(1)),
+                charge: Some(charge.clone()),
+            },
             Event::Requeued(fence),
             Event::Deferred { subtask: 3, span: Duration::from_secs(300), failure: inline("{}") },
             Event::SubtaskFailed { subtask: 3, reason: Reason::Cost, failure: inline("{}") },
@@ -621,6 +630,22 @@ mod tests {
             let entry = entry(event);
             assert_eq!(Entry::decode(&entry.encode()), Ok(entry));
         }
+    }
+
+    /// AITP-12: an entry that a release wrote which did not bill failed attempts.
+    #[test]
+    fn an_entry_without_a_field_that_came_later_is_still_read() {
+        #[derive(Encode)]
+        struct Older(#[n(0)] Fence, #[n(1)] Loss, #[n(2)] Text, #[n(3)] Option<u64>);
+        let (fence, loss, failure) = (Fence { subtask: 3, attempt: 2 }, Loss::InvalidOutput, inline("{}"));
+        let older = minicbor::to_vec(Older(fence, loss, failure.clone(), Some(1_000))).expect("bytes");
+        let known = entry(Event::AttemptFailed { fence, loss, failure, retry_in: Some(Duration::from_secs(1)), charge: None });
+        let mut bytes = entry(Event::CancelRequested).encode().to_vec();
+        // The event is the number of its kind and its fields; of the one that it replaces both are a byte.
+        let place = bytes.len() - 4;
+        assert_eq!(bytes.get(place..place + 2), Some([12, 0x80].as_slice()));
+        bytes.splice(place..place + 2, [7].into_iter().chain(older));
+        assert_eq!(Entry::decode(&bytes), Ok(known));
     }
 
     #[test]

@@ -271,6 +271,80 @@ async fn a_runner_is_paid_by_what_the_task_spent() {
     assert_eq!((&done["outcome"], &done["cost"]), (&json!("failed"), &json!(0)), "{done}");
 }
 
+/// AITP-10: a task within this one that failed is billed what it has spent.
+#[tokio::test]
+async fn a_child_that_failed_is_billed_what_it_spent() {
+    let home = Node::first().await;
+    let paid = json!({ "id": "echo", "price": { "amount": "0.25", "currency": "USD" } });
+    let _host = Node::builder()
+        .join(&home)
+        .agent(with(builtin("echo", "echo"), json!({ "capability": [paid] })))
+        .agent(runner("runner"))
+        .spawn()
+        .await;
+    home.knows("task-execution", &["runner"]).await;
+    let inner = json!({
+        "name": "inner",
+        "subtasks": [
+            { "subtask_id": "a", "agent_capability": "echo" },
+            { "subtask_id": "b", "agent_capability": "test.nobody", "depends_on": ["a"] },
+        ],
+        "fallback": { "on_capability_unavailable": { "strategy": "FAIL_AND_NOTIFY" } },
+    });
+
+    let task = submit(&home, &with(within("inner", inner), json!({ "metadata": { "cost_limit": 1 } }))).await;
+
+    let done = result(&home, &task).await;
+    assert_eq!((&done["outcome"], &done["cost"]), (&json!("failed"), &json!(0.25)), "{done}");
+    let line = &done["ledger"]["entries"][0];
+    assert_eq!((&line["subtask_id"], &line["total"], &line["assumed"]), (&json!("inner"), &json!(0.25), &json!(false)), "{done}");
+    assert_eq!(status(&home, &task).await["progress"]["steps"][0]["cost"], 0.25);
+}
+
+/// Threat T20: a task that was taken back because it took too long, and is begun anew, has what is left of its share.
+#[tokio::test]
+async fn a_delegated_budget_is_not_spent_again_by_each_retry() {
+    let notes = tempfile::tempdir().expect("a folder");
+    let file = notes.path().join("journal");
+    let price = json!({ "id": "test.slow", "price": { "amount": "0.1", "currency": "USD" } });
+    let agent = script("slow", "slow.py", &[file.to_str().expect("a plain name")], price);
+    let node = Node::builder().agent(agent).agent(runner("runner")).spawn().await;
+    node.knows("task-execution", &["runner"]).await;
+    let inner = json!({
+        "name": "inner",
+        "subtasks": [
+            { "subtask_id": "short", "agent_capability": "test.slow", "input": { "ms": 1 } },
+            { "subtask_id": "long", "agent_capability": "test.slow", "input": { "ms": 60_000 }, "depends_on": ["short"] },
+        ],
+    });
+    let limits = json!({ "metadata": { "cost_limit": "0.2", "timeout_seconds": 2 } });
+
+    let task = submit(&node, &with(within("inner", inner), limits)).await;
+
+    let done = result(&node, &task).await;
+    assert_eq!((&done["outcome"], &done["cost"]), (&json!("failed"), &json!(0.2)), "{done}");
+    let runs = fs::read_to_string(&file).unwrap_or_default().matches("started").count();
+    assert_eq!(runs, 3, "both, and once more the one that is still paid for: {done}");
+}
+
+/// AMP-8: a child that nobody hears of any more may have spent all that it was given, and is billed that.
+#[tokio::test]
+async fn a_child_that_is_cancelled_is_billed_its_share_by_assumption() {
+    let home = Node::first().await;
+    let builder = host(&home);
+    let folder = builder.home().to_owned();
+    let _host = builder.spawn().await;
+    home.knows("task-execution", &["runner"]).await;
+
+    let task = submit(&home, &with(within("inner", taking(60_000)), json!({ "metadata": { "cost_limit": "0.5" } }))).await;
+    eventually("the child's agent works", SETTLE, async || journal(&folder).contains("started").then_some(())).await;
+    home.post(&format!("/aitp/tasks/{task}/cancel"), &json!({})).await.ok();
+
+    let done = result(&home, &task).await;
+    let line = &done["ledger"]["entries"][0];
+    assert_eq!((&done["cost"], &line["assumed"], &line["attempt"]), (&json!(0.5), &json!(true), &json!(1)), "{done}");
+}
+
 /// AMP-8: who calls the capability itself sees the task's progress as chunks, first of all which task it is.
 #[tokio::test]
 async fn progress_is_streamed_to_whoever_asks() {

@@ -340,7 +340,9 @@ pub(super) async fn attempt(
     if let (Ok(success), Some(schema)) = (&outcome, &output_schema)
         && let Err(failure) = check(schema, success_text(success), "output")
     {
-        outcome = Err(AttemptFailure { failure: failure.retryable(true), begun: true });
+        // The work was done all the same, and is paid for.
+        let failure = failure.retryable(true).with("units", success.units.clone());
+        outcome = Err(AttemptFailure { failure, begun: true });
     }
     (outcome, reader)
 }

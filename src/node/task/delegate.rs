@@ -1,12 +1,14 @@
 //! Tasks of others: a call of an agent whose adapter is this node becomes a task of this node (AMP 3 "Task Delegation", AMP-8, T20).
 //!
 //! The task is submitted under the call's own key, so that a call that is made once more, because either node went down, finds it again:
-//! running, or ended. One that was cancelled or ran out of its call's time is begun anew, since that was its caller's end and not its own.
-//! It gets no more time and money than the call brings, and its own calls carry the chain of those that led to it, so that circles and long
-//! chains are refused where any call in turn is. When nobody waits for the call any more, it is cancelled.
+//! running, or ended. One that was cancelled or ran out of its call's time is begun anew, since that was its caller's end and not its own;
+//! what it spent until then is taken from the money of the new one. A task gets no more time and money than the call brings, and its own
+//! calls carry the chain of those that led to it, so that circles and long chains are refused where any call in turn is. When nobody waits
+//! for the call any more, it is cancelled.
 //!
-//! What it came to is answered as a document: the result, whose task it was, and what it has spent, which is also what the agent counts as
-//! units. A task that failed is a failure that another attempt does not mend: its own retries are behind it.
+//! What it came to is answered as a document: the result, whose task it was, and what was spent under the call's key, which is also what the
+//! agent counts as units. A task that failed tells that too, and is a failure that another attempt does not mend: its own retries are
+//! behind it.
 
 use std::sync::{Arc, Weak};
 
@@ -56,7 +58,7 @@ impl RunTasks for Delegate {
 }
 
 async fn run(handle: &Handle, call: TaskCall) -> Result<TaskDone, Failure> {
-    let task = begin(handle, &call).await?;
+    let Begun { task, spent_before } = begin(handle, &call).await?;
     let followed = tokio::select! {
         followed = follow(handle, &call, task) => followed,
         () = call.cancel.cancelled() => {
@@ -70,12 +72,20 @@ async fn run(handle: &Handle, call: TaskCall) -> Result<TaskDone, Failure> {
     followed?;
     let result = handle.task_result(task).await?;
     let result: Value = serde_json::from_str(result.get()).map_err(|error| Failure::new(ErrorCode::Internal, error.to_string()))?;
-    done(handle, task, result, call.currency)
+    done(handle, task, spent_before, result, call.currency)
 }
 
-/// The task of a call: a new one, or the one that is known under its key.
-async fn begin(handle: &Handle, call: &TaskCall) -> Result<TaskId, Failure> {
-    let (document, parent) = read(handle, call)?;
+/// The task of a call.
+struct Begun {
+    task: TaskId,
+    /// What others spent that were begun for the call before it.
+    spent_before: Decimal,
+}
+
+/// Begins the task of a call, or finds the one that is known under its key.
+async fn begin(handle: &Handle, call: &TaskCall) -> Result<Begun, Failure> {
+    let (document, mut parent) = read(handle, call)?;
+    let mut spent_before = Decimal::ZERO;
     let identity = *blake3::hash(call.input.to_string().as_bytes()).as_bytes();
     let agent = parent.hops.last().map(|hop| hop.agent.to_string()).unwrap_or_default();
     for round in 1..=ROUNDS_MAX {
@@ -85,14 +95,24 @@ async fn begin(handle: &Handle, call: &TaskCall) -> Result<TaskId, Failure> {
         let task = submission.receipt["task_id"].as_str().and_then(|text| text.parse().ok());
         let task: TaskId = task.ok_or_else(|| Failure::new(ErrorCode::Internal, "a receipt names no task"))?;
         if submission.created {
-            return Ok(task);
+            return Ok(Begun { task, spent_before });
         }
         let known = handle.task(task, false).await?;
         if known["outcome"] != "cancelled" && known["reason"] != "DEADLINE" {
-            return Ok(task);
+            return Ok(Begun { task, spent_before });
+        }
+        let spent = amount(&known["cost_so_far"]);
+        spent_before = spent_before.saturating_add(spent);
+        if let Some(budget) = &mut parent.budget {
+            budget.amount = budget.amount.saturating_sub(spent).max(Decimal::ZERO);
         }
     }
     Err(Failure::new(ErrorCode::Conflict, format!("the task of this call was cancelled {ROUNDS_MAX} times")))
+}
+
+/// A number of a document.
+fn amount(number: &Value) -> Decimal {
+    number.to_string().parse().unwrap_or_default()
 }
 
 /// What the call asks for.
@@ -143,7 +163,10 @@ async fn follow(handle: &Handle, call: &TaskCall, task: TaskId) -> Result<(), Fa
 }
 
 /// What a task that has ended came to.
-fn done(handle: &Handle, task: TaskId, mut result: Value, paid: Option<Currency>) -> Result<TaskDone, Failure> {
+fn done(handle: &Handle, task: TaskId, spent_before: Decimal, mut result: Value, paid: Option<Currency>) -> Result<TaskDone, Failure> {
+    let spent = amount(&result["cost"]).saturating_add(spent_before);
+    // As a number with the digits of the decimal.
+    let cost: Value = serde_json::from_str(&spent.normalize().to_string()).unwrap_or_default();
     let outcome = result["outcome"].as_str().unwrap_or_default();
     // Its time was that of the call which brought it; another has its own.
     let is_late = result["reason"] == "DEADLINE";
@@ -152,17 +175,21 @@ fn done(handle: &Handle, task: TaskId, mut result: Value, paid: Option<Currency>
         let message = format!("task {task} of node {} ended {outcome}: {why}", handle.node_id().short());
         let failure =
             Failure::new(ErrorCode::AgentFailed, message).with("task_id", task.to_string()).with("reason", result["reason"].take());
-        return Err(failure.with("cause", result["error"]["code"].take()).with("spent", result["cost"].take()).retryable(is_late));
+        return Err(failure
+            .with("cause", result["error"]["code"].take())
+            .with("spent", cost)
+            .with("currency", result["currency"].take())
+            .retryable(is_late));
     }
     // Nothing is converted: who is paid in one currency cannot count another.
     let counts = paid.is_none_or(|paid| result["currency"] == paid.to_string().as_str());
-    let spent = result["cost"].to_string().parse::<Decimal>().ok().filter(|_| counts).unwrap_or_default();
+    let spent = if counts { spent } else { Decimal::ZERO };
     let output = json!({
         "task_id": task,
         "home_node_id": handle.node_id(),
         "outcome": outcome,
         "missing": result["missing"].clone(),
-        "cost": result["cost"].clone(),
+        "cost": cost,
         "currency": result["currency"].clone(),
         "result": result["result"].take(),
     });

@@ -2,7 +2,8 @@
 //!
 //! What is sent is the same in every attempt on one agent, since the other node knows the call by it: the share of the budget is that of the
 //! first attempt. The share is held back in full for as long as the task runs, and what the other node says was spent is billed, at the
-//! agent's price per unit spent, or one for one where it has none. So budgets are split and never copied (threat T20).
+//! agent's price per unit spent, or one for one where it has none; also where the task failed. So budgets are split and never copied (threat
+//! T20). What is billed where the other node says nothing more, the core decides.
 
 use bytes::Bytes;
 use rust_decimal::Decimal;
@@ -11,12 +12,11 @@ use tokio::sync::mpsc;
 
 use crate::model::{Currency, ErrorCode, Failure, Price, TaskId, printable};
 use crate::proto::task::definition::{Definition, Subtask};
+use crate::proto::task::ledger::SPENT_UNIT;
 use crate::wire::task::Charge;
 
 /// Digits behind the point of a share: finer than any price is paid.
 const SHARE_DIGITS: u32 = 9;
-/// The unit of a task's bill where its agent has no price.
-const UNIT: &str = "spent";
 
 /// The input of the call: the definition with its `parameters`, whose it is, and what it may spend.
 pub(super) fn input(
@@ -37,10 +37,33 @@ pub(super) fn input(
         // What it spends is billed at the agent's price.
         let price = price.map(|price| price.amount).filter(|amount| !amount.is_zero()).unwrap_or(Decimal::ONE);
         let amount = share.checked_div(price).unwrap_or_default().trunc_with_scale(SHARE_DIGITS).normalize();
-        let currency = definition.budget.map_or_else(|| "USD".to_owned(), |budget| budget.currency.to_string());
+        let currency = currency(definition);
         input["budget"] = json!({ "amount": amount.to_string(), "currency": currency });
     }
     serde_json::to_vec(&input).map(Bytes::from).map_err(broken)
+}
+
+/// What shares are in.
+fn currency(definition: &Definition) -> String {
+    definition.budget.map_or_else(|| "USD".to_owned(), |budget| budget.currency.to_string())
+}
+
+/// What a task that failed says it has spent, at the agent's price, and no more than its share, which is all that it can have spent for us.
+/// `None` if it does not say, or in another currency than it was given.
+pub(super) fn spent(failure: &Failure, definition: &Definition, share: Option<Decimal>, price: Option<Price>) -> Option<Charge> {
+    let spent = failure.details.get("spent")?.to_string().parse::<Decimal>().ok().filter(|spent| !spent.is_sign_negative())?;
+    let currency = failure.details.get("currency")?.as_str().filter(|told| *told == currency(definition))?.parse::<Currency>().ok()?;
+    let mut charge = match price {
+        Some(price) if price.currency != currency => return None,
+        Some(price) => Charge { units: spent, total: price.times(spent), unit: price.unit, price: price.amount, currency },
+        None => one_for_one(spent, currency),
+    };
+    charge.total = share.map_or(charge.total, |share| charge.total.min(share));
+    Some(charge)
+}
+
+fn one_for_one(spent: Decimal, currency: Currency) -> Charge {
+    Charge { units: spent, unit: SPENT_UNIT.to_owned(), price: Decimal::ONE, currency, total: spent }
 }
 
 /// The task that the other node's first word names.
@@ -69,6 +92,61 @@ pub(super) fn done(mut answer: Value) -> Result<Done, Failure> {
     let word = printable(answer["currency"].as_str().unwrap_or_default(), 8);
     let currency = word.parse::<Currency>().map_err(|_| odd("names no currency"))?;
     let result = answer.get_mut("result").map(Value::take).ok_or_else(|| odd("has no result"))?;
-    let charge = (!spent.is_zero()).then(|| Charge { units: spent, unit: UNIT.to_owned(), price: Decimal::ONE, currency, total: spent });
+    let charge = (!spent.is_zero()).then(|| one_for_one(spent, currency));
     Ok(Done { task, result, charge })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+    use crate::proto::task::definition::Defaults;
+
+    fn dec(text: &str) -> Decimal {
+        text.parse().expect("a number")
+    }
+
+    fn euros() -> Definition {
+        let step = json!({ "subtask_id": "a", "agent_capability": "echo" });
+        let limit = json!({ "amount": 1, "currency": "EUR" });
+        let document = json!({ "name": "n", "metadata": { "cost_limit": limit }, "subtasks": [step] });
+        Definition::read(&document, &Defaults::default(), Timestamp::from_ms(0)).expect("a definition")
+    }
+
+    fn told(spent: Value, currency: &str) -> Failure {
+        Failure::new(ErrorCode::AgentFailed, "it broke").with("spent", spent).with("currency", currency)
+    }
+
+    /// Threat T20: what a task that failed says of its costs is billed at the agent's price, and never more than it was given.
+    #[test]
+    fn a_failed_task_is_billed_what_it_says_up_to_its_share() {
+        let price = Price { amount: dec("2"), currency: "EUR".parse().expect("a currency"), unit: "spent".to_owned() };
+        for (told_spent, price, total) in [
+            (json!(0.25), None, "0.25"),
+            (json!(0), None, "0"),
+            (json!(0.2), Some(price.clone()), "0.4"),
+            (json!(0.5), Some(price), "0.75"),
+            (json!(1e27), None, "0.75"),
+        ] {
+            let charge = spent(&told(told_spent, "EUR"), &euros(), Some(dec("0.75")), price);
+            assert_eq!(charge.map(|charge| charge.total), Some(dec(total)));
+        }
+    }
+
+    /// Threat T20: what makes no sense is no bill.
+    #[test]
+    fn what_a_failed_task_cannot_have_spent_is_not_read() {
+        for (told_spent, currency) in [
+            (json!(-1), "EUR"),
+            (json!("much"), "EUR"),
+            (json!("0.1"), "EUR"),
+            (json!(null), "EUR"),
+            (json!(0.1), "USD"),
+            (json!(0.1), ""),
+            (json!(1e300), "EUR"),
+        ] {
+            assert_eq!(spent(&told(told_spent.clone(), currency), &euros(), None, None), None, "{told_spent} {currency}");
+        }
+        assert_eq!(spent(&Failure::new(ErrorCode::AgentFailed, "no"), &euros(), None, None), None);
+    }
 }

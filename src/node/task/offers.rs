@@ -13,7 +13,7 @@ use std::time::Duration;
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
 
-use crate::model::{AgentId, ErrorCode, Failure, Price, printable};
+use crate::model::{AgentId, ErrorCode, Failure, Price, Timestamp, printable};
 use crate::node::explain::round;
 use crate::node::invocation::invoke::InvokeRequest;
 use crate::node::invocation::offers::{self, Offered, OffersAnswer, OffersRequest};
@@ -39,13 +39,14 @@ pub(super) struct Bids {
     pub(super) nobody: Option<Failure>,
 }
 
-/// Asks around for one step. `request` is the call that would be made.
+/// Asks around for one step. `request` is the call that would be made, and `now` the time of tasks.
 pub(super) async fn ask(
     shared: &Arc<Shared>,
     request: &InvokeRequest,
     definition: &Definition,
     subtask: &Subtask,
     choose: &Choose,
+    now: Timestamp,
 ) -> Result<Bids, Failure> {
     let start_within = Duration::from_millis(shared.config.task.start_within_ms);
     let asked = OffersRequest {
@@ -53,7 +54,7 @@ pub(super) async fn ask(
         version: request.version.clone(),
         tokens: None,
         units: Some(subtask.estimated_units).filter(|units| *units > Decimal::ZERO),
-        deadline_ms: Some(span_ms(definition, subtask, shared)),
+        deadline_ms: Some(span_ms(definition, subtask, now)),
         // What a task may spend is not what its agent asks for.
         max_cost: choose.cost_max.filter(|_| subtask.task.is_none()),
         constraints: request.constraints.clone(),
@@ -84,12 +85,12 @@ pub(super) async fn ask(
 }
 
 /// In which time it must be done, in milliseconds: what one attempt may take, and what is left of the task's time.
-fn span_ms(definition: &Definition, subtask: &Subtask, shared: &Shared) -> u64 {
+fn span_ms(definition: &Definition, subtask: &Subtask, now: Timestamp) -> u64 {
     let longest = match definition.fallback.on_timeout {
         OnTimeout::Extend(extended) => subtask.extended_timeout(extended),
         OnTimeout::Retry | OnTimeout::Fail => subtask.attempt_timeout,
     };
-    let left = definition.deadline.map(|deadline| deadline.saturating_since(shared.clock.now().wall));
+    let left = definition.deadline.map(|deadline| deadline.saturating_since(now));
     let span = left.map_or(longest, |left| left.min(longest));
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX).clamp(1, SPAN_MS_MAX)
 }

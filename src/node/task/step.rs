@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{TaskClock, nested, offers, read};
 use crate::agents::off_workers;
 use crate::mesh::lanes::Watch;
-use crate::model::{AgentId, ErrorCode, Failure, InvocationId, NodeId, Price, TaskId};
+use crate::model::{AgentId, ErrorCode, Failure, InvocationId, NodeId, Price, TaskId, Timestamp};
 use crate::node::invocation::invoke::InvokeRequest;
 use crate::node::invocation::routing::{self, Attempt};
 use crate::node::shared::{Counted, Shared};
@@ -81,10 +81,11 @@ impl Step {
             Ok(request) => request,
             Err(failure) => return self.tell(Input::Unavailable(number, failure), None).await,
         };
-        let (attempt, bids) = match choose_agent(&self.shared, request.clone(), &self.definition, subtask, &self.choose).await {
-            Ok(chosen) => chosen,
-            Err(failure) => return self.tell(Input::Unavailable(number, self.while_joining(failure)), None).await,
-        };
+        let (attempt, bids) =
+            match choose_agent(&self.shared, request.clone(), &self.definition, subtask, &self.choose, self.clock.now()).await {
+                Ok(chosen) => chosen,
+                Err(failure) => return self.tell(Input::Unavailable(number, self.while_joining(failure)), None).await,
+            };
         let record = &attempt.candidate().entry.record;
         let explain = match bids {
             None => attempt.explanation(self.shared.mono()),
@@ -206,14 +207,22 @@ impl Step {
                     () = tokio::time::sleep(send.close_within) => {
                         let took = u64::try_from(send.close_within.as_millis()).unwrap_or(u64::MAX);
                         let failure = Failure::new(ErrorCode::Timeout, format!("the attempt did not end within {took} ms"));
-                        return ended(Finish::Failed(Loss::AttemptTimeout, failure.with("timeout_ms", took)));
+                        let failure = failure.with("timeout_ms", took);
+                        return ended(Finish::Failed { loss: Loss::AttemptTimeout, failure, charge: None });
                     }
                 }
             }
         };
         match outcome {
             Ok(success) => self.finished(subtask, (fence, node), price, success).await,
-            Err(failed) => ended(failed_attempt(failed)),
+            Err(failed) => {
+                let spent = |failure: &Failure| match &subtask.task {
+                    Some(_) => nested::spent(failure, &self.definition, self.choose.cost_max, price.clone()),
+                    None => None,
+                };
+                let charge = spent(&failed.failure).or_else(|| charge_of_unfit(price.clone(), &failed.failure));
+                ended(failed_attempt(failed, charge))
+            }
         }
     }
 
@@ -230,7 +239,9 @@ impl Step {
             Body::Inline(text) => text,
             Body::Blob(_) => Bytes::new(),
         };
-        let failed = |loss, failure: Failure| (Input::Finished(fence, Finish::Failed(loss, failure.retryable(true))), None);
+        let failed = |loss, failure: Failure, charge| {
+            (Input::Finished(fence, Finish::Failed { loss, failure: failure.retryable(true), charge }), None)
+        };
         let not_json = |error| Failure::new(ErrorCode::InvalidSchema, format!("the output is not JSON: {error}"));
         let mut child = None;
         let mapped = off_workers(text.len(), || {
@@ -259,7 +270,7 @@ impl Step {
         });
         let (value, text) = match checked {
             Ok(checked) => checked,
-            Err(failure) => return failed(Loss::InvalidOutput, failure),
+            Err(failure) => return failed(Loss::InvalidOutput, failure, charge),
         };
         // What was done is not done again because the disk is full for a while; the deadline and a cancel still end the wait.
         let kept = loop {
@@ -270,7 +281,7 @@ impl Step {
         };
         match kept {
             Ok(output) => (Input::Finished(fence, Finish::Done { output, charge }), Some(Arc::new(value))),
-            Err(failure) => failed(Loss::AgentError, failure),
+            Err(failure) => failed(Loss::AgentError, failure, charge),
         }
     }
 }
@@ -302,6 +313,7 @@ async fn choose_agent<'a>(
     definition: &Definition,
     subtask: &Subtask,
     choose: &Choose,
+    now: Timestamp,
 ) -> Result<(Attempt<'a>, Option<Value>), Failure> {
     let deadline = shared.mono().saturating_add(CHOOSE_MAX);
     if let Some(prefer) = choose.prefer {
@@ -311,7 +323,7 @@ async fn choose_agent<'a>(
         }
     }
     if subtask.offers && subtask.agent.is_none() {
-        return Box::pin(choose_by_offers(shared, &request, definition, subtask, choose)).await;
+        return Box::pin(choose_by_offers(shared, &request, definition, subtask, choose, now)).await;
     }
     let mut avoid: Vec<AgentId> = choose.refused_by.iter().chain(&choose.failed_on).copied().collect();
     let mut foreign: Option<Failure> = None;
@@ -343,8 +355,9 @@ async fn choose_by_offers<'a>(
     definition: &Definition,
     subtask: &Subtask,
     choose: &Choose,
+    now: Timestamp,
 ) -> Result<(Attempt<'a>, Option<Value>), Failure> {
-    let bids = Box::pin(offers::ask(shared, request, definition, subtask, choose)).await?;
+    let bids = Box::pin(offers::ask(shared, request, definition, subtask, choose, now)).await?;
     let deadline = shared.mono().saturating_add(CHOOSE_MAX);
     let mut gone = None;
     for agent in bids.agents {
@@ -381,14 +394,24 @@ fn estimate(attempt: &Attempt<'_>, subtask: &Subtask) -> Option<Decimal> {
 
 /// What an attempt costs.
 fn charge(attempt_price: Option<Price>, success: &Success) -> Option<Charge> {
-    let price = attempt_price?;
-    let stated = success.units.as_deref().and_then(|units| units.parse::<Decimal>().ok());
-    let units = stated.filter(|units| !units.is_sign_negative()).unwrap_or(Decimal::ONE);
-    Some(Charge { units, total: price.times(units), unit: price.unit, price: price.amount, currency: price.currency })
+    Some(bill(attempt_price?, success.units.as_deref()))
 }
 
-/// What becomes of an attempt that failed.
-fn failed_attempt(failed: AttemptFailure) -> Finish {
+/// What an answer costs that somebody on its way found not to match its schema, and that did not come for this alone.
+fn charge_of_unfit(attempt_price: Option<Price>, failure: &Failure) -> Option<Charge> {
+    let units = failure.details.get("units").filter(|_| failure.code == ErrorCode::InvalidSchema)?;
+    Some(bill(attempt_price?, units.as_str()))
+}
+
+/// So many units at this price; one where nobody says how many in a way that makes sense.
+fn bill(price: Price, units: Option<&str>) -> Charge {
+    let stated = units.and_then(|units| units.parse::<Decimal>().ok());
+    let units = stated.filter(|units| !units.is_sign_negative()).unwrap_or(Decimal::ONE);
+    Charge { units, total: price.times(units), unit: price.unit, price: price.amount, currency: price.currency }
+}
+
+/// What becomes of an attempt that failed, for this bill.
+fn failed_attempt(failed: AttemptFailure, charge: Option<Charge>) -> Finish {
     let AttemptFailure { failure, begun } = failed;
     if !begun {
         return Finish::Rejected { expired: false, failure };
@@ -402,7 +425,7 @@ fn failed_attempt(failed: AttemptFailure) -> Finish {
     let otherwise =
         if failure.details.get("outcome").is_some_and(|outcome| outcome == "unknown") { Loss::AgentLost } else { Loss::AgentError };
     let loss = losses.into_iter().find(|(code, _)| *code == failure.code).map_or(otherwise, |(_, loss)| loss);
-    Finish::Failed(loss, failure)
+    Finish::Failed { loss, failure, charge }
 }
 
 /// What all attempts of a subtask are known by to whoever executes them: the same work has the same key, and other work another.

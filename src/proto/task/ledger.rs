@@ -1,8 +1,9 @@
 //! What a task has cost, may cost, and holds back for calls under way (AITP 7).
 //!
 //! What an attempt will probably cost is *reserved* before it is sent and settled when it ends, so that steps which run side by side
-//! cannot spend the same money twice. Amounts are exact decimals of one currency. Invariant: what is reserved and spent never exceeds the
-//! budget by a reservation; only an agent that bills more than was estimated can exceed it, and then the task learns so.
+//! cannot spend the same money twice. Amounts are exact decimals of one currency. Invariants: what has been spent is the sum of the lines in
+//! that currency; what is reserved and spent never exceeds the budget by a reservation; only an agent that bills more than was estimated can
+//! exceed it, and then the task learns so. Which attempt is billed what is decided in `transitions::settle`.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,9 @@ use rust_decimal::Decimal;
 use super::definition::Budget;
 use crate::model::{AgentId, Currency};
 use crate::wire::task::{Charge, Fence};
+
+/// The unit of a bill that tells what a task within this one has spent.
+pub const SPENT_UNIT: &str = "spent";
 
 /// One line: what an attempt was billed.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +27,8 @@ pub struct Line {
     pub charge: Charge,
     /// Whether its result came too late to be used.
     pub duplicate: bool,
+    /// Whether nobody said what it cost: it was lost with all that it had been given, and may have spent that.
+    pub assumed: bool,
 }
 
 /// Whether a reservation fits.
@@ -98,9 +104,14 @@ impl Ledger {
         }
     }
 
-    /// Gives back what was held back for a subtask.
-    pub(super) fn release(&mut self, subtask: u32) {
-        self.reserved_by_subtask.remove(&subtask);
+    /// Gives back what was held back for a subtask, and tells how much that was.
+    pub(super) fn release(&mut self, subtask: u32) -> Decimal {
+        self.reserved_by_subtask.remove(&subtask).unwrap_or_default()
+    }
+
+    /// What is held back for a subtask.
+    pub(super) fn reserved(&self, subtask: u32) -> Decimal {
+        self.reserved_by_subtask.get(&subtask).copied().unwrap_or_default()
     }
 
     /// What amounts are in: the budget's currency, or that of the first bill where there is no budget.
@@ -115,6 +126,29 @@ impl Ledger {
             self.spent = self.spent.saturating_add(line.charge.total);
         }
         self.lines.push(line);
+    }
+
+    /// Takes lines back that turned out otherwise, and gives them.
+    pub(super) fn take_back(&mut self, is_meant: impl Fn(&Line) -> bool) -> Vec<Line> {
+        if !self.lines.iter().any(&is_meant) {
+            return Vec::new();
+        }
+        let (taken, kept) = std::mem::take(&mut self.lines).into_iter().partition(|line| is_meant(line));
+        self.spent = Decimal::ZERO;
+        let kept: Vec<Line> = kept;
+        kept.into_iter().for_each(|line| self.bill(line));
+        taken
+    }
+
+    /// What the lines of each subtask come to.
+    pub fn spent_by_subtask(&self) -> BTreeMap<u32, Decimal> {
+        let mut spent_by_subtask = BTreeMap::<u32, Decimal>::new();
+        let currency = self.currency();
+        for line in self.lines.iter().filter(|line| currency == Some(line.charge.currency)) {
+            let spent = spent_by_subtask.entry(line.fence.subtask).or_default();
+            *spent = spent.saturating_add(line.charge.total);
+        }
+        spent_by_subtask
     }
 }
 
@@ -138,7 +172,7 @@ mod tests {
             currency: "USD".parse().expect("a currency"),
             total: dec(total),
         };
-        Line { fence: Fence { subtask, attempt: 1 }, agent: AgentId::from_public_key([1; 32]), charge, duplicate: false }
+        Line { fence: Fence { subtask, attempt: 1 }, agent: AgentId::from_public_key([1; 32]), charge, duplicate: false, assumed: false }
     }
 
     /// AITP-10: the draft's own ledger, to the last digit.
@@ -164,6 +198,15 @@ mod tests {
         ledger.bill(line(0, "0.1"));
         assert_eq!(ledger.cover(dec("0.5")), Cover::Covered);
         assert_eq!(ledger.cover(dec("0.95")), Cover::Never);
+    }
+
+    #[test]
+    fn a_line_that_is_taken_back_is_not_spent() {
+        let mut ledger = ledger("1");
+        ["0.1", "0.2", "0.3"].iter().zip(0..).for_each(|(total, subtask)| ledger.bill(line(subtask, total)));
+        let taken = ledger.take_back(|line| line.fence.subtask == 1);
+        assert_eq!((taken.len(), ledger.lines().len(), ledger.spent()), (1, 2, dec("0.4")));
+        assert_eq!(ledger.spent_by_subtask(), BTreeMap::from([(0, dec("0.1")), (2, dec("0.3"))]));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use serde_json::Value;
 use super::definition::{Definition, OnTimeout};
 use super::ledger::Cover;
 use super::state::{Phase, State, number, place};
-use super::transitions::{accept, dispatch, end, recover, reject, result, retry, unavailable};
+use super::transitions::{accept, dispatch, end, recover, reject, result, retry, settle, unavailable};
 use crate::model::{AgentId, CapabilityName, ErrorCode, Failure, NodeId, TaskId, Timestamp};
 use crate::wire::task::{Charge, Event, Fence, Loss, Outcome, Reason, Text};
 
@@ -55,7 +55,14 @@ pub enum Finish {
         failure: Failure,
     },
     /// It had begun, and failed.
-    Failed(Loss, Failure),
+    Failed {
+        /// How.
+        loss: Loss,
+        /// Why.
+        failure: Failure,
+        /// What it costs all the same, as far as anybody said.
+        charge: Option<Charge>,
+    },
 }
 
 /// What happens to a task.
@@ -234,7 +241,7 @@ impl Machine {
                 Vec::new()
             }
             Input::Chosen(subtask, chosen) => {
-                let later = state.ledger.cover(chosen.estimate.unwrap_or_default()) == Cover::Later;
+                let later = dispatch::cover(state, subtask, &chosen) == Cover::Later;
                 let events = dispatch::decide(state, subtask, chosen, now);
                 if later && events.is_empty() && state.part(subtask).is_some_and(|part| part.phase == Phase::Choosing) {
                     state.enter(place(subtask), Phase::Held);
@@ -252,7 +259,7 @@ impl Machine {
             }
             Input::Finished(fence, finish) => match self.meant(fence, finish) {
                 Finish::Rejected { expired, failure } => reject::decide(&self.state, fence, expired, failure, now),
-                Finish::Failed(loss, failure) => retry::decide(&self.state, fence, loss, failure, now, rng),
+                Finish::Failed { loss, failure, charge } => retry::decide(&self.state, fence, loss, failure, charge, now, rng),
                 Finish::Done { .. } => Vec::new(),
             },
             Input::DependencyEnded(task, outcome) => {
@@ -352,11 +359,11 @@ impl Machine {
     fn meant(&self, fence: Fence, finish: Finish) -> Finish {
         let is_running = self.state.part(fence.subtask).is_some_and(|part| part.phase == Phase::Running);
         match finish {
-            Finish::Rejected { expired: _, failure } if is_running => Finish::Failed(Loss::AgentLost, failure),
-            Finish::Failed(Loss::AgentLost | Loss::AttemptTimeout, failure) if !is_running && self.waits(fence) => {
+            Finish::Rejected { expired: _, failure } if is_running => Finish::Failed { loss: Loss::AgentLost, failure, charge: None },
+            Finish::Failed { loss: Loss::AgentLost | Loss::AttemptTimeout, failure, charge: _ } if !is_running && self.waits(fence) => {
                 Finish::Rejected { expired: false, failure }
             }
-            Finish::Done { .. } | Finish::Rejected { .. } | Finish::Failed(..) => finish,
+            Finish::Done { .. } | Finish::Rejected { .. } | Finish::Failed { .. } => finish,
         }
     }
 
@@ -407,7 +414,7 @@ impl Machine {
                 subtask: number(index),
                 refused_by: part.refused_by.iter().copied().collect(),
                 failed_on: part.failed_on.iter().copied().collect(),
-                prefer: part.prefer,
+                prefer: part.prefer.or_else(|| settle::only_payable(state, index)),
                 cost_max: left,
             }));
         }

@@ -10,6 +10,7 @@ use rust_decimal::Decimal;
 use super::definition::Definition;
 use super::ledger::Ledger;
 use super::transitions;
+use super::transitions::settle::Unsettled;
 use crate::model::{AgentId, Failure, NodeId, Priority, TaskId, Timestamp};
 use crate::wire::task::{Charge, Event, Loss, Outcome, Reason, Submitted, Text};
 
@@ -176,6 +177,8 @@ pub struct Part {
     pub ended: Option<Timestamp>,
     /// What was held back for its first attempt, where that is a task: every further one is given as much, and so is the same call.
     pub share: Option<Decimal>,
+    /// Its attempt that was lost with what it was given, where that is a task.
+    pub(super) unsettled: Option<Unsettled>,
     /// Subtasks that it still waits for.
     pub(super) missing: usize,
     /// Agents on which an attempt failed: only asked again where nobody else is left.
@@ -203,6 +206,7 @@ impl Part {
             started: None,
             ended: None,
             share: None,
+            unsettled: None,
             missing,
             failed_on: BTreeSet::new(),
             refused_by: BTreeSet::new(),
@@ -377,8 +381,8 @@ impl State {
             Event::Rejected { fence, expired, failure } => transitions::reject::apply(self, *fence, *expired, failure, at),
             Event::ResultReceived { fence, output, charge } => transitions::result::received(self, *fence, output, charge.as_ref(), at),
             Event::Validated(fence) => transitions::result::validated(self, *fence, at),
-            Event::AttemptFailed { fence, loss, failure, retry_in } => {
-                transitions::retry::apply(self, *fence, *loss, failure, *retry_in, at);
+            Event::AttemptFailed { fence, loss, failure, retry_in, charge } => {
+                transitions::retry::apply(self, *fence, *loss, failure, charge.as_ref(), *retry_in, at);
             }
             Event::Requeued(fence) => transitions::recover::apply(self, *fence, at),
             Event::Deferred { subtask, span, failure } => transitions::unavailable::apply(self, *subtask, *span, failure, at),

@@ -280,7 +280,11 @@ impl Task {
     }
 
     pub(super) fn loses(&mut self, subtask: u32, loss: Loss, failure: Failure) {
-        self.takes(Input::Finished(self.fence(subtask), Finish::Failed(loss, failure)));
+        self.loses_for(subtask, loss, failure, None);
+    }
+
+    pub(super) fn loses_for(&mut self, subtask: u32, loss: Loss, failure: Failure, charge: Option<Charge>) {
+        self.takes(Input::Finished(self.fence(subtask), Finish::Failed { loss, failure, charge }));
     }
 
     /// The agent says that it failed, and that another attempt may do.

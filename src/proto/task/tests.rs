@@ -33,6 +33,10 @@ fn degrading(mut definition: Definition) -> Definition {
     definition
 }
 
+fn failed(failure: Failure) -> Finish {
+    Finish::Failed { loss: BROKEN, failure, charge: None }
+}
+
 fn offered() -> Input {
     Input::Offered("echo".parse().expect("a capability"))
 }
@@ -514,7 +518,7 @@ fn an_agent_that_overdraws_the_budget_is_billed_and_its_output_not_used() {
     assert_eq!(task.end(), Some((Outcome::Failed, Some(Reason::Cost))));
 }
 
-/// AITP-10: what comes too late is billed as a duplicate, once, and not used; even after the end.
+/// AITP-10: what comes too late is billed as a duplicate, once, and not used; the end closes the accounts.
 #[test]
 fn a_late_result_is_billed_and_not_used() {
     let mut task = paid("1", 1);
@@ -523,6 +527,10 @@ fn a_late_result_is_billed_and_not_used() {
     task.loses(0, Loss::AttemptTimeout, Failure::new(ErrorCode::Timeout, "too slow"));
     task.waits(1_100);
     task.runs(0);
+    let later = task.fence(0);
+    task.loses(0, Loss::AttemptTimeout, Failure::new(ErrorCode::Timeout, "too slow"));
+    task.waits(2_200);
+    task.runs(0);
     task.answers(late, Some(charge("1", "0.1")));
     assert_eq!((task.status(0), task.machine.state().ledger().lines()[0].duplicate), (Status::Executing, true));
     task.does_for(0, Some(charge("1", "0.1")));
@@ -530,6 +538,7 @@ fn a_late_result_is_billed_and_not_used() {
     task.takes(Input::Composed(Ok(())));
     task.events();
     task.answers(late, Some(charge("1", "0.1")));
+    task.answers(later, Some(charge("1", "0.1")));
     task.answers(task.fence(0), Some(charge("1", "0.1")));
     task.answers(Fence { subtask: 0, attempt: 9 }, Some(charge("1", "0.1")));
     task.answers(Fence { subtask: 9, attempt: 1 }, Some(charge("1", "0.1")));
@@ -699,9 +708,9 @@ fn what_is_not_about_the_current_attempt_changes_nothing() {
     let broken = || Failure::new(ErrorCode::AgentFailed, "late");
     for input in [
         Input::Accepted(stale),
-        Input::Finished(stale, Finish::Failed(BROKEN, broken())),
+        Input::Finished(stale, failed(broken())),
         Input::Finished(stale, Finish::Rejected { expired: true, failure: broken() }),
-        Input::Finished(Fence { subtask: 7, attempt: 1 }, Finish::Failed(BROKEN, broken())),
+        Input::Finished(Fence { subtask: 7, attempt: 1 }, failed(broken())),
         Input::Unavailable(0, broken()),
         Input::Unavailable(7, broken()),
         Input::Wake,

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::definition::Definition;
 use super::ledger::Ledger;
-use super::state::{Attempt, Part, Phase, State, Status, failure_of};
+use super::state::{Attempt, Part, Phase, State, Status, failure_of, number};
 use crate::model::{Failure, NodeId, TaskId, Timestamp, printable};
 use crate::wire::task::{Event, Fence, Outcome, Reason, Text};
 
@@ -170,9 +170,9 @@ pub fn event(index: u64, task: TaskId, event: &Event, at: Timestamp, definition:
         Event::ResultReceived { fence, output, charge } => {
             attempt(*fence, json!({"output_bytes": output.len(), "cost": price(charge)}));
         }
-        Event::AttemptFailed { fence, loss: _, failure, retry_in } => {
+        Event::AttemptFailed { fence, loss: _, failure, retry_in, charge } => {
             let retry_in = retry_in.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
-            attempt(*fence, json!({"error": kept_error(failure), "retry_in_ms": retry_in}));
+            attempt(*fence, json!({"error": kept_error(failure), "retry_in_ms": retry_in, "cost": price(charge)}));
         }
         Event::Deferred { subtask, span, failure } => {
             let span = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
@@ -254,7 +254,9 @@ fn end(state: &State) -> End {
 
 /// Progress (AITP 5.3).
 fn progress(state: &State, explain: bool, now: Timestamp) -> Value {
-    let steps: Vec<Value> = (0..state.parts.len()).filter_map(|index| step(state, index, explain, now)).collect();
+    let spent = state.ledger.spent_by_subtask();
+    let spent = |index: usize| spent.get(&number(index)).copied();
+    let steps: Vec<Value> = (0..state.parts.len()).filter_map(|index| step(state, index, spent(index), explain, now)).collect();
     json!({
         "task_id": state.id,
         "current_step": current_step(state),
@@ -276,7 +278,7 @@ fn percent(state: &State) -> usize {
     (done * 100).checked_div(state.parts.len()).unwrap_or_default()
 }
 
-fn step(state: &State, index: usize, explain: bool, now: Timestamp) -> Option<Value> {
+fn step(state: &State, index: usize, spent: Option<Decimal>, explain: bool, now: Timestamp) -> Option<Value> {
     let (part, subtask) = (state.parts.get(index)?, state.definition.subtasks.get(index)?);
     // Whom a step was refused by says nothing about who will do it.
     let shown = part.attempts.last().filter(|_| part.status != Status::Pending || part.current().is_some());
@@ -297,7 +299,7 @@ fn step(state: &State, index: usize, explain: bool, now: Timestamp) -> Option<Va
         "node_id": shown.map(|attempt| attempt.node),
         "attempt": part.attempts.last().map_or(0, |attempt| attempt.number),
         "retries": part.retries,
-        "cost": part.charge.as_ref().map(|charge| cost(charge.total)),
+        "cost": spent.map(cost),
         "waiting_for": waiting_for(state, index, now),
         "error": part.failure.as_ref().map(|(_, failure)| error(failure)),
     });
@@ -306,12 +308,14 @@ fn step(state: &State, index: usize, explain: bool, now: Timestamp) -> Option<Va
         step["child"] = child.map_or(Value::Null, |(task, node)| json!({"task_id": task, "node_id": node}));
     }
     if explain {
-        step["attempts"] = part.attempts.iter().map(|attempt| explained(state, attempt)).collect();
+        step["attempts"] = part.attempts.iter().map(|attempt| explained(state, index, attempt)).collect();
     }
     Some(step)
 }
 
-fn explained(state: &State, attempt: &Attempt) -> Value {
+fn explained(state: &State, index: usize, attempt: &Attempt) -> Value {
+    let fence = Fence { subtask: number(index), attempt: attempt.number };
+    let line = state.ledger.lines().iter().find(|line| line.fence == fence);
     // What is kept is text; text that is no JSON explains nothing.
     let explain: Value = serde_json::from_slice(&attempt.explain).unwrap_or_default();
     json!({
@@ -322,6 +326,8 @@ fn explained(state: &State, attempt: &Attempt) -> Value {
         "accepted_ms": attempt.accepted.map(|at| ms(at, state.created)),
         "ended_ms": attempt.ended.map(|at| ms(at, state.created)),
         "outcome": attempt.end.as_ref().map(|end| end.as_str()),
+        "cost": line.map(|line| cost(line.charge.total)),
+        "cost_is_assumed": line.is_some_and(|line| line.assumed),
         "error": attempt.end.as_ref().and_then(|end| end.failure()).map(error),
         "explain": explain,
     })
@@ -409,12 +415,14 @@ fn ledger(state: &State) -> Value {
         let place = usize::try_from(line.fence.subtask).ok();
         json!({
             "subtask_id": place.and_then(|place| state.definition.subtasks.get(place)).map(|subtask| subtask.id.as_str()),
+            "attempt": line.fence.attempt,
             "agent_id": line.agent,
             "units": cost(line.charge.units),
             "unit": printable(&line.charge.unit, NAME_CHARS_MAX),
             "price_per_unit": cost(line.charge.price),
             "total": cost(line.charge.total),
             "duplicate": line.duplicate,
+            "assumed": line.assumed,
         })
     });
     json!({
@@ -582,7 +590,7 @@ mod tests {
         assert_eq!(waits(&state, 3_000), "");
         let failure = super::super::state::kept(&Failure::new(ErrorCode::AgentFailed, "it broke"));
         let retry_in = Some(Duration::from_millis(1_050));
-        state.apply(&Event::AttemptFailed { fence: fence(0), loss: Loss::AgentError, failure, retry_in }, after_ms(4_000));
+        state.apply(&Event::AttemptFailed { fence: fence(0), loss: Loss::AgentError, failure, retry_in, charge: None }, after_ms(4_000));
         assert_eq!(waits(&state, 4_000), "the next attempt in 2 s: it broke");
     }
 
@@ -600,8 +608,8 @@ mod tests {
         assert_eq!((&ledger["budget"], &ledger["currency"], &document["cost"]), (&json!(10), &json!("USD"), &json!(0.051)));
         assert_eq!(
             ledger["entries"][1],
-            json!({"subtask_id": "subtask_2", "agent_id": agent(1), "units": 5000, "unit": "request", "price_per_unit": 0.00001,
-                   "total": 0.05, "duplicate": false})
+            json!({"subtask_id": "subtask_2", "attempt": 1, "agent_id": agent(1), "units": 5000, "unit": "request", "price_per_unit": 0.00001,
+                   "total": 0.05, "duplicate": false, "assumed": false})
         );
         let document = status(&state, node(9), false, after_ms(20_000));
         assert_eq!(
@@ -681,11 +689,12 @@ mod tests {
             loss: Loss::AttemptTimeout,
             failure: failure.clone(),
             retry_in: Some(Duration::from_secs(1)),
+            charge: Some(charge("2", "0.05")),
         };
         let failed = shown(&failed);
         assert_eq!(
-            (&failed["event"], &failed["retry_in_ms"], &failed["error"]["code"]),
-            (&json!("attempt_failed"), &json!(1_000), &json!("TIMEOUT"))
+            (&failed["event"], &failed["retry_in_ms"], &failed["error"]["code"], &failed["cost"]),
+            (&json!("attempt_failed"), &json!(1_000), &json!("TIMEOUT"), &json!(0.1))
         );
         let ended = shown(&Event::Ended { outcome: Outcome::Failed, reason: Some(Reason::Deadline), failure: Some(failure) });
         assert_eq!(

@@ -23,7 +23,7 @@ pub(super) fn known() -> impl Iterator<Item = &'static str> {
 }
 
 /// What amounts are in where nothing is said (AITP 2.2).
-pub(super) fn usual() -> Option<Currency> {
+pub(in crate::proto::task) fn usual() -> Option<Currency> {
     find("USD")
 }
 

@@ -19,6 +19,7 @@ mod subtasks;
 #[cfg(test)]
 mod tests;
 
+pub(super) use currency::usual as usual_currency;
 pub use defaults::fill_defaults;
 pub use read::Defaults;
 

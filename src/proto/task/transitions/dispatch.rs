@@ -6,7 +6,7 @@ use rust_decimal::Decimal;
 use super::super::ledger::Cover;
 use super::super::machine::Chosen;
 use super::super::state::{Attempt, Phase, State, number, place};
-use super::fail;
+use super::{fail, settle};
 use crate::model::{ErrorCode, Failure, Timestamp};
 use crate::wire::task::{Dispatched, Event, Fence, Reason, TEXT_BYTES_MAX};
 
@@ -14,11 +14,12 @@ use crate::wire::task::{Dispatched, Event, Fence, Reason, TEXT_BYTES_MAX};
 pub(in crate::proto::task) fn decide(state: &State, subtask: u32, chosen: Chosen, now: Timestamp) -> Vec<Event> {
     let Some(part) = state.part(subtask).filter(|part| part.phase == Phase::Choosing) else { return Vec::new() };
     let cost = chosen.estimate.unwrap_or(Decimal::ZERO);
-    match state.ledger.cover(cost) {
+    match cover(state, subtask, &chosen) {
         Cover::Covered => {}
         Cover::Later => return Vec::new(),
         Cover::Never => {
-            let left = state.ledger.remaining().unwrap_or_default();
+            let foreseen = settle::foreseen(state, subtask, chosen.agent);
+            let left = foreseen.as_ref().unwrap_or(&state.ledger).remaining().unwrap_or_default();
             let message = format!("`{}` probably costs {}, and {} is left of the budget", chosen.name, cost.normalize(), left.normalize());
             return fail::decide(state, subtask, Reason::Cost, over_budget(state, &message), now);
         }
@@ -28,6 +29,12 @@ pub(in crate::proto::task) fn decide(state: &State, subtask: u32, chosen: Chosen
     // An explanation that is too long for the journal is worth less than the task.
     let explain = if explain.len() > TEXT_BYTES_MAX { Bytes::new() } else { explain };
     vec![Event::Dispatched(Dispatched { fence: Fence { subtask, attempt }, agent, name, node, estimate, explain })]
+}
+
+/// Whether the money is there for this choice, once what was lost with attempts before it is settled.
+pub(in crate::proto::task) fn cover(state: &State, subtask: u32, chosen: &Chosen) -> Cover {
+    let foreseen = settle::foreseen(state, subtask, chosen.agent);
+    foreseen.as_ref().unwrap_or(&state.ledger).cover(chosen.estimate.unwrap_or_default())
 }
 
 /// What is told when the money does not suffice: the author's own words, if there are any, and ours.
@@ -63,6 +70,7 @@ pub(in crate::proto::task) fn apply(state: &mut State, event: &Dispatched, at: T
     });
     if state.definition.subtasks.get(index).is_some_and(|subtask| subtask.task.is_some()) {
         part.share = part.share.or(event.estimate);
+        part.unsettled = settle::followed(&mut state.ledger, part.unsettled, event.fence.subtask, event.agent);
     }
     state.ledger.reserve(number(index), event.estimate.unwrap_or(Decimal::ZERO));
     state.enter(index, Phase::Sent);

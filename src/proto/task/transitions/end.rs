@@ -1,7 +1,8 @@
 //! The end of a task: done, done in part, failed, cancelled, or out of time.
 
 use super::super::definition::OnFailure;
-use super::super::state::{AttemptEnd, End, Phase, State, Status, failure_of, kept, number};
+use super::super::state::{AttemptEnd, End, Phase, State, Status, failure_of, kept};
+use super::settle;
 use crate::model::{ErrorCode, Failure, Timestamp};
 use crate::wire::task::{Event, Outcome, Reason, Text};
 
@@ -71,6 +72,7 @@ pub(in crate::proto::task) fn apply(state: &mut State, outcome: Outcome, reason:
     // What stopped the task is the failure of the subtask that stopped it; the others were only cancelled, unless time stopped them all.
     let word = reason.filter(|reason| *reason == Reason::Deadline).unwrap_or(Reason::Cancelled);
     for index in open {
+        settle::closed(state, index);
         if let Some(part) = state.parts.get_mut(index) {
             part.status = Status::Failed;
             part.ended = Some(at);
@@ -80,7 +82,6 @@ pub(in crate::proto::task) fn apply(state: &mut State, outcome: Outcome, reason:
             part.failure = Some((word, Failure::new(ErrorCode::Cancelled, "the task ended before this was done")));
             part.end_attempt(AttemptEnd::Withdrawn, at);
         }
-        state.ledger.release(number(index));
         state.enter(index, Phase::Over);
     }
     state.end = Some(End { outcome, reason, failure: failure.map(failure_of), at });

@@ -2,7 +2,7 @@
 
 use super::super::definition::OnFailure;
 use super::super::state::{AttemptEnd, Phase, State, Status, failure_of, kept, number, place};
-use super::end;
+use super::{end, settle};
 use crate::model::{ErrorCode, Failure, Timestamp};
 use crate::wire::task::{Event, Loss, Outcome, Reason, Text};
 
@@ -51,7 +51,11 @@ fn downstream(state: &State, index: usize) -> Vec<usize> {
 
 pub(in crate::proto::task) fn apply(state: &mut State, subtask: u32, reason: Reason, failure: &Text, at: Timestamp) {
     let index = place(subtask);
-    let Some(part) = state.parts.get_mut(index).filter(|part| !part.is_over()) else { return };
+    if state.parts.get(index).is_none_or(|part| part.is_over()) {
+        return;
+    }
+    settle::closed(state, index);
+    let Some(part) = state.parts.get_mut(index) else { return };
     part.status = Status::Failed;
     let failure = failure_of(failure);
     // Only what nobody knows the outcome of is still open here.
@@ -61,7 +65,6 @@ pub(in crate::proto::task) fn apply(state: &mut State, subtask: u32, reason: Rea
     // An output that was refused after all is nobody's input.
     part.output = None;
     part.ended = Some(at);
-    state.ledger.release(subtask);
     state.enter(index, Phase::Over);
     state.wake_held();
 }

@@ -12,6 +12,8 @@
 //! | the home node was away | Requeued | [`recover`] |
 //! | the end of the task | CancelRequested, Ended | [`end`] |
 //!
+//! What each of them means for the accounts stands in [`settle`].
+//!
 //! `decide` may assume nothing of an input but its type: it may be late, repeated, or about an attempt that is not the current one.
 
 pub(super) mod accept;
@@ -22,4 +24,5 @@ pub(super) mod recover;
 pub(super) mod reject;
 pub(super) mod result;
 pub(super) mod retry;
+pub(super) mod settle;
 pub(super) mod unavailable;

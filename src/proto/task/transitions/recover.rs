@@ -9,7 +9,7 @@
 //! what had to follow: an attempt that is over in a subtask that is not, a failure that nobody has drawn conclusions from, a wish to cancel.
 
 use super::super::state::{AttemptEnd, Phase, State, Status, number, place};
-use super::{end, fail, result, retry};
+use super::{end, fail, result, retry, settle};
 use crate::model::{ErrorCode, Failure, Timestamp};
 use crate::wire::task::{Event, Fence, Reason};
 
@@ -30,11 +30,13 @@ pub(in crate::proto::task) fn subtask(state: &State, index: usize, now: Timestam
     let (Phase::Sent | Phase::Running, Some(attempt)) = (part.phase, part.attempts.last()) else { return Vec::new() };
     let fence = Fence { subtask: number(index), attempt: attempt.number };
     match &attempt.end {
-        Some(AttemptEnd::Failed(loss, failure)) => match retry::verdict(state, part, subtask, *loss, failure) {
-            Err((reason, failure)) => fail::decide(state, fence.subtask, reason, failure, now),
-            // A pause would have been kept with the event.
-            Ok(_) => vec![Event::Requeued(fence)],
-        },
+        Some(AttemptEnd::Failed(loss, failure)) => {
+            match retry::verdict(state, part, subtask, *loss, failure, settle::is_overdrawn(state)) {
+                Err((reason, failure)) => fail::decide(state, fence.subtask, reason, failure, now),
+                // A pause would have been kept with the event.
+                Ok(_) => vec![Event::Requeued(fence)],
+            }
+        }
         Some(_) if part.status == Status::Completed => result::judge(state, fence, now),
         None if subtask.retry.never && part.phase == Phase::Running => {
             let message = "the home node went down while the agent worked, and the work must not be done twice";
@@ -50,6 +52,6 @@ pub(in crate::proto::task) fn apply(state: &mut State, fence: Fence, at: Timesta
     let Some(part) = state.parts.get_mut(index) else { return };
     part.prefer = part.attempts.last().map(|attempt| attempt.agent);
     part.end_attempt(AttemptEnd::Requeued, at);
-    state.ledger.release(fence.subtask);
+    settle::lost(state, fence.subtask);
     state.enter(index, Phase::Ready);
 }

@@ -2,7 +2,7 @@
 
 use super::super::definition::OnOffline;
 use super::super::state::{AttemptEnd, Phase, State, failure_of, kept, place};
-use super::fail;
+use super::{fail, settle};
 use crate::model::{ErrorCode, Failure, Timestamp};
 use crate::wire::task::{Event, Fence, Reason, Text};
 
@@ -31,7 +31,7 @@ pub(in crate::proto::task) fn apply(state: &mut State, fence: Fence, expired: bo
         part.refused_by.insert(attempt.agent);
     }
     part.end_attempt(AttemptEnd::Rejected { expired, failure: failure_of(failure) }, at);
-    state.ledger.release(fence.subtask);
+    settle::released(state, fence.subtask);
     state.enter(index, Phase::Ready);
     state.wake_held();
 }

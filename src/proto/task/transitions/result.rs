@@ -1,20 +1,20 @@
 //! The agent finished: its output is kept, its work billed, and what waited for it goes on (AITP 5.2, AITP 7).
 //!
 //! The first result of the current attempt wins. One of an attempt that was given up is not used; it is billed all the same, marked as
-//! duplicate, so that the ledger stays honest.
+//! duplicate, so that the ledger stays honest. The end of the task closes its accounts: clients are told what it cost, and that does not
+//! change any more.
 
 use rust_decimal::Decimal;
 
-use super::super::ledger::Line;
-use super::super::state::{AttemptEnd, Phase, State, Status, number, place};
-use super::{dispatch, fail};
-use crate::model::{AgentId, Timestamp};
+use super::super::state::{AttemptEnd, Phase, State, Status, place};
+use super::{dispatch, fail, settle};
+use crate::model::Timestamp;
 use crate::wire::task::{Charge, Event, Fence, Reason, Text};
 
 /// What follows when an attempt ended with an output that matches its schema.
 pub(in crate::proto::task) fn decide(state: &State, fence: Fence, output: Text, charge: Option<Charge>) -> Vec<Event> {
-    let Some(part) = state.part(fence.subtask) else { return Vec::new() };
-    if state.end.is_some() || part.current().is_none_or(|attempt| attempt.number != fence.attempt) {
+    let Some(part) = state.part(fence.subtask).filter(|_| state.end.is_none()) else { return Vec::new() };
+    if part.current().is_none_or(|attempt| attempt.number != fence.attempt) {
         let known = part.attempts.iter().find(|attempt| attempt.number == fence.attempt);
         let is_news = known.is_some_and(|attempt| !matches!(attempt.end, Some(AttemptEnd::Duplicate | AttemptEnd::Success)));
         return if is_news { vec![Event::DuplicateResult { fence, charge }] } else { Vec::new() };
@@ -46,9 +46,10 @@ pub(in crate::proto::task) fn received(state: &mut State, fence: Fence, output: 
     part.output = Some(output.clone());
     part.charge = charge.cloned();
     part.end_attempt(AttemptEnd::Success, at);
-    let agent = part.attempts.last().map(|attempt| attempt.agent);
-    bill(state, fence, agent, charge, false);
-    state.ledger.release(fence.subtask);
+    if let Some(agent) = part.attempts.last().map(|attempt| attempt.agent) {
+        settle::billed(state, fence, agent, charge, false);
+    }
+    settle::released(state, fence.subtask);
     state.wake_held();
 }
 
@@ -73,17 +74,11 @@ pub(in crate::proto::task) fn duplicate(state: &mut State, fence: Fence, charge:
     let Some(attempt) = part.attempts.iter_mut().find(|attempt| attempt.number == fence.attempt) else { return };
     attempt.ended.get_or_insert(at);
     attempt.end = Some(AttemptEnd::Duplicate);
-    let agent = Some(attempt.agent);
-    bill(state, fence, agent, charge, true);
-}
-
-fn bill(state: &mut State, fence: Fence, agent: Option<AgentId>, charge: Option<&Charge>, duplicate: bool) {
-    if let (Some(agent), Some(charge)) = (agent, charge) {
-        state.ledger.bill(Line {
-            fence: Fence { subtask: number(place(fence.subtask)), ..fence },
-            agent,
-            charge: charge.clone(),
-            duplicate,
-        });
+    let agent = attempt.agent;
+    let is_idle = part.current().is_none();
+    settle::billed(state, fence, agent, charge, true);
+    if is_idle {
+        settle::released(state, fence.subtask);
+        state.wake_held();
     }
 }

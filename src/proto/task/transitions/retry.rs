@@ -2,6 +2,8 @@
 //!
 //! A retry goes to another agent wherever there is one. One that was lost with its agent is made at once, since the pause is there for an
 //! agent to recover; for every other the pause of the author's policy holds, and chance only ever makes it longer.
+//!
+//! What the attempt cost is billed before that, and once more than the budget is spent there is no other.
 
 use std::time::Duration;
 
@@ -9,9 +11,9 @@ use rand::Rng;
 
 use super::super::definition::{OnOffline, OnTimeout, Subtask};
 use super::super::state::{AttemptEnd, Part, Phase, State, Status, failure_of, kept, place};
-use super::fail;
+use super::{dispatch, fail, settle};
 use crate::model::{ErrorCode, Failure, Timestamp};
-use crate::wire::task::{Event, Fence, Loss, Reason, Text};
+use crate::wire::task::{Charge, Event, Fence, Loss, Reason, Text};
 
 /// By how much of itself a pause is longer at most, so that steps that failed together do not come back together.
 const JITTER: f64 = 0.1;
@@ -22,6 +24,7 @@ pub(in crate::proto::task) fn decide(
     fence: Fence,
     loss: Loss,
     failure: Failure,
+    charge: Option<Charge>,
     now: Timestamp,
     rng: &mut impl Rng,
 ) -> Vec<Event> {
@@ -30,11 +33,12 @@ pub(in crate::proto::task) fn decide(
         return Vec::new();
     }
     let Some(subtask) = state.definition.subtasks.get(place(fence.subtask)) else { return Vec::new() };
-    let failed = |retry_in| Event::AttemptFailed { fence, loss, failure: kept(&failure), retry_in };
-    match verdict(state, part, subtask, loss, &failure) {
-        Ok(pause) => vec![failed(Some(pause.mul_f64(1.0 + rng.random_range(0.0..JITTER))))],
+    let overdraws = charge.as_ref().is_some_and(|charge| settle::overdraws(state, fence, charge));
+    let failed = |retry_in, charge| Event::AttemptFailed { fence, loss, failure: kept(&failure), retry_in, charge };
+    match verdict(state, part, subtask, loss, &failure, overdraws) {
+        Ok(pause) => vec![failed(Some(pause.mul_f64(1.0 + rng.random_range(0.0..JITTER))), charge)],
         Err((reason, told)) => {
-            let mut events = vec![failed(None)];
+            let mut events = vec![failed(None, charge)];
             events.extend(fail::decide(state, fence.subtask, reason, told, now));
             events
         }
@@ -45,7 +49,14 @@ pub(in crate::proto::task) fn decide(
 ///
 /// # Errors
 /// Why it is not.
-pub(super) fn verdict(state: &State, part: &Part, subtask: &Subtask, loss: Loss, failure: &Failure) -> Result<Duration, (Reason, Failure)> {
+pub(super) fn verdict(
+    state: &State,
+    part: &Part,
+    subtask: &Subtask,
+    loss: Loss,
+    failure: &Failure,
+    is_overdrawn: bool,
+) -> Result<Duration, (Reason, Failure)> {
     let (retry, fallback) = (subtask.retry, &state.definition.fallback);
     if retry.never && matches!(loss, Loss::AgentLost | Loss::AttemptTimeout) {
         return Err((Reason::UnknownOutcome, failure.clone().with("outcome", "unknown").retryable(false)));
@@ -66,6 +77,10 @@ pub(super) fn verdict(state: &State, part: &Part, subtask: &Subtask, loss: Loss,
     if retries > retry.retries_max {
         return Err((Reason::RetriesExhausted, failure.clone().with("attempts", retries)));
     }
+    if is_overdrawn {
+        let message = format!("an attempt that failed was billed more than was left of the budget: {}", failure.message);
+        return Err((Reason::Cost, dispatch::over_budget(state, &message)));
+    }
     Ok(if loss == Loss::AgentLost { Duration::ZERO } else { retry.pause(retries) })
 }
 
@@ -74,18 +89,27 @@ pub(in crate::proto::task) fn apply(
     fence: Fence,
     loss: Loss,
     failure: &Text,
+    charge: Option<&Charge>,
     retry_in: Option<Duration>,
     at: Timestamp,
 ) {
     let index = place(fence.subtask);
     let Some(part) = state.parts.get_mut(index) else { return };
     let failure = failure_of(failure);
-    if let Some(attempt) = part.attempts.last() {
-        part.failed_on.insert(attempt.agent);
-    }
+    let agent = part.attempts.last().map(|attempt| attempt.agent);
+    part.failed_on.extend(agent);
     part.end_attempt(AttemptEnd::Failed(loss, failure.clone()), at);
     part.extended |= loss == Loss::AttemptTimeout;
-    state.ledger.release(fence.subtask);
+    match (agent, charge, loss) {
+        (Some(agent), Some(_), _) => {
+            settle::billed(state, fence, agent, charge, false);
+            settle::released(state, fence.subtask);
+        }
+        // The agent's own word that it failed, and none on the cost, is that there is none.
+        (_, _, Loss::AgentError) => settle::released(state, fence.subtask),
+        (_, _, Loss::AgentLost | Loss::AttemptTimeout | Loss::InvalidOutput) => settle::lost(state, fence.subtask),
+    }
+    let Some(part) = state.parts.get_mut(index) else { return };
     if let Some(pause) = retry_in {
         part.status = Status::Retrying;
         part.retries = part.retries.saturating_add(1);
