@@ -271,6 +271,41 @@ async fn a_runner_is_paid_by_what_the_task_spent() {
     assert_eq!((&done["outcome"], &done["cost"]), (&json!("failed"), &json!(0)), "{done}");
 }
 
+/// AITP-7, AMP-8: how far a task within a task is, however deep, is seen at its root while it runs.
+#[tokio::test]
+async fn the_progress_of_a_child_is_seen_at_its_parent() {
+    let home = Node::first().await;
+    let builder = host(&home);
+    let folder = builder.home().to_owned();
+    let _one = builder.agent(builtin("echo", "echo")).spawn().await;
+    let _two = Node::builder().join(&home).agent(runner("other")).spawn().await;
+    home.knows("task-execution", &["other", "runner"]).await;
+    for node in [&_one, &_two] {
+        node.knows("task-execution", &["other", "runner"]).await;
+        node.knows("test.slow", &["slow"]).await;
+        node.knows("echo", &["echo"]).await;
+    }
+    let short = json!({ "subtask_id": "short", "agent_capability": "echo" });
+    let long = json!({ "subtask_id": "long", "agent_capability": "test.slow", "input": { "ms": 60_000 }, "depends_on": ["short"] });
+    let innermost = json!({ "name": "innermost", "subtasks": [short, long] });
+    let inner = json!({ "name": "inner", "subtasks": [short, { "subtask_id": "in", "task": innermost, "depends_on": ["short"] }] });
+
+    let task = submit(&home, &within("inner", inner)).await;
+    eventually("the innermost agent works", SETTLE, async || journal(&folder).contains("started").then_some(())).await;
+
+    // Half of the innermost, and so three quarters of the one around it.
+    let mut seen = Value::Null;
+    let told = async || {
+        seen = status(&home, &task).await["progress"].clone();
+        (seen["steps"][0]["progress_percentage"] == 75).then(|| seen["percent_complete"].clone())
+    };
+    assert_eq!(eventually("the progress is known", SETTLE, told).await, 75);
+    let shown = home.cli(&["task", "status", &task]).await;
+    assert!(shown.text().contains("75 %"), "{shown:?}");
+    home.post(&format!("/aitp/tasks/{task}/cancel"), &json!({})).await.ok();
+    assert_eq!(status(&home, &task).await["progress"]["percent_complete"], 0, "what was not done is no progress");
+}
+
 /// AITP-10: a task within this one that failed is billed what it has spent.
 #[tokio::test]
 async fn a_child_that_failed_is_billed_what_it_spent() {

@@ -42,6 +42,7 @@ mod task_callbacks;
 mod task_faults;
 mod task_limits;
 mod task_offers;
+mod task_retries;
 mod task_types;
 mod tasks;
 mod turns;

@@ -70,6 +70,7 @@ pub(super) struct Step {
     pub(super) waiting_for: Option<String>,
     pub(super) error: Option<Value>,
     pub(super) child: Option<Child>,
+    pub(super) progress_percentage: Option<f64>,
     pub(super) attempts: Vec<Attempt>,
 }
 
@@ -159,6 +160,15 @@ impl Step {
     /// Whether it will not change any more.
     pub(super) fn has_ended(&self) -> bool {
         matches!(self.status.as_str(), "SUCCESS" | "FAILED")
+    }
+
+    /// Its status, and how far it is where it runs as a task of another node.
+    pub(super) fn state(&self) -> String {
+        let status = figures::word(&self.status);
+        match self.progress_percentage.filter(|_| self.is_running()) {
+            Some(percent) => format!("{status} {:.0} %", percent.clamp(0.0, 100.0)),
+            None => status,
+        }
     }
 
     /// Whether an agent works on it, or is about to again.

@@ -246,7 +246,7 @@ fn cells(task: &Status, step: &Step, frame: &Frame<'_>) -> [String; COLUMNS] {
         step.started_ms.filter(|_| runs).map(|started_ms| (frame.elapsed_ms as f64 - started_ms).max(0.0))
     });
     [
-        figures::word(&step.status),
+        step.state(),
         step.who(),
         if node.is_empty() { node } else { format!("on {node}") },
         spent_ms.map(|ms| if step.has_ended() { figures::millis(ms) } else { clock(ms as u64) }).unwrap_or_default(),

@@ -201,7 +201,7 @@ fn steps(task: &Status, colour: bool) -> String {
             figures::plain(&step.step_id),
             step.label(),
             figures::word(&step.capability),
-            figures::word(&step.status),
+            step.state(),
             or_nothing(step.who()),
             or_nothing(step.node()),
             step.attempt.filter(|attempt| *attempt > 0).map_or_else(|| figures::NOTHING.to_owned(), |attempt| attempt.to_string()),

@@ -472,6 +472,11 @@ fn the_live_view_fits_the_terminal() {
             "  ⠋ analyse    EXECUTING  analyst@eXCES4on        11 s",
         ]
     );
+    let mut delegated = status();
+    delegated["progress"]["steps"][1]["progress_percentage"] = json!(75);
+    delegated["progress"]["steps"][0]["progress_percentage"] = json!(100);
+    let shown = view(delegated, 120, 20).join("\n");
+    assert!(shown.contains("EXECUTING 75 %") && !shown.contains("100 %"), "{shown}");
     assert!(view(status(), 80, 5).iter().all(|line| !line.contains("AGENT_FAILED")), "rows come before reasons");
     for width in 10..130 {
         let wide = view(status(), width, 20).iter().map(|line| console::measure_text_width(line)).max();

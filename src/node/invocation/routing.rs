@@ -22,6 +22,7 @@ use crate::node::shared::{Shared, lock};
 use crate::proto::directory::Rankings;
 use crate::proto::directory::rank::{Answer, Candidate, Ranking, Rejection};
 use crate::proto::invocation::breaker::{self, Phase};
+use crate::proto::invocation::budget::Turn;
 use crate::proto::invocation::call::{self, AttemptFailure, Step};
 use crate::proto::invocation::chain;
 use crate::proto::invocation::evidence::{Evidence, Reader, evidence};
@@ -80,6 +81,11 @@ impl Routing {
     pub(in crate::node) fn tripped(&self, now: Duration) -> BTreeMap<(AgentId, CapabilityName), Phase> {
         let state = lock(&self.state);
         state.breakers().tripped(now).map(|(agent, capability, phase)| ((agent, capability.clone()), phase)).collect()
+    }
+
+    /// Whether a task's step may make an attempt now, as far as retries are a share of traffic.
+    pub(in crate::node) fn admits(&self, turn: Turn, now: Duration) -> bool {
+        lock(&self.state).admits(turn, now)
     }
 
     /// Leaves out whoever no call would be given to now, until `limit` are left.
@@ -231,7 +237,7 @@ pub(in crate::node) async fn choose<'a>(
 ) -> Result<Attempt<'a>, Failure> {
     let mut now = shared.mono();
     let machine = call::State::new(call::Config { attempts_max: 1 }, request.capability.clone(), request.agent, true, now, deadline);
-    let mut machine = machine.avoiding(avoid.iter().copied());
+    let mut machine = machine.avoiding(avoid.iter().copied()).uncounted();
     loop {
         let ranking = outside(&request.hops, rank(shared, request, now));
         let step = machine.next(&ranking, &mut lock(&shared.routing.state), now, &mut rand::rng());

@@ -23,11 +23,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::callback::Callbacks;
 use super::clock::TaskClock;
 use super::door::{Command, Cursor, Standing};
-use super::plan;
 use super::read::{self, Reader};
 use super::replay::{Found, Unfinished};
 use super::row::Row;
 use super::step::{Orders, Report, Step};
+use super::{guard, plan};
 use crate::model::{CapabilityName, ErrorCode, Failure, TaskId, Timestamp};
 use crate::node::failpoint;
 use crate::node::shared::Shared;
@@ -288,6 +288,7 @@ impl Book {
                     None => self.answer(task, reply, move |state| Ok(Standing::Told(view::status(state, home, explain, now)))),
                 }
             }
+            Command::Percent { task, reply } => drop(reply.send(self.live.get(&task).and_then(|live| live.machine.percent()))),
             Command::Ended { task, reply } => {
                 let found = match self.ended.get(&task) {
                     Some(ended) => Ok(ended.standing(unreadable::result)),
@@ -469,7 +470,8 @@ impl Book {
                         clock: self.clock,
                     };
                     let orders = Orders { send: sending, begin: beginning };
-                    let running = AbortOnDropHandle::new(tokio::spawn(Box::pin(step.run(orders))));
+                    let told = move |failure| Input::Broken(subtask, failure);
+                    let running = guard::spawn(Box::pin(step.run(orders)), &self.reports, task, told);
                     live.running_by_subtask.insert(subtask, Running { send: Some(send), begin: Some(begin), _task: running });
                 }
                 Output::Send(send) => {
@@ -491,7 +493,7 @@ impl Book {
                         let input = plan::decompose(shared, blobs, task, definition).await;
                         let _ = reports.send(Report { task, input, output: None }).await;
                     };
-                    live.work = Some(AbortOnDropHandle::new(tokio::spawn(Box::pin(work))));
+                    live.work = Some(guard::spawn(Box::pin(work), &self.reports, task, Input::Unplanned));
                 }
                 Output::Compose => {
                     let (shared, reports) = (Arc::clone(&self.shared), self.reports.clone());
@@ -501,7 +503,7 @@ impl Book {
                         let checked = read::check(&shared, &definition.output, &value, "result");
                         let _ = reports.send(Report { task, input: Input::Composed(checked), output: None }).await;
                     };
-                    live.work = Some(AbortOnDropHandle::new(tokio::spawn(work)));
+                    live.work = Some(guard::spawn(work, &self.reports, task, |failure| Input::Composed(Err(failure))));
                 }
                 Output::Ended => ended = true,
             }

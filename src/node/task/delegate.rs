@@ -11,12 +11,14 @@
 //! behind it.
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::door::Access;
 use crate::agents::task::{RunTasks, TaskCall, TaskDone};
@@ -26,6 +28,9 @@ use crate::node::shared::Shared;
 use crate::node::start::Disk;
 use crate::wire::invocation::INLINE_BYTES_MAX;
 use crate::wire::task::{Parent, Share};
+
+/// How often whoever listens is told how far the task is, where that has changed.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 /// How often a task is begun anew under the key of one call: more often than any step is repeated.
 const ROUNDS_MAX: u32 = 64;
@@ -145,7 +150,8 @@ fn read<'a>(handle: &Handle, call: &'a TaskCall) -> Result<(&'a Value, Parent), 
     Ok((&call.input["definition"], parent))
 }
 
-/// Waits for the end of the task, and tells of what happens to it if somebody listens: first which task it is, then its events.
+/// Waits for the end of the task, and tells of what happens to it if somebody listens: first which task it is, then its events, and now and
+/// then how far it is, since tasks within it go on without an event.
 async fn follow(handle: &Handle, call: &TaskCall, task: TaskId) -> Result<(), Failure> {
     let mut events = handle.task_events(task, None).await?;
     let tell = async |what: Value| {
@@ -156,10 +162,23 @@ async fn follow(handle: &Handle, call: &TaskCall, task: TaskId) -> Result<(), Fa
         }
     };
     tell(json!({ "task_id": task, "home_node_id": handle.node_id() })).await;
-    while let Some(event) = events.next().await {
-        tell(event?.data).await;
+    let mut tick = interval(PROGRESS_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = 0;
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                Some(event) => tell(event?.data).await,
+                None => return Ok(()),
+            },
+            _ = tick.tick(), if call.chunks.is_some() => {
+                if let Some(percent) = handle.task_percent(task).await.filter(|percent| *percent != told) {
+                    told = percent;
+                    tell(json!({ "task_id": task, "progress_percentage": percent })).await;
+                }
+            }
+        }
     }
-    Ok(())
 }
 
 /// What a task that has ended came to.

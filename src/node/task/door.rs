@@ -44,6 +44,8 @@ pub(in crate::node) enum Command {
     Submit { task: TaskId, definition: Box<Definition>, event: Event, at: Timestamp, clash: Option<Failure>, reply: Reply<(Value, bool)> },
     /// How a task stands: the document, or where to read it if it has ended.
     Status { task: TaskId, explain: bool, reply: Reply<Standing> },
+    /// How far a task is, in percent; `None` if it has ended, or just goes on.
+    Percent { task: TaskId, reply: oneshot::Sender<Option<usize>> },
     /// Where a task lies that has ended, or, if it cannot be read, the document that tells its result.
     Ended { task: TaskId, reply: Reply<Standing> },
     /// Cancel it.
@@ -253,6 +255,11 @@ impl Handle {
         let (reader, home, now) = (self.tasks.reader.clone(), self.node_id(), self.tasks.clock.now());
         let read = move || Ok(view::status(&reader.state(&positions)?, home, explain, now));
         tokio::task::spawn_blocking(read).await.map_err(broke_off)?
+    }
+
+    /// How far a task is, in percent, if it runs and that can be said now.
+    pub(super) async fn task_percent(&self, task: TaskId) -> Option<usize> {
+        self.ask_tasks(|reply| Command::Percent { task, reply }).await.ok().flatten()
     }
 
     /// The result of a task that has ended, as a JSON document (AITP 8.3).

@@ -5,16 +5,25 @@
 //! agent's price per unit spent, or one for one where it has none; also where the task failed. So budgets are split and never copied (threat
 //! T20). What is billed where the other node says nothing more, the core decides.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
+use super::step::Report;
 use crate::model::{Currency, ErrorCode, Failure, Price, TaskId, printable};
 use crate::proto::task::definition::{Definition, Subtask};
 use crate::proto::task::ledger::SPENT_UNIT;
-use crate::wire::task::Charge;
+use crate::proto::task::machine::Input;
+use crate::wire::task::{Charge, Fence};
 
+/// How often a task is told at most how far one within it is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+/// The longest word on progress: two fields, of which one is an id. Events are longer, and not read.
+const PROGRESS_BYTES_MAX: usize = 128;
 /// Digits behind the point of a share: finer than any price is paid.
 const SHARE_DIGITS: u32 = 9;
 
@@ -73,6 +82,39 @@ pub(super) async fn first(chunks: &mut mpsc::Receiver<Bytes>) -> Option<TaskId> 
     said["task_id"].as_str()?.parse().ok()
 }
 
+/// Takes the other node's further words until there are none, and tells how far its task is: what changed, and no more often than
+/// [`PROGRESS_EVERY`], whatever comes.
+pub(super) async fn progress(chunks: &mut mpsc::Receiver<Bytes>, reports: &mpsc::Sender<Report>, task: TaskId, fence: Fence) {
+    let (mut told, mut news) = (0, None);
+    let mut free_at = Instant::now();
+    loop {
+        tokio::select! {
+            chunk = chunks.recv() => {
+                let Some(chunk) = chunk else { return };
+                if let Some(percent) = percent(&chunk) {
+                    news = Some(percent).filter(|percent| *percent != told);
+                }
+            }
+            Some(percent) = async { news }, if news.is_some() && free_at <= Instant::now() => {
+                (told, news) = (percent, None);
+                free_at = Instant::now() + PROGRESS_EVERY;
+                // The book outlives its steps; if it is gone, so is the node.
+                let _ = reports.send(Report { task, input: Input::Progress(fence, percent), output: None }).await;
+            }
+            () = sleep_until(free_at), if news.is_some() && free_at > Instant::now() => {}
+        }
+    }
+}
+
+/// The percentage in a word on progress; `None` in any other.
+fn percent(chunk: &[u8]) -> Option<u8> {
+    if chunk.len() > PROGRESS_BYTES_MAX {
+        return None;
+    }
+    let said: Value = serde_json::from_slice(chunk).ok()?;
+    said["progress_percentage"].as_u64().and_then(|percent| u8::try_from(percent).ok()).filter(|percent| *percent <= 100)
+}
+
 /// What the other node answers.
 pub(super) struct Done {
     /// Which task it was there.
@@ -115,6 +157,39 @@ mod tests {
 
     fn told(spent: Value, currency: &str) -> Failure {
         Failure::new(ErrorCode::AgentFailed, "it broke").with("spent", spent).with("currency", currency)
+    }
+
+    /// AMP-8: whatever a node says of its progress, and however often, its caller hears a percentage a few times in a second.
+    #[tokio::test(start_paused = true)]
+    async fn progress_is_told_a_few_times_in_a_second_and_never_more_than_a_hundred() {
+        let (sender, mut chunks) = mpsc::channel(16);
+        let floods = async move {
+            for round in 0_u64..2_000 {
+                for word in [
+                    format!("{{\"progress_percentage\":{}}}", round % 300),
+                    "{\"progress_percentage\":-1}".to_owned(),
+                    "{\"progress_percentage\":1e2}".to_owned(),
+                    format!("{{\"progress_percentage\":99,\"x\":\"{}\"}}", "x".repeat(PROGRESS_BYTES_MAX)),
+                    "no JSON".to_owned(),
+                ] {
+                    sender.send(Bytes::from(word)).await.expect("somebody listens");
+                }
+                tokio::time::advance(Duration::from_millis(1)).await;
+            }
+            sender.send(Bytes::from_static(b"{\"progress_percentage\":7}")).await.expect("somebody listens");
+            tokio::time::sleep(PROGRESS_EVERY * 2).await;
+        };
+        let (reports, mut inbox) = mpsc::channel(64);
+        let fence = Fence { subtask: 0, attempt: 1 };
+        tokio::join!(floods, progress(&mut chunks, &reports, TaskId::from_random(7), fence));
+        drop(reports);
+        let mut told = Vec::new();
+        while let Some(Report { input: Input::Progress(about, percent), .. }) = inbox.recv().await {
+            assert_eq!(about, fence);
+            told.push(percent);
+        }
+        assert!((3..=12).contains(&told.len()) && told.iter().all(|percent| *percent <= 100), "{told:?}");
+        assert_eq!(told.last(), Some(&7), "the last word is not lost");
     }
 
     /// Threat T20: what a task that failed says of its costs is billed at the agent's price, and never more than it was given.

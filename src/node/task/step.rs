@@ -86,6 +86,9 @@ impl Step {
                 Ok(chosen) => chosen,
                 Err(failure) => return self.tell(Input::Unavailable(number, self.while_joining(failure)), None).await,
             };
+        if !self.shared.routing.admits(self.choose.turn, self.shared.mono()) {
+            return self.tell(Input::PutOff(number), None).await;
+        }
         let record = &attempt.candidate().entry.record;
         let explain = match bids {
             None => attempt.explanation(self.shared.mono()),
@@ -163,8 +166,7 @@ impl Step {
                 if let Some(task) = nested::first(&mut arriving).await {
                     self.tell(Input::Delegated(fence, task, node), None).await;
                 }
-                // What else it tells is taken, so that it need not wait.
-                while arriving.recv().await.is_some() {}
+                nested::progress(&mut arriving, &self.reports, self.task, fence).await;
             };
             tokio::select! {
                 biased;

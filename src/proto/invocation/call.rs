@@ -84,6 +84,7 @@ pub struct State {
     attempts: Vec<Attempt>,
     asked_idempotent: bool,
     streamed: bool,
+    uncounted: bool,
 }
 
 impl State {
@@ -109,7 +110,15 @@ impl State {
             attempts: Vec::new(),
             asked_idempotent: false,
             streamed: false,
+            uncounted: false,
         }
+    }
+
+    /// The same call as a mere choice: whether and when it is made is decided elsewhere, and so is what that earns for retries.
+    #[must_use]
+    pub fn uncounted(mut self) -> Self {
+        self.uncounted = true;
+        self
     }
 
     /// The same call, which these agents are not asked for.
@@ -147,6 +156,7 @@ impl State {
             return if nobody { self.nobody(ranking, routing, now).map_or(Step::Unknown, Step::Fail) } else { Step::Fail(self.verdict()) };
         };
         match last {
+            None if self.uncounted => {}
             None => routing.budget().on_first(),
             Some(last) if last.costs_nothing() => {}
             Some(last) => {

@@ -16,7 +16,7 @@ use rand::Rng;
 
 use super::balance::{self, is_full};
 use super::breaker::{self, Breakers, Phase, Probe};
-use super::budget::Budget;
+use super::budget::{Budget, Turn};
 use super::evidence::Evidence;
 use super::exploration::{Exploration, Try};
 use crate::model::{AgentId, Balance};
@@ -147,6 +147,12 @@ impl State {
     /// The breakers.
     pub fn breakers(&self) -> &Breakers {
         &self.breakers
+    }
+
+    /// Whether a task's step may make an attempt now; see [`Budget::admits`].
+    #[must_use]
+    pub fn admits(&mut self, turn: Turn, now: Duration) -> bool {
+        self.budget.admits(turn, now)
     }
 
     pub(super) fn budget(&mut self) -> &mut Budget {

@@ -17,9 +17,11 @@ use serde_json::Value;
 
 use super::definition::{Definition, OnTimeout};
 use super::ledger::Cover;
-use super::state::{Phase, State, number, place};
-use super::transitions::{accept, dispatch, end, recover, reject, result, retry, settle, unavailable};
+use super::state::{Part, Phase, State, number, place};
+use super::transitions::{accept, dispatch, end, fail, recover, reject, result, retry, settle, unavailable};
+use super::view;
 use crate::model::{AgentId, CapabilityName, ErrorCode, Failure, NodeId, TaskId, Timestamp};
+use crate::proto::invocation::budget::Turn;
 use crate::wire::task::{Charge, Event, Fence, Loss, Outcome, Reason, Text};
 
 /// An agent that may do a subtask.
@@ -80,6 +82,12 @@ pub enum Input {
     Delegated(Fence, TaskId, NodeId),
     /// An attempt ended.
     Finished(Fence, Finish),
+    /// The task that an attempt is on another node has come so far, in percent, as that node says. Nothing of it is kept.
+    Progress(Fence, u8),
+    /// The agent that would be asked once more is not, since the node has made its share of retries for now.
+    PutOff(u32),
+    /// What works on a subtask broke: a fault of this node, and no other attempt will mend it.
+    Broken(u32, Failure),
     /// A task that it depends on ended.
     DependencyEnded(TaskId, Outcome),
     /// Somebody now offers this.
@@ -116,6 +124,8 @@ pub struct Choose {
     pub prefer: Option<AgentId>,
     /// What the attempt may cost.
     pub cost_max: Option<Decimal>,
+    /// What the attempt is to those who count retries.
+    pub turn: Turn,
 }
 
 /// A call to be made.
@@ -173,6 +183,11 @@ impl Machine {
     /// The task as it stands.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// How much of it is done, in percent, where all of it is durable: nobody is told what a crash could undo.
+    pub fn percent(&self) -> Option<usize> {
+        (self.committed >= self.state.events).then(|| view::percent(&self.state))
     }
 
     /// How many of its events are durable.
@@ -262,6 +277,24 @@ impl Machine {
                 Finish::Failed { loss, failure, charge } => retry::decide(&self.state, fence, loss, failure, charge, now, rng),
                 Finish::Done { .. } => Vec::new(),
             },
+            Input::Progress(fence, percent) => {
+                let is_delegated = state.definition.subtasks.get(place(fence.subtask)).is_some_and(|subtask| subtask.task.is_some());
+                let part = state.parts.get_mut(place(fence.subtask)).filter(|_| is_delegated);
+                let is_current = |part: &&mut Part| part.current().is_some_and(|attempt| attempt.number == fence.attempt);
+                if let Some(part) = part.filter(is_current) {
+                    part.unkept.progress_percentage = percent.min(100);
+                }
+                Vec::new()
+            }
+            Input::PutOff(subtask) => {
+                retry::put_off(state, subtask, now, rng);
+                Vec::new()
+            }
+            Input::Broken(subtask, failure) => {
+                let is_open = |part: &Part| matches!(part.phase, Phase::Choosing | Phase::Sent | Phase::Running);
+                let is_worked_on = state.part(subtask).is_some_and(is_open);
+                if is_worked_on { fail::decide(state, subtask, Reason::NonRetryable, failure, now) } else { Vec::new() }
+            }
             Input::DependencyEnded(task, outcome) => {
                 if !state.waiting_for.remove(&task) || matches!(outcome, Outcome::Success | Outcome::Partial) {
                     return Vec::new();
@@ -416,6 +449,7 @@ impl Machine {
                 failed_on: part.failed_on.iter().copied().collect(),
                 prefer: part.prefer.or_else(|| settle::only_payable(state, index)),
                 cost_max: left,
+                turn: retry::turn(part),
             }));
         }
         if state.all_over() && !state.composing {

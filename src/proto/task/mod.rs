@@ -9,6 +9,8 @@
 //! Invariants: nothing leaves the node before the event that it follows from is durable; at most one result per subtask is ever used,
 //! and everything downstream sees that one; an attempt that is not the current one changes nothing but the accounts; every task ends once.
 
+#[cfg(test)]
+mod accounts;
 pub mod definition;
 pub mod fault;
 pub mod graph;

@@ -14,11 +14,13 @@ use rand::{Rng, SeedableRng};
 use rust_decimal::Decimal;
 use serde_json::json;
 
+use super::accounts;
 use super::definition::{Definition, OnFailure, Subtask};
 use super::machine::{Choose, Chosen, Finish, Input, Machine, Output, Send};
 use super::state::{AttemptEnd, Config, Phase, State, Status};
 use super::testing::{BEGIN, agent, budget, charge, definition, id, node, step, submitted, text};
-use crate::model::{AgentId, ErrorCode, Failure, Timestamp};
+use crate::model::{ErrorCode, Failure, Timestamp};
+use crate::proto::invocation::budget::Turn;
 use crate::wire::task::{Entry, Event, Fence, Loss, Outcome, Reason, Text};
 
 const AGENTS: u8 = 6;
@@ -283,6 +285,8 @@ impl World {
         let among = if fresh.is_empty() { &fit } else { &fresh };
         let input = if self.now < self.nobody_before {
             Input::Unavailable(choose.subtask, Failure::new(ErrorCode::CapabilityNotFound, "nobody yet"))
+        } else if choose.turn == Turn::Retry && self.rng.random_bool(0.3) {
+            Input::PutOff(choose.subtask)
         } else if let Some(number) = preferred.or_else(|| among.get(self.rng.random_range(0..among.len().max(1))).copied()) {
             // Everybody estimates three times what it bills; a task within this one is given as much.
             let estimate = self.definition.budget.is_some().then_some(ESTIMATE);
@@ -517,6 +521,7 @@ impl World {
                     state.enter(index, Phase::Ready);
                 }
             }
+            state.parts.iter_mut().for_each(|part| part.unkept = super::state::Unkept::default());
             state.composing = false;
             format!("{state:?}")
         };
@@ -572,7 +577,7 @@ impl World {
                 assert_eq!(current.get(&fence.subtask), Some(&fence.attempt), "seed {seed}: a stale result was used");
             }
         }
-        self.check_accounts(&events);
+        accounts::check(seed, state, &events, if self.definition.budget.is_some() { ESTIMATE } else { Decimal::ZERO });
         let bills: BTreeSet<Fence> = state.ledger().lines().iter().map(|line| line.fence).collect();
         assert_eq!(bills.len(), state.ledger().lines().len(), "seed {seed}: an attempt was billed twice");
 
@@ -605,62 +610,6 @@ impl World {
         assert_eq!(end.outcome, outcome, "seed {seed}");
         let reserved = state.ledger().remaining().zip(state.ledger().free()).map(|(remaining, free)| remaining - free);
         assert!(reserved.is_none_or(|reserved| reserved.is_zero()), "seed {seed}: money is held back after the end");
-    }
-
-    /// The accounts, told a second time from what happened: each answer that said what it cost, and of tasks within this one for each agent
-    /// what it said last, or all that it was given where it was lost after that.
-    fn check_accounts(&self, events: &[Event]) {
-        let (seed, state) = (self.seed, self.machine.as_ref().expect("it came back").state());
-        let is_delegated = |fence: &Fence| self.definition.subtasks[fence.subtask as usize].task.is_some();
-        let mut agents = BTreeMap::new();
-        let mut plain = Decimal::ZERO;
-        let mut delegated: BTreeMap<(u32, AgentId), Decimal> = BTreeMap::new();
-        let mut open: BTreeMap<u32, Fence> = BTreeMap::new();
-        let share = if self.definition.budget.is_some() { ESTIMATE } else { Decimal::ZERO };
-        for event in events {
-            let (fence, said) = match event {
-                Event::Dispatched(dispatched) => {
-                    agents.insert(dispatched.fence, dispatched.agent);
-                    continue;
-                }
-                Event::Accepted(fence) => {
-                    open.insert(fence.subtask, *fence);
-                    continue;
-                }
-                Event::ResultReceived { fence, charge, .. } | Event::DuplicateResult { fence, charge } => (fence, Some(charge.clone())),
-                Event::AttemptFailed { fence, charge: Some(charge), .. } => (fence, Some(Some(charge.clone()))),
-                Event::AttemptFailed { fence, loss: Loss::AgentError, .. } | Event::Rejected { fence, .. } => {
-                    open.remove(&fence.subtask);
-                    continue;
-                }
-                Event::AttemptFailed { fence, .. } | Event::Requeued(fence) => (fence, None),
-                Event::SubtaskFailed { subtask, .. } => match open.get(subtask) {
-                    Some(fence) => (fence, None),
-                    None => continue,
-                },
-                Event::Ended { .. } => {
-                    for fence in std::mem::take(&mut open).into_values().filter(is_delegated) {
-                        delegated.insert((fence.subtask, agents[&fence]), share);
-                    }
-                    continue;
-                }
-                _ => continue,
-            };
-            let (fence, total) = (*fence, said.map(|charge| charge.map_or(Decimal::ZERO, |charge| charge.total)));
-            if open.get(&fence.subtask) == Some(&fence) {
-                open.remove(&fence.subtask);
-            }
-            if is_delegated(&fence) {
-                delegated.insert((fence.subtask, agents[&fence]), total.unwrap_or(share));
-            } else {
-                plain += total.unwrap_or_default();
-            }
-        }
-        let all: Decimal = plain + delegated.values().sum::<Decimal>();
-        assert_eq!(state.ledger().spent(), all, "seed {seed}: {:?}", state.ledger().lines());
-        for line in state.ledger().lines().iter().filter(|line| line.assumed) {
-            assert!(is_delegated(&line.fence) && line.charge.total == share, "seed {seed}: {line:?}");
-        }
     }
 
     /// A step is done more often than once only where an attempt was lost sight of while it may have run.

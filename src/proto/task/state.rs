@@ -189,6 +189,17 @@ pub struct Part {
     pub(super) prefer: Option<AgentId>,
     /// How often in a row nobody took it.
     pub(super) rounds: u32,
+    /// What no event says.
+    pub(super) unkept: Unkept,
+}
+
+/// What is known of a subtask and not kept: a restart begins without it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Unkept {
+    /// How far the task is that its attempt is on another node, as that node says.
+    pub(super) progress_percentage: u8,
+    /// How often in a row its retry was put off.
+    pub(super) put_off: u32,
 }
 
 impl Part {
@@ -212,6 +223,7 @@ impl Part {
             refused_by: BTreeSet::new(),
             prefer: None,
             rounds: 0,
+            unkept: Unkept::default(),
         }
     }
 

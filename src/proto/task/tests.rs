@@ -7,8 +7,10 @@ use serde_json::json;
 use super::definition::{Backoff, Definition, OnFailure, OnOffline, OnTimeout, OnUnavailable};
 use super::machine::{Finish, Input, Machine, Output};
 use super::state::{ATTEMPTS_KEPT_MAX, Phase, Status};
-use super::testing::{BEGIN, Task, after_ms, agent, budget, charge, dec, definition, step, text};
+use super::testing::{BEGIN, Task, after_ms, agent, budget, charge, dec, definition, node, step, text};
+use super::view;
 use crate::model::{ErrorCode, Failure, TaskId};
+use crate::proto::invocation::budget::Turn;
 use crate::wire::task::{Event, Fence, Loss, Outcome, Reason};
 
 const BROKEN: Loss = Loss::AgentError;
@@ -261,6 +263,100 @@ fn pauses_ms(backoff: Backoff) -> Vec<u64> {
     task.fails(0);
     assert_eq!(task.gave_up(0), Some(Reason::RetriesExhausted));
     pauses
+}
+
+// What is not kept.
+
+/// AMP-8: what another node says of the progress of its task is shown while it runs, and never kept.
+#[test]
+fn progress_of_a_task_within_is_shown_and_not_kept() {
+    let mut definition = definition(vec![step("a", &[]), step("b", &[])]);
+    definition.subtasks[0].task = Some(json!({}));
+    let mut task = Task::of(definition);
+    task.runs(0);
+    task.runs(1);
+    task.events();
+    let percent = |task: &Task| view::percent(task.machine.state());
+    let row =
+        |task: &Task| view::status(task.machine.state(), node(1), false, task.now)["progress"]["steps"][0]["progress_percentage"].clone();
+    assert_eq!((percent(&task), row(&task)), (0, json!(0)));
+    task.takes(Input::Progress(task.fence(0), 50));
+    assert_eq!((percent(&task), row(&task), task.events()), (25, json!(50), vec![]));
+    for (fence, percent) in [
+        (task.fence(1), 90),
+        (Fence { subtask: 0, attempt: 9 }, 90),
+        (Fence { subtask: 9, attempt: 1 }, 90),
+        (task.fence(0), 40),
+        (task.fence(0), 255),
+    ] {
+        task.takes(Input::Progress(fence, percent));
+    }
+    assert_eq!((percent(&task), row(&task), task.events()), (50, json!(100), vec![]), "the last word counts, and no more than all");
+    task.fails(0);
+    assert_eq!((percent(&task), row(&task)), (0, json!(0)), "an attempt that failed has come nowhere");
+    task.waits(1_100);
+    task.runs(0);
+    assert_eq!(row(&task), 0, "the next one begins anew");
+    task.takes(Input::Progress(task.fence(0), 60));
+    task.restarts();
+    assert_eq!(row(&task), 0);
+    task.runs(0);
+    task.does(0);
+    assert_eq!((percent(&task), row(&task)), (50, json!(100)));
+}
+
+/// F12: a retry for which there is no room waits, longer each time and not for ever, and nothing fails for it.
+#[test]
+fn a_retry_that_is_put_off_is_made_when_there_is_room() {
+    let mut task = Task::of(one());
+    assert_eq!(task.choices()[0].turn, Turn::First);
+    task.chosen(0, 1);
+    task.rejects(0, ErrorCode::Busy);
+    assert_eq!(task.choices()[0].turn, Turn::Again, "nobody has begun");
+    task.runs(0);
+    task.fails(0);
+    task.waits(1_100);
+    task.events();
+    let mut last_ms = 0;
+    for round in 0..20 {
+        assert_eq!(task.choices().len(), 1, "round {round}");
+        task.takes(Input::PutOff(0));
+        let Phase::Paused { until, deferred: false } = task.phase(0) else { panic!("{:?}", task.phase(0)) };
+        let pause_ms = u64::try_from(until.saturating_since(task.now).as_millis()).expect("short");
+        assert!((500..=16_000).contains(&pause_ms), "round {round}: {pause_ms} ms");
+        last_ms = pause_ms;
+        let told = view::status(task.machine.state(), node(1), false, task.now)["progress"]["steps"][0]["waiting_for"].to_string();
+        assert!(told.contains("routing.retry_budget"), "{told}");
+        task.waits(pause_ms);
+    }
+    assert!(last_ms >= 8_000, "{last_ms} ms");
+    let choices = task.choices();
+    assert_eq!((choices[0].turn, task.status(0), task.events()), (Turn::Retry, Status::Retrying, vec![]));
+    task.takes(Input::PutOff(7));
+    task.runs(0);
+    task.takes(Input::PutOff(0));
+    task.does(0);
+    assert_eq!(task.end(), Some((Outcome::Success, None)), "whoever runs is not put off");
+}
+
+/// A fault of this node ends a subtask, since nothing else would.
+#[test]
+fn work_that_breaks_fails_its_subtask() {
+    let broken = || Input::Broken(0, Failure::new(ErrorCode::Internal, "a fault").retryable(false));
+    let mut choosing = Task::of(one());
+    let mut sent = Task::of(one());
+    sent.chosen(0, 1);
+    let mut running = Task::of(one());
+    running.runs(0);
+    for task in [&mut choosing, &mut sent, &mut running] {
+        task.takes(broken());
+        assert_eq!((task.end(), task.gave_up(0)), (Some((Outcome::Failed, Some(Reason::NonRetryable))), Some(Reason::NonRetryable)));
+    }
+    let mut paused = Task::of(one());
+    paused.runs(0);
+    paused.fails(0);
+    paused.takes(broken());
+    assert_eq!(paused.status(0), Status::Retrying, "nothing works on it");
 }
 
 /// AITP-8: attempt 1 at once, then after 1, 2 and 4 s; chance makes a pause longer, by a tenth at most, and never shorter.

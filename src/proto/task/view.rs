@@ -273,9 +273,15 @@ fn current_step(state: &State) -> usize {
     busy.or_else(open).map_or(state.parts.len(), |index| index + 1)
 }
 
-fn percent(state: &State) -> usize {
-    let done = state.parts.iter().filter(|part| part.status == Status::Success).count();
-    (done * 100).checked_div(state.parts.len()).unwrap_or_default()
+/// How much of the task is done, in percent: whole steps, and of those that run as tasks of other nodes what these say.
+pub fn percent(state: &State) -> usize {
+    let done = state.parts.iter().map(|part| if part.status == Status::Success { 100 } else { running_percent(part) });
+    done.sum::<usize>().checked_div(state.parts.len()).unwrap_or_default()
+}
+
+/// How far the task is that a step is on another node, as long as it runs.
+fn running_percent(part: &Part) -> usize {
+    if part.current().is_some() { part.unkept.progress_percentage.into() } else { 0 }
 }
 
 fn step(state: &State, index: usize, spent: Option<Decimal>, explain: bool, now: Timestamp) -> Option<Value> {
@@ -305,6 +311,7 @@ fn step(state: &State, index: usize, spent: Option<Decimal>, explain: bool, now:
     });
     if subtask.task.is_some() {
         let child = shown.and_then(|attempt| attempt.child);
+        step["progress_percentage"] = if part.status == Status::Success { 100 } else { running_percent(part) }.into();
         step["child"] = child.map_or(Value::Null, |(task, node)| json!({"task_id": task, "node_id": node}));
     }
     if explain {
@@ -353,7 +360,13 @@ fn waiting_for(state: &State, index: usize, now: Timestamp) -> Option<String> {
         Phase::Choosing => Some("an agent to be chosen".to_owned()),
         Phase::Paused { until, deferred } => {
             let seconds = until.saturating_since(now).as_millis().div_ceil(1_000);
-            Some(if deferred { format!("deferred for {seconds} s{}", why()) } else { format!("the next attempt in {seconds} s{}", why()) })
+            Some(match (deferred, part.unkept.put_off) {
+                (true, _) => format!("deferred for {seconds} s{}", why()),
+                (false, 0) => format!("the next attempt in {seconds} s{}", why()),
+                (false, _) => {
+                    format!("retries to be less than their share of calls (routing.retry_budget), looked at in {seconds} s{}", why())
+                }
+            })
         }
         Phase::Held => Some("money that other subtasks hold back".to_owned()),
         Phase::Sent => Some("the agent to accept".to_owned()),

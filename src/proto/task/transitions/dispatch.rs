@@ -5,7 +5,7 @@ use rust_decimal::Decimal;
 
 use super::super::ledger::Cover;
 use super::super::machine::Chosen;
-use super::super::state::{Attempt, Phase, State, number, place};
+use super::super::state::{Attempt, Phase, State, Unkept, number, place};
 use super::{fail, settle};
 use crate::model::{ErrorCode, Failure, Timestamp};
 use crate::wire::task::{Dispatched, Event, Fence, Reason, TEXT_BYTES_MAX};
@@ -55,6 +55,7 @@ pub(in crate::proto::task) fn apply(state: &mut State, event: &Dispatched, at: T
     part.started.get_or_insert(at);
     part.waiting = None;
     part.prefer = None;
+    part.unkept = Unkept::default();
     part.forget_attempts();
     part.attempts.push(Attempt {
         number: event.fence.attempt,

@@ -3,6 +3,9 @@
 //! A retry goes to another agent wherever there is one. One that was lost with its agent is made at once, since the pause is there for an
 //! agent to recover; for every other the pause of the author's policy holds, and chance only ever makes it longer.
 //!
+//! Retries are a share of a node's traffic, so one may be put off, for longer each time. That is nobody's fault and nothing of it is kept:
+//! it is only time, which the deadline of the task bounds.
+//!
 //! What the attempt cost is billed before that, and once more than the budget is spent there is no other.
 
 use std::time::Duration;
@@ -13,10 +16,35 @@ use super::super::definition::{OnOffline, OnTimeout, Subtask};
 use super::super::state::{AttemptEnd, Part, Phase, State, Status, failure_of, kept, place};
 use super::{dispatch, fail, settle};
 use crate::model::{ErrorCode, Failure, Timestamp};
+use crate::proto::invocation::budget::Turn;
 use crate::wire::task::{Charge, Event, Fence, Loss, Reason, Text};
 
 /// By how much of itself a pause is longer at most, so that steps that failed together do not come back together.
 const JITTER: f64 = 0.1;
+
+/// The first pause of a retry that is put off; each further one is twice as long. Chance makes each of them up to twice as long again.
+const PUT_OFF: Duration = Duration::from_millis(500);
+/// The longest of them, so that a retry is not far behind when there is room for it.
+const PUT_OFF_MAX: Duration = Duration::from_secs(8);
+
+/// What the next attempt is to those who count retries.
+pub(in crate::proto::task) fn turn(part: &Part) -> Turn {
+    match part.attempts.last().map(|attempt| &attempt.end) {
+        None => Turn::First,
+        Some(Some(AttemptEnd::Failed(..))) => Turn::Retry,
+        Some(_) => Turn::Again,
+    }
+}
+
+/// The retry waits until it may be made.
+pub(in crate::proto::task) fn put_off(state: &mut State, subtask: u32, now: Timestamp, rng: &mut impl Rng) {
+    let index = place(subtask);
+    let Some(part) = state.parts.get_mut(index).filter(|part| part.phase == Phase::Choosing) else { return };
+    let factor = 1_u32.checked_shl(part.unkept.put_off).unwrap_or(u32::MAX);
+    part.unkept.put_off = part.unkept.put_off.saturating_add(1);
+    let pause = PUT_OFF.saturating_mul(factor).min(PUT_OFF_MAX).mul_f64(1.0 + rng.random_range(0.0..1.0));
+    state.enter(index, Phase::Paused { until: now.saturating_add(pause), deferred: false });
+}
 
 /// What follows when an attempt that had begun failed.
 pub(in crate::proto::task) fn decide(
