@@ -303,6 +303,9 @@ async fn a_plan_that_nobody_can_do_is_told_in_time() {
     // One after the other would take much longer than this.
     let plan = within("the plan is told", SETTLE, node.post("/aitp/tasks/plan", &task(&steps))).await.ok();
 
+    let many: Vec<Value> = (0..10 * STEPS).map(|number| step(&format!("s{number}"), "test.missing", json!({}))).collect();
+    let alike = within("who is missing is looked for once", SETTLE, node.post("/aitp/tasks/plan", &task(&many))).await.ok();
+    assert!(alike["subtasks"][10 * STEPS - 1]["reason"].as_str().is_some_and(|reason| reason.contains("test.missing")), "{alike}");
     let rows = plan["subtasks"].as_array().expect("rows");
     assert_eq!((rows.len(), &plan["runnable"]), (STEPS, &json!(false)), "{plan}");
     for (number, row) in rows.iter().enumerate() {

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -23,7 +23,7 @@ use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, TaskId
 use crate::node::explain::round;
 use crate::node::invocation::invoke::{self, InvokeRequest};
 use crate::node::invocation::routing;
-use crate::node::shared::Shared;
+use crate::node::shared::{Shared, lock};
 use crate::proto::directory::Routes;
 use crate::proto::task::definition::{Definition, Subtask};
 use crate::proto::task::fault::{self, Fault};
@@ -203,9 +203,10 @@ pub(super) async fn explain(shared: &Arc<Shared>, definition: Definition) -> Res
     } else {
         (definition, "given")
     };
-    // Where nobody is, each look takes its time.
+    // Where nobody is, each look takes its time, so nobody is looked for twice.
+    let nobody = Mutex::default();
     let looks: Vec<BoxFuture<'_, Prospect>> =
-        definition.subtasks.iter().map(|subtask| would_do(shared, &definition, subtask).boxed()).collect();
+        definition.subtasks.iter().map(|subtask| would_do(shared, &definition, subtask, &nobody).boxed()).collect();
     let prospects: Vec<Prospect> = futures::stream::iter(looks).buffered(LOOKS_MAX).collect().await;
     let runnable = prospects.iter().all(|prospect| prospect.runnable);
     let costs = totals(prospects.iter().filter_map(|prospect| prospect.cost));
@@ -224,14 +225,29 @@ struct Prospect {
     runnable: bool,
 }
 
+/// Subtasks that nobody can do, and why.
+type Nobody<'a> = Mutex<Vec<(&'a Subtask, String)>>;
+
+/// Whether both are looked for alike.
+fn alike(a: &Subtask, b: &Subtask) -> bool {
+    (&a.capability, &a.version, a.agent, a.min_trust) == (&b.capability, &b.version, b.agent, b.min_trust)
+}
+
 /// Who would do a subtask, and for how much.
-async fn would_do(shared: &Arc<Shared>, definition: &Definition, subtask: &Subtask) -> Prospect {
+async fn would_do<'a>(shared: &Arc<Shared>, definition: &Definition, subtask: &'a Subtask, nobody: &Nobody<'a>) -> Prospect {
     let mut request = InvokeRequest::new(subtask.capability.clone(), "{}".into());
     request.version = subtask.version.clone();
     request.agent = subtask.agent;
     request.constraints.min_trust = subtask.min_trust;
     let deadline = shared.mono().saturating_add(LOOK_MAX);
-    let chosen = routing::choose(shared, &request, &[], deadline).await;
+    let known = lock(nobody).iter().find(|(other, _)| alike(other, subtask)).map(|(_, why)| why.clone());
+    let chosen = match known {
+        Some(why) => Err(why),
+        None => routing::choose(shared, &request, &[], deadline).await.map_err(|failure| {
+            lock(nobody).push((subtask, failure.message.clone()));
+            failure.message
+        }),
+    };
     let after: Vec<&str> = subtask.after.iter().filter_map(|index| Some(definition.subtasks.get(*index)?.id.as_str())).collect();
     let mut row = json!({
         "subtask_id": subtask.id, "name": subtask.name, "capability": subtask.capability, "after": after,
@@ -239,8 +255,8 @@ async fn would_do(shared: &Arc<Shared>, definition: &Definition, subtask: &Subta
     });
     let attempt = match chosen {
         Ok(attempt) => attempt,
-        Err(failure) => {
-            row["reason"] = json!(failure.message);
+        Err(why) => {
+            row["reason"] = json!(why);
             return Prospect { row, cost: None, runnable: false };
         }
     };
