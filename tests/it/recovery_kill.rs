@@ -295,8 +295,9 @@ async fn die_and_rise(others: &Others, case: Case, tag: String, narrow: String) 
         Shape::Odd => home.knows("test.pair", &["sound", "strange"]).await,
         Shape::Diamond | Shape::Degraded | Shape::Late | Shape::Cancelled | Shape::Crowded | Shape::Told => {}
     }
+    let free = others.oracle.beside(&format!("free-{tag}"));
     let crowd = (case.shape == Shape::Crowded).then(|| {
-        let blocking = json!({ "capability": other, "input": { "step": format!("block-{tag}"), "ms": 1_500 } });
+        let blocking = json!({ "capability": other, "input": { "step": format!("block-{tag}"), "until": free } });
         tokio::spawn(others.host.request(Method::POST, "/v1/invoke").json(&blocking).send())
     });
     if crowd.is_some() {
@@ -312,6 +313,7 @@ async fn die_and_rise(others: &Others, case: Case, tag: String, narrow: String) 
         let _ = ask(&home, &format!("/aitp/tasks/{task}/cancel"), &json!({}), &tag).await;
     }
     home.died().await;
+    std::fs::write(free, "").expect("the file is written");
     let at_death = oracle.of(&tag);
 
     let mut reborn = home.reborn();

@@ -42,6 +42,11 @@ impl Oracle {
         with(agent, json!({ "concurrency": concurrency, "queue": 1_000 }))
     }
 
+    /// A file beside it, for an agent to wait for.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.0.with_file_name(name)
+    }
+
     /// Waits until lines of this kind are there so often, for steps whose names begin so.
     pub(crate) async fn until(&self, prefix: &str, what: &str, times: usize) {
         let enough = async || (self.of(prefix).iter().filter(|noted| noted.what == what).count() >= times).then_some(());
