@@ -117,8 +117,9 @@ async fn chains(handle: &Handle, document: &bytes::Bytes, in_flight: usize, time
                     let task = task.ok_or_else(|| CliError::internal("a submission without a task"))?;
                     wait(&handle, &ends, task).await?;
                     let whole = began.elapsed();
-                    count = count.wrapping_add(1);
+                    // The first of the first one is read in any case, however few there will be.
                     let result = if count % SAMPLE == 0 { Some(composed(&handle, task).await?) } else { None };
+                    count = count.wrapping_add(1);
                     let mut spans = spans.lock().unwrap_or_else(PoisonError::into_inner);
                     spans.submit.saturating_record(tenths(submitted));
                     spans.whole.saturating_record(tenths(whole));
