@@ -5,23 +5,20 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Node,
-    tasks::{Workshop, step, task},
+    tasks::{Workshop, planner, step, task},
     with,
 };
 
-const STEPS: usize = 60;
+/// So many that the agent fails less often in a row than a breaker can be set to bear.
+const STEPS: usize = 50;
 
 /// F12: steps that all fail, and may all be tried again at once five times, are so for a tenth of what was sent, the reserve, and two a
 /// second; the others wait, until the deadline of their task, and none fails for that.
 #[tokio::test]
 async fn a_storm_of_failing_steps_sends_no_more_than_the_share_of_retries() {
     let workshop = Workshop::new();
-    let node = Node::builder()
-        .config("[routing]\nexploration = 0.0\nbreaker_failures = 10000\n")
-        .agent(with(workshop.worker("worker", "test.work", json!({})), json!({ "concurrency": 8, "queue": 200 })))
-        .spawn()
-        .await;
+    let node =
+        planner().agent(with(workshop.worker("worker", "test.work", json!({})), json!({ "concurrency": 8, "queue": 200 }))).spawn().await;
     node.knows("test.work", &["worker"]).await;
     let steps: Vec<Value> = (0..STEPS)
         .map(|number| step(&format!("s{number}"), "test.work", json!({ "mark": format!("m{number}"), "fail": { "times": 1_000 } })))
