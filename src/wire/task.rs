@@ -103,6 +103,18 @@ pub struct Charge {
     pub total: Decimal,
 }
 
+/// What somebody is billed for who did no subtask.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Bill {
+    /// Who.
+    #[cbor(n(0), with = "kept_as_agent")]
+    pub agent: AgentId,
+    /// What.
+    #[n(1)]
+    pub charge: Charge,
+}
+
 /// Which attempt of which subtask. Attempts count from 1 and are never reused: with home and epoch they are the fence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(map)]
@@ -211,6 +223,9 @@ pub enum Event {
         /// How: by an agent or by schemas.
         #[n(1)]
         by: String,
+        /// What the agent is paid for it, if it has a price.
+        #[n(2)]
+        bill: Option<Bill>,
     },
     /// An agent was chosen, and its cost reserved; the call may go out once this is kept.
     #[n(2)]
@@ -592,7 +607,7 @@ mod tests {
                     budget: Some(Share { amount: charge.total, currency: charge.currency }),
                 })),
             }),
-            Event::Planned { subtasks: Text::Blob { hash: [2; 32], length_bytes: 100_000 }, by: "schemas".to_owned() },
+            Event::Planned { subtasks: Text::Blob { hash: [2; 32], length_bytes: 100_000 }, by: "schemas".to_owned(), bill: None },
             Event::Dispatched(Dispatched {
                 fence,
                 agent,

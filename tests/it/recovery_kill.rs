@@ -137,6 +137,7 @@ async fn a_task_survives_the_death_of_its_home_node_at_any_event_of_its_steps() 
 
 fn cases_around_trouble() -> Vec<Case> {
     let mut cases = vec![
+        case(Shape::Goal, "submitted:1"),
         case(Shape::Goal, "planned:1"),
         case(Shape::Goal, "committed-planned:1"),
         case(Shape::Crowded, "rejected:1"),

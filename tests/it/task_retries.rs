@@ -23,7 +23,7 @@ async fn a_storm_of_failing_steps_sends_no_more_than_the_share_of_retries() {
     let steps: Vec<Value> = (0..STEPS)
         .map(|number| step(&format!("s{number}"), "test.work", json!({ "mark": format!("m{number}"), "fail": { "times": 1_000 } })))
         .collect();
-    let deadline = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is right").as_secs() + 5;
+    let deadline = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is right").as_secs() + 12;
     let policy = json!({ "max_retries": 5, "backoff_strategy": "fixed", "backoff_base_ms": 1 });
     let metadata = json!({ "metadata": { "deadline": deadline, "retry_policy": policy } });
     let fallback = json!({ "fallback": { "on_subtask_failed": { "strategy": "DEGRADE" } } });
@@ -34,7 +34,7 @@ async fn a_storm_of_failing_steps_sends_no_more_than_the_share_of_retries() {
 
     let attempts = workshop.notes("started").len();
     let allowed = STEPS + STEPS / 10 + 10 + 2 * usize::try_from(begun.elapsed().as_secs() + 1).expect("few");
-    assert!((STEPS + 10..=allowed).contains(&attempts), "{attempts} attempts, and {allowed} are allowed");
+    assert!((STEPS + 1..=allowed).contains(&attempts), "{attempts} attempts, and {allowed} are allowed");
     assert_eq!(done["reason"], "DEADLINE", "{done}");
     let events = node.task_events(&id).await.rest().await;
     let failed = events.iter().find(|(name, _)| name == "subtask_failed");

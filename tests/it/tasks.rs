@@ -222,7 +222,8 @@ async fn values_keep_their_types() {
     assert_eq!(result["result"], json!({ "same": values, "inside": "1.5 false", "deep": null }), "{result}");
 }
 
-/// AITP-4, MAOP-12: a goal alone is given to an agent that decomposes, and its plan is run like any other.
+/// AITP-4, MAOP-12, AITP-10: a goal alone is given to an agent that decomposes, for no more than its author pays, and its plan is run like any
+/// other.
 #[tokio::test]
 async fn a_goal_is_decomposed_by_an_agent_and_run() {
     let workshop = Workshop::new();
@@ -233,7 +234,8 @@ async fn a_goal_is_decomposed_by_an_agent_and_run() {
     let plan = |name: &str, subtasks: &Value| {
         let agent = "import json, sys\nfor line in sys.stdin:\n    call = json.loads(line)\n    if 'cancel' not in call:\n        print(json.dumps({'id': call['id'], 'output': {'subtasks': json.loads(sys.argv[1])}}), flush=True)\n";
         let command = json!(["python3", "-c", agent, subtasks.to_string()]);
-        json!({ "name": name, "adapter": { "type": "process", "command": command }, "capability": [{ "id": "task-decomposition" }] })
+        let priced = json!({ "id": "task-decomposition", "price": { "amount": "0.3", "currency": "USD" } });
+        json!({ "name": name, "adapter": { "type": "process", "command": command }, "capability": [priced] })
     };
     let node = planner().agent(workshop.worker("worker", "test.work", json!({}))).spawn().await;
     let goal = json!({ "name": "A goal", "goal": "Say it louder.", "parameters": { "text": "well" } });
@@ -251,6 +253,10 @@ async fn a_goal_is_decomposed_by_an_agent_and_run() {
     let result = node.result(&id).await;
     assert_eq!((&result["outcome"], &result["result"]), (&json!("success"), &json!("well!")), "{result}");
     assert_eq!(node.task(&id).await["progress"]["total_steps"], 2);
+    let bill = &result["ledger"]["entries"][0];
+    assert_eq!((&result["cost"], &bill["unit"], &bill["subtask_id"]), (&json!(0.3), &json!("plan"), &Value::Null), "{result}");
+    let poor = node.run_task(&with(goal.clone(), json!({ "metadata": { "cost_limit": "0.2", "currency": "USD" } }))).await;
+    assert_eq!((&poor["reason"], &poor["cost"]), (&json!("NO_PLAN"), &json!(0)), "{poor}");
     node.delete("/v1/agents/planner").await.ok();
 
     let bad = json!([step("a", "test.work", json!("${nobody.output}"))]);

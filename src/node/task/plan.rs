@@ -21,7 +21,7 @@ use super::{read, types};
 use crate::agents::off_workers;
 use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, TaskId};
 use crate::node::explain::round;
-use crate::node::invocation::invoke::{self, InvokeRequest};
+use crate::node::invocation::invoke::{self, InvokeReply, InvokeRequest};
 use crate::node::invocation::routing;
 use crate::node::shared::{Shared, lock};
 use crate::proto::directory::Routes;
@@ -31,7 +31,10 @@ use crate::proto::task::machine::Input;
 use crate::proto::task::planner::{self, Offer};
 use crate::store::Blobs;
 use crate::wire::directory::{Query, Wanted};
+use crate::wire::task::{Bill, Charge};
 
+/// What the bill of a plan counts.
+const PLAN_UNIT: &str = "plan";
 /// The capability of agents that decompose.
 const DECOMPOSITION: &str = "task-decomposition";
 /// How long an agent may take to decompose a goal: a language model thinks.
@@ -69,7 +72,7 @@ pub(super) fn check(shared: &Shared, definition: &Definition) -> Result<(), Fail
 
 /// Subtasks for a goal.
 pub(super) async fn decompose(shared: Arc<Shared>, blobs: Blobs, task: TaskId, definition: Arc<Definition>) -> Input {
-    let Planned { subtasks, by, definition } = loop {
+    let Planned { subtasks, by, bill, definition } = loop {
         match planned(&shared, &definition).await {
             Ok(planned) => break planned,
             // A node that has just come back may not have met those who were there before.
@@ -79,7 +82,7 @@ pub(super) async fn decompose(shared: Arc<Shared>, blobs: Blobs, task: TaskId, d
     };
     let text = serde_json::to_vec(&subtasks).unwrap_or_default();
     match read::keep(&blobs, task, text.into()).await {
-        Ok(subtasks) => Input::Planned { subtasks, by: by.to_string(), definition: Box::new(definition) },
+        Ok(subtasks) => Input::Planned { subtasks, by: by.to_string(), bill, definition: Box::new(definition) },
         Err(failure) => Input::Unplanned(failure),
     }
 }
@@ -88,6 +91,7 @@ pub(super) async fn decompose(shared: Arc<Shared>, blobs: Blobs, task: TaskId, d
 struct Planned {
     subtasks: Value,
     by: Planner,
+    bill: Option<Bill>,
     definition: Definition,
 }
 
@@ -118,14 +122,14 @@ impl fmt::Display for Planner {
 
 /// Decomposes a goal, by an agent if one offers that.
 async fn planned(shared: &Arc<Shared>, definition: &Definition) -> Result<Planned, Failure> {
-    let (subtasks, by) = match Box::pin(by_agent(shared, definition)).await? {
-        Some((subtasks, agent)) => (subtasks, Planner::Agent(agent)),
-        None => (Box::pin(by_schemas(shared, definition)).await?, Planner::Schemas),
+    let (subtasks, by, bill) = match Box::pin(by_agent(shared, definition)).await? {
+        Some(reply) => (subtasks_of(&reply.output), Planner::Agent(reply.agent), bill(&reply)),
+        None => (Box::pin(by_schemas(shared, definition)).await?, Planner::Schemas, None),
     };
     let bad = |failure: Failure| Failure { message: format!("{by} made a plan that cannot be run: {}", failure.message), ..failure };
     let planned = definition.with_subtasks(&subtasks).map_err(|faults| bad(fault::failure(&faults)))?;
     Box::pin(types::check(shared, &planned, types::SUBTASKS)).await.map_err(bad)?;
-    Ok(Planned { subtasks, by, definition: planned })
+    Ok(Planned { subtasks, by, bill, definition: planned })
 }
 
 /// Every capability that somebody can be asked for, with the score of the best and what all who offer it agree on.
@@ -169,7 +173,7 @@ async fn by_schemas(shared: &Arc<Shared>, definition: &Definition) -> Result<Val
 }
 
 /// Asks an agent that decomposes; `None` if there is none.
-async fn by_agent(shared: &Arc<Shared>, definition: &Definition) -> Result<Option<(Value, AgentId)>, Failure> {
+async fn by_agent(shared: &Arc<Shared>, definition: &Definition) -> Result<Option<Arc<InvokeReply>>, Failure> {
     let name: CapabilityName =
         DECOMPOSITION.parse().map_err(|_| Failure::new(ErrorCode::Internal, "the name of decomposition is no capability"))?;
     let input = json!({
@@ -183,16 +187,35 @@ async fn by_agent(shared: &Arc<Shared>, definition: &Definition) -> Result<Optio
     });
     let mut request = InvokeRequest::new(name, input.to_string().into());
     request.timeout = Some(DECOMPOSE_MAX);
-    let reply = match invoke::invoke(shared, request).await {
-        Ok(reply) => reply,
-        Err(failure) if failure.code == ErrorCode::CapabilityNotFound => return Ok(None),
+    request.priority = definition.priority;
+    request.constraints.min_trust = definition.usual.min_trust;
+    request.constraints.max_cost = definition.budget.map(|budget| budget.amount);
+    // Whoever decomposes may give tasks to others, which must not lead back here for ever.
+    request.hops = definition.parent.as_ref().map(|parent| parent.hops.clone()).unwrap_or_default();
+    match invoke::invoke(shared, request).await {
+        Ok(reply) => Ok(Some(reply)),
+        Err(failure) if failure.code == ErrorCode::CapabilityNotFound => Ok(None),
         Err(failure) => {
             let message = format!("the goal could not be decomposed: {}", failure.message);
-            return Err(Failure::new(failure.code, message).retryable(failure.retryable));
+            Err(Failure::new(failure.code, message).retryable(failure.retryable))
         }
-    };
-    let answer: Value = serde_json::from_slice(&reply.output).unwrap_or_default();
-    Ok(Some((answer.get("subtasks").cloned().unwrap_or(answer), reply.agent)))
+    }
+}
+
+/// The subtasks in what an agent made of a goal.
+fn subtasks_of(answer: &[u8]) -> Value {
+    let mut answer: Value = off_workers(answer.len(), || serde_json::from_slice(answer)).unwrap_or_default();
+    match answer.get_mut("subtasks") {
+        Some(subtasks) => subtasks.take(),
+        None => answer,
+    }
+}
+
+/// What an agent is paid for a plan.
+fn bill(reply: &InvokeReply) -> Option<Bill> {
+    let (total, currency) = reply.cost?;
+    let price = total.checked_div(reply.units).unwrap_or(total);
+    Some(Bill { agent: reply.agent, charge: Charge { units: reply.units, unit: PLAN_UNIT.to_owned(), price, currency, total } })
 }
 
 /// What would come of a definition.

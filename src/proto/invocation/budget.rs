@@ -4,8 +4,8 @@
 //! saved is bounded, and a node begins with that much, so that a quiet node can retry as well. Which retries cost something is decided
 //! where attempts are ([`super::call`]).
 //!
-//! A task's step draws from the same budget, but a retry that is not there is only put off: a task has time. So that steps of a node which
-//! has no other traffic are not put off for ever, time saves retries for them as well.
+//! Steps of tasks have a budget of their own, in which a retry that is not there is only put off: a task has time. So that steps of a node
+//! which begins no others are not put off for ever, time saves retries for them as well.
 
 use std::time::Duration;
 

@@ -108,6 +108,8 @@ pub struct State {
     balance: Balance,
     breakers: Breakers,
     budget: Budget,
+    /// The same for steps of tasks, so that neither uses up what the others need.
+    steps: Budget,
     exploration: Exploration,
     choices: u64,
 }
@@ -119,6 +121,7 @@ impl State {
             balance: config.balance,
             breakers: Breakers::new(config.breaker),
             budget: Budget::new(config.retry_budget),
+            steps: Budget::new(config.retry_budget),
             exploration: Exploration::new(config.exploration),
             choices: 0,
         }
@@ -152,7 +155,7 @@ impl State {
     /// Whether a task's step may make an attempt now; see [`Budget::admits`].
     #[must_use]
     pub fn admits(&mut self, turn: Turn, now: Duration) -> bool {
-        self.budget.admits(turn, now)
+        self.steps.admits(turn, now)
     }
 
     pub(super) fn budget(&mut self) -> &mut Budget {

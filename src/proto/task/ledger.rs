@@ -16,6 +16,9 @@ use crate::wire::task::{Charge, Fence};
 /// The unit of a bill that tells what a task within this one has spent.
 pub const SPENT_UNIT: &str = "spent";
 
+/// What stands for an attempt in the bill of whoever decomposed the goal, which is the work of no subtask.
+pub(super) const PLAN: Fence = Fence { subtask: u32::MAX, attempt: 1 };
+
 /// One line: what an attempt was billed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Line {

@@ -22,7 +22,7 @@ use super::transitions::{accept, dispatch, end, fail, recover, reject, result, r
 use super::view;
 use crate::model::{AgentId, CapabilityName, ErrorCode, Failure, NodeId, TaskId, Timestamp};
 use crate::proto::invocation::budget::Turn;
-use crate::wire::task::{Charge, Event, Fence, Loss, Outcome, Reason, Text};
+use crate::wire::task::{Bill, Charge, Event, Fence, Loss, Outcome, Reason, Text};
 
 /// An agent that may do a subtask.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,12 +92,14 @@ pub enum Input {
     DependencyEnded(TaskId, Outcome),
     /// Somebody now offers this.
     Offered(CapabilityName),
-    /// A goal was decomposed: the subtasks, who did it, and the definition with them.
+    /// A goal was decomposed: the subtasks, who did it and for how much, and the definition with them.
     Planned {
         /// The subtasks as JSON.
         subtasks: Text,
         /// Who decomposed it.
         by: String,
+        /// What that costs.
+        bill: Option<Bill>,
         /// The definition with them.
         definition: Box<Definition>,
     },
@@ -312,7 +314,7 @@ impl Machine {
                 due.into_iter().for_each(|index| state.enter(index, Phase::Ready));
                 Vec::new()
             }
-            Input::Planned { subtasks, by, definition } => {
+            Input::Planned { subtasks, by, bill, definition } => {
                 if state.end.is_some() || !state.parts.is_empty() {
                     return Vec::new();
                 }
@@ -320,7 +322,7 @@ impl Machine {
                     let failure = Failure::new(ErrorCode::AgentFailed, "the goal was decomposed into nothing").retryable(false);
                     return end::decide(state, Outcome::Failed, Some(Reason::NoPlan), Some(failure), now);
                 }
-                let event = Event::Planned { subtasks, by };
+                let event = Event::Planned { subtasks, by, bill };
                 state.apply(&event, now);
                 state.planned(*definition);
                 outputs.push(Output::Append(event));
@@ -428,7 +430,12 @@ impl Machine {
         if state.parts.is_empty() {
             if !state.planning {
                 state.planning = true;
-                outputs.push(Output::Plan);
+                // An agent may be asked, and none works for a task that a crash could take back.
+                if state.events <= self.committed {
+                    outputs.push(Output::Plan);
+                } else {
+                    self.held.push_back((state.events, Output::Plan));
+                }
             }
             return;
         }

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use rust_decimal::Decimal;
 
 use super::definition::Definition;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Line, PLAN};
 use super::transitions;
 use super::transitions::settle::Unsettled;
 use crate::model::{AgentId, Failure, NodeId, Priority, TaskId, Timestamp};
-use crate::wire::task::{Charge, Event, Loss, Outcome, Reason, Submitted, Text};
+use crate::wire::task::{Bill, Charge, Event, Loss, Outcome, Reason, Submitted, Text};
 
 /// What AITP calls the state of a subtask (AITP 5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -387,7 +387,12 @@ impl State {
         match event {
             // A task begins once, in `submitted`.
             Event::Submitted(_) => {}
-            Event::Planned { subtasks: _, by } => self.planned_by = Some(by.clone()),
+            Event::Planned { subtasks: _, by, bill } => {
+                self.planned_by = Some(by.clone());
+                if let Some(Bill { agent, charge }) = bill {
+                    self.ledger.bill(Line { fence: PLAN, agent: *agent, charge: charge.clone(), duplicate: false, assumed: false });
+                }
+            }
             Event::Dispatched(dispatched) => transitions::dispatch::apply(self, dispatched, at),
             Event::Accepted(fence) => transitions::accept::apply(self, *fence, at),
             Event::Rejected { fence, expired, failure } => transitions::reject::apply(self, *fence, *expired, failure, at),

@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
+use rust_decimal::Decimal;
 use serde_json::json;
 
 use super::definition::{Backoff, Definition, OnFailure, OnOffline, OnTimeout, OnUnavailable};
 use super::machine::{Finish, Input, Machine, Output};
 use super::state::{ATTEMPTS_KEPT_MAX, Phase, Status};
-use super::testing::{BEGIN, Task, after_ms, agent, budget, charge, dec, definition, node, step, text};
+use super::testing::{BEGIN, Task, after_ms, agent, budget, charge, dec, definition, node, state, step, text};
 use super::view;
-use crate::model::{ErrorCode, Failure, TaskId};
+use crate::model::{AgentId, ErrorCode, Failure, TaskId};
 use crate::proto::invocation::budget::Turn;
-use crate::wire::task::{Event, Fence, Loss, Outcome, Reason};
+use crate::wire::task::{Bill, Event, Fence, Loss, Outcome, Reason};
 
 const BROKEN: Loss = Loss::AgentError;
 
@@ -332,6 +333,18 @@ fn a_retry_that_is_put_off_is_made_when_there_is_room() {
     assert!(last_ms >= 8_000, "{last_ms} ms");
     let choices = task.choices();
     assert_eq!((choices[0].turn, task.status(0), task.events()), (Turn::Retry, Status::Retrying, vec![]));
+    for expected in [Turn::Again, Turn::Retry] {
+        let mut lost = Task::of(one());
+        lost.runs(0);
+        if expected == Turn::Retry {
+            lost.fails(0);
+            lost.waits(1_100);
+            lost.runs(0);
+        }
+        lost.loses(0, Loss::AgentLost, Failure::new(ErrorCode::Unavailable, "gone"));
+        lost.waits(2_200);
+        assert_eq!(lost.choices().pop().map(|choose| choose.turn), Some(expected), "the first loss of an agent moves its work at once");
+    }
     task.takes(Input::PutOff(7));
     task.runs(0);
     task.takes(Input::PutOff(0));
@@ -768,7 +781,7 @@ fn a_task_waits_for_those_that_it_depends_on() {
 /// AITP-4: a goal is decomposed once, and what comes of it is run.
 #[test]
 fn a_goal_is_planned_before_it_is_run() {
-    let planned = || Input::Planned { subtasks: text("[]"), by: "schemas".to_owned(), definition: Box::new(two()) };
+    let planned = || Input::Planned { subtasks: text("[]"), by: "schemas".to_owned(), bill: None, definition: Box::new(two()) };
     let mut task = Task::of(definition(vec![]));
     assert_eq!(task.orders(), [Output::Plan]);
     task.restarts();
@@ -784,7 +797,7 @@ fn a_goal_is_planned_before_it_is_run() {
     task.takes(Input::Unplanned(Failure::new(ErrorCode::CapabilityNotFound, "no chain leads there")));
     assert_eq!(task.end(), Some((Outcome::Failed, Some(Reason::NoPlan))));
     let mut task = Task::of(definition(vec![]));
-    task.takes(Input::Planned { subtasks: text("[]"), by: "agent".to_owned(), definition: Box::new(definition(vec![])) });
+    task.takes(Input::Planned { subtasks: text("[]"), by: "agent".to_owned(), bill: None, definition: Box::new(definition(vec![])) });
     assert_eq!(task.end(), Some((Outcome::Failed, Some(Reason::NoPlan))), "a plan without steps");
 }
 
@@ -843,6 +856,35 @@ fn nothing_leaves_the_node_before_it_is_durable() {
     assert_eq!(task.orders(), [Output::Withdraw(fence), Output::Ended]);
     task.disk_keeps(5);
     assert_eq!(task.orders(), []);
+}
+
+/// AITP-4: whoever decomposes is not asked for a task that a crash could take back.
+#[test]
+fn no_goal_is_decomposed_before_its_task_is_durable() {
+    let mut task = Task::of(definition(vec![]));
+    task.machine = Machine::new(state(definition(vec![])), 0);
+    task.orders();
+    task.disk_stalls();
+    task.takes(Input::Resume);
+    assert_eq!(task.orders(), []);
+    task.disk_keeps(1);
+    assert_eq!(task.orders(), [Output::Plan]);
+}
+
+/// AITP-10: who decomposed the goal is paid out of the budget of the task.
+#[test]
+fn a_plan_is_billed() {
+    let mut goal = definition(vec![]);
+    goal.budget = budget("1");
+    let mut planned = two();
+    planned.budget = budget("1");
+    let mut task = Task::of(goal);
+    task.orders();
+    let bill = Some(Bill { agent: agent(9), charge: charge("1", "0.4") });
+    task.takes(Input::Planned { subtasks: text("[]"), by: "agent".to_owned(), bill, definition: Box::new(planned) });
+    assert_eq!(task.choices()[0].cost_max, Some(dec("0.6")));
+    let lines: Vec<(AgentId, Decimal)> = task.machine.state().ledger().lines().iter().map(|line| (line.agent, line.charge.total)).collect();
+    assert_eq!(lines, [(agent(9), dec("0.4"))]);
 }
 
 /// AITP-6: whichever of a decision's events the disk still had, the task goes on to the same end after a restart.

@@ -153,7 +153,7 @@ pub fn event(index: u64, task: TaskId, event: &Event, at: Timestamp, definition:
     let price = |charge: &Option<crate::wire::task::Charge>| charge.as_ref().map(|charge| cost(charge.total));
     match event {
         Event::Submitted(_) | Event::CancelRequested => {}
-        Event::Planned { subtasks: _, by } => put("decomposed_by", printable(by, NAME_CHARS_MAX).into()),
+        Event::Planned { subtasks: _, by, bill: _ } => put("decomposed_by", printable(by, NAME_CHARS_MAX).into()),
         Event::Dispatched(dispatched) => attempt(
             dispatched.fence,
             json!({

@@ -3,7 +3,8 @@
 //! A retry goes to another agent wherever there is one. One that was lost with its agent is made at once, since the pause is there for an
 //! agent to recover; for every other the pause of the author's policy holds, and chance only ever makes it longer.
 //!
-//! Retries are a share of a node's traffic, so one may be put off, for longer each time. That is nobody's fault and nothing of it is kept:
+//! Retries are a share of a node's traffic, but for the first that a lost agent is to blame for: the work of a node that died is the traffic of
+//! the others now. So a retry may be put off, for longer each time. That is nobody's fault and nothing of it is kept:
 //! it is only time, which the deadline of the task bounds.
 //!
 //! What the attempt cost is billed before that, and once more than the budget is spent there is no other.
@@ -31,6 +32,7 @@ const PUT_OFF_MAX: Duration = Duration::from_secs(8);
 pub(in crate::proto::task) fn turn(part: &Part) -> Turn {
     match part.attempts.last().map(|attempt| &attempt.end) {
         None => Turn::First,
+        Some(Some(AttemptEnd::Failed(Loss::AgentLost, _))) if part.retries <= 1 => Turn::Again,
         Some(Some(AttemptEnd::Failed(..))) => Turn::Retry,
         Some(_) => Turn::Again,
     }
