@@ -55,7 +55,7 @@ async fn no_acknowledged_task_is_lost_when_the_home_node_is_killed_under_load() 
 }
 
 #[tokio::test]
-#[ignore = "takes minutes"]
+#[ignore = "takes minutes: nice cargo nextest run --release --run-ignored only --no-capture --test it a_hundred_times"]
 async fn no_acknowledged_task_is_lost_when_the_home_node_is_killed_a_hundred_times_under_load() {
     kill_under_load(100, 60).await;
 }
