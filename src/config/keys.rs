@@ -186,7 +186,8 @@ pub(super) const BOUNDS: [Bounds; 47] = [
     // A stop takes at most half a minute, whatever is configured.
     between("limits.drain_ms_max", 0.0, 30_000.0),
     between("task.live_max", 1.0, 1_000_000.0),
-    between("task.kept_max", 0.0, 10_000_000.0),
+    // Memory and the start grow with them.
+    between("task.kept_max", 0.0, 1_000_000.0),
     between("task.keep_ms", 0.0, 365.0 * DAY_MS),
     between("task.parallel_max", 1.0, 2_000.0),
     between("task.start_within_ms", 1.0, DAY_MS),

@@ -308,7 +308,8 @@ impl Default for Limits {
 pub struct Task {
     /// Tasks that have not ended; further ones are told BUSY. Each takes some kilobytes of memory, and what its subtasks gave.
     pub live_max: u32,
-    /// Tasks that have ended and can still be looked at; the oldest go first.
+    /// Tasks that have ended and can still be looked at; the oldest go first. Each takes some 200 bytes of memory, and some hundred bytes of the index
+    /// beside what it has in the journal.
     pub kept_max: u32,
     /// How long they can be looked at, in milliseconds.
     pub keep_ms: u64,
@@ -331,7 +332,7 @@ impl Default for Task {
     fn default() -> Self {
         Self {
             live_max: 10_000,
-            kept_max: 10_000,
+            kept_max: 100_000,
             keep_ms: 604_800_000,
             parallel_max: 64,
             start_within_ms: 5_000,

@@ -446,6 +446,7 @@ impl Handle {
         let [range, rate, ban] = network.denied;
         let level = if range + rate + ban == 0 { Level::Ok } else { Level::Warn };
         check("limits", level, format!("connections refused: {range} by range, {rate} by rate, {ban} by ban"), None);
+        check("journal", Level::Ok, self.journal_read(), None);
         for note in lock(&self.shared.notes).iter() {
             check("start", Level::Warn, note.clone(), None);
         }

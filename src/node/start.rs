@@ -168,7 +168,10 @@ fn open(config: &Config, wall: Timestamp) -> Result<Opened, StartError> {
     let loaded = dir.definitions().load_all()?;
     let mut notes: Vec<String> = loaded.skipped.iter().map(ToString::to_string).collect();
     let index = match dir.index() {
-        Ok(index) => Some(index),
+        Ok(index) => {
+            notes.extend(index.begun_anew().map(str::to_owned));
+            Some(index)
+        }
         Err(error) => {
             notes.push(format!("peers, bans and receipts are not remembered: {error}"));
             None
@@ -187,7 +190,7 @@ fn open(config: &Config, wall: Timestamp) -> Result<Opened, StartError> {
         tracing::warn!(note, "start-up goes on without this");
     }
     let (journal, replay) = dir.journal(store::journal::Config::default())?;
-    let reader = task::Reader::new(journal, dir.blobs(), config);
+    let reader = task::Reader::new(journal, dir.blobs(), index.clone(), config);
     let mut found = task::replay(&reader, replay, wall)?;
     notes.append(&mut found.notes);
     let owners = leftovers::owners(reader.blobs(), &found);
@@ -302,7 +305,7 @@ impl Node {
             shared.results_by_key.restore(call);
         }
         leftovers::remove(reader.blobs(), owners, &found, &[shared.calls_by_key.owners(), shared.results_by_key.owners()]);
-        let access = Arc::new(task::Access { reader: reader.clone(), clock: times });
+        let access = Arc::new(task::Access { reader: reader.clone(), clock: times, started: found.started });
         let book = task::Book::new(Arc::clone(&shared), reader, found, task_inbox);
         let node = Self { handle: Handle { shared, disk, tasks: access, started_at: wall }, task };
         node.attach_all(definitions).await?;

@@ -6,7 +6,7 @@
 //!
 //! So are the [`journal`] of what the node has acknowledged, in `journal/`, and the bodies too large for it, in `blobs/OWNER/HASH`.
 //!
-//! *Index* is what can be learnt again: good peers, bans and receipts, in sled under `index/`. sled does not flush to the platter on Linux when asked
+//! *Index* is what can be learnt again: good peers, bans, receipts, and what a start need not read of the journal, in sled under `index/`. sled does not flush to the platter on Linux when asked
 //! to, so nothing that was acknowledged may depend on it; a damaged index is moved aside and begun anew.
 //!
 //! *One process.* [`DataDir`] holds an exclusive lock, and everything else is made from it. A second node on the same directory gets an
@@ -33,7 +33,7 @@ pub use agents::{Definitions, Loaded};
 pub use blobs::Blobs;
 pub use error::Error;
 pub use files::{MODE_SECRET, create_durable, read_bounded, remove_durable, write_durable};
-pub use index::{Ban, GoodPeer, Index, KeptReceipt};
+pub use index::{Ban, Changes, Checkpoint, GoodPeer, Index, KeptReceipt};
 pub use journal::Journal;
 pub use keys::{Keystore, read_token};
 pub use lock::DataDir;

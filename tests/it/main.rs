@@ -32,6 +32,7 @@ mod receipts;
 mod recovery_damage;
 mod recovery_disk;
 mod recovery_executor;
+mod recovery_index;
 mod recovery_kill;
 mod recovery_leftovers;
 mod recovery_load;

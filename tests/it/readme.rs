@@ -334,7 +334,7 @@ fn the_defaults_it_names_are_the_defaults() {
     assert_eq!((limits.call_timeout_ms_default, limits.call_timeout_ms_max, limits.drain_ms_max), (60_000, 600_000, 30_000));
     assert_eq!((limits.results_kept_ms, limits.results_kept_max, limits.attempts_max), (600_000, 10_000, 4));
     assert_eq!((limits.calls_per_peer_per_s, limits.api_requests_per_s), (0, 0));
-    assert_eq!((task.live_max, task.kept_max, task.keep_ms, task.parallel_max), (10_000, 10_000, 604_800_000, 64));
+    assert_eq!((task.live_max, task.kept_max, task.keep_ms, task.parallel_max), (10_000, 100_000, 604_800_000, 64));
     assert_eq!((task.defer_ms, task.start_within_ms), (300_000, 5_000));
     assert_eq!((routing.exploration, routing.evidence_half_life_ms, routing.retry_budget), (0.05, 1_200_000, 0.1));
     assert_eq!((routing.breaker_failures, routing.breaker_open_ms, routing.breaker_open_ms_max), (3, 1_000, 30_000));

@@ -1,13 +1,15 @@
 //! Results of calls with a key, on the disk (design/tasks.md, "Fences and idempotency").
 //!
 //! That a call begins is durable before its agent starts, and its result before it is sent, so whoever repeats the key after a crash gets
-//! the result that there was. The journal holds them, beside tasks; a large output is a blob. Memory holds where they are.
+//! the result that there was. The journal holds them, beside tasks; a large output is a blob. Memory holds where they are, and the index
+//! ([`crate::store::Index`]) the same, so that a start need not read the journal for it.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use minicbor::{Decode, Encode};
 use rust_decimal::Decimal;
 use tokio::sync::oneshot;
 
@@ -16,7 +18,7 @@ use crate::model::{ErrorCode, Failure, InvocationId, Timestamp};
 use crate::node::handle::{disk_failure, stopping};
 use crate::node::shared::lock;
 use crate::node::task::TaskClock;
-use crate::proto::invocation::dedup::{Call, Key};
+use crate::proto::invocation::dedup::{Call, Key, Standing};
 use crate::store::Blobs;
 use crate::store::journal::{Index, Journal, Position, Refused, SegmentId, Ticket};
 use crate::wire::invocation::{Body, Fence, Success};
@@ -166,24 +168,97 @@ pub(in crate::node) struct Found {
 #[derive(Debug)]
 pub(super) enum What {
     Begun(Call),
-    Done { position: Position, bytes: u64, large: bool },
+    Done { position: Position, bytes: u64, blobs: Option<String> },
     Failed,
+}
+
+/// What the keys of calls in the index begin with.
+pub(in crate::node) const FILED: &[u8] = b"c";
+
+/// A call as the index has it: the entry that it began with, and where its result is.
+#[derive(Debug, Encode, Decode)]
+#[cbor(map)]
+struct Filed {
+    #[cbor(n(0), with = "minicbor::bytes")]
+    begun: Vec<u8>,
+    #[n(1)]
+    done: Option<FiledDone>,
+}
+
+#[derive(Debug, Encode, Decode)]
+#[cbor(map)]
+struct FiledDone {
+    #[n(0)]
+    segment: u64,
+    #[n(1)]
+    offset: u32,
+    #[n(2)]
+    bytes: u64,
+    #[n(3)]
+    blobs: Option<String>,
 }
 
 impl Found {
     /// What an entry at this position says.
     pub(in crate::node) fn new(entry: Entry, position: Position) -> Self {
         let Entry { side, caller, agent, word, at, event } = entry;
+        let key = Arc::new((word, agent, caller));
         let what = match event {
             Event::Begun(Begun { input, fence, keep_ms }) => {
                 let fence = fence.map(|(epoch, attempt)| Fence { epoch, attempt });
                 What::Begun(Call { input, fence, keep: keep_ms.map(Duration::from_millis) })
             }
-            Event::Done(Done { output, .. }) => What::Done { position, bytes: output.len(), large: matches!(output, Text::Blob { .. }) },
+            Event::Done(Done { output, .. }) => {
+                let blobs = matches!(output, Text::Blob { .. }).then(|| owner(side, &key, at));
+                What::Done { position, bytes: output.len(), blobs }
+            }
             Event::Failed => What::Failed,
         };
-        Self { side, key: Arc::new((word, agent, caller)), at, what }
+        Self { side, key, at, what }
     }
+
+    /// What the index has of a call; `None` if it does not read.
+    pub(in crate::node) fn filed(body: &[u8]) -> Option<Vec<Self>> {
+        let Filed { begun, done } = minicbor::decode(body).ok()?;
+        let entry = Entry::decode(&begun).ok()?;
+        let (side, at) = (entry.side, entry.at);
+        // No entry of the journal has this place, and none is needed for a beginning.
+        let begun = Self::new(entry, Position { segment: SegmentId(0), offset: 0 });
+        let done = done.map(|FiledDone { segment, offset, bytes, blobs }| {
+            let position = Position { segment: SegmentId(segment), offset };
+            Self { side, key: begun.key.clone(), at, what: What::Done { position, bytes, blobs } }
+        });
+        Some([begun].into_iter().chain(done).collect())
+    }
+
+    /// What tells its key from all others, as the index has it.
+    pub(in crate::node) fn filed_key(&self) -> Vec<u8> {
+        filed_key(self.side, &self.key)
+    }
+
+    /// Where its result is, if it has one.
+    pub(in crate::node) fn position(&self) -> Option<Position> {
+        match self.what {
+            What::Done { position, .. } => Some(position),
+            What::Begun(_) | What::Failed => None,
+        }
+    }
+}
+
+fn hash_of(side: Side, key: &Key) -> blake3::Hash {
+    let (word, agent, caller) = &**key;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&[u8::from(side == Side::Caller)]).update(&caller.peer_id().to_bytes());
+    hasher.update(&agent.public_key()).update(word.as_bytes()).finalize()
+}
+
+fn filed_key(side: Side, key: &Key) -> Vec<u8> {
+    [FILED, hash_of(side, key).as_bytes()].concat()
+}
+
+/// Whose the blobs of a result are: a later one under the same key has others.
+fn owner(side: Side, key: &Key, at: Timestamp) -> String {
+    format!("call-{}-{:x}", hash_of(side, key).to_hex().get(..OWNER_HASH_CHARS).unwrap_or_default(), at.as_ms())
 }
 
 /// The part of the journal that results of one side are kept in.
@@ -221,12 +296,7 @@ impl Results {
     }
 
     fn begun_entry(&self, key: &Key, call: &Call) -> Bytes {
-        let begun = Begun {
-            input: call.input,
-            fence: call.fence.map(|Fence { epoch, attempt }| (epoch, attempt)),
-            keep_ms: call.keep.map(|keep| u64::try_from(keep.as_millis()).unwrap_or(u64::MAX)),
-        };
-        self.entry(key, Event::Begun(begun))
+        self.entry(key, Event::Begun(begun(call)))
     }
 
     /// Makes it durable that a call begins.
@@ -252,7 +322,7 @@ impl Results {
         let (output, blobs) = if text.len() <= TEXT_BYTES_MAX {
             (Text::Inline(text), None)
         } else {
-            let (blobs, owner) = (self.blobs.clone(), self.owner(key, at));
+            let (blobs, owner) = (self.blobs.clone(), owner(self.side, key, at));
             let length_bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
             let put = {
                 let owner = owner.clone();
@@ -326,13 +396,36 @@ impl Results {
         });
     }
 
-    /// Whose the blobs of a result are: a later one under the same key has others.
-    pub(in crate::node) fn owner(&self, key: &Key, at: Timestamp) -> String {
-        let (word, agent, caller) = &**key;
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&[u8::from(self.side == Side::Caller)]).update(&caller.peer_id().to_bytes());
-        hasher.update(&agent.public_key()).update(word.as_bytes());
-        format!("call-{}-{:x}", hasher.finalize().to_hex().get(..OWNER_HASH_CHARS).unwrap_or_default(), at.as_ms())
+    /// The segment before which the journal takes nothing more.
+    pub(super) fn floor(&self) -> SegmentId {
+        self.commits.journal.segments().map_or(SegmentId(0), |(_, last)| last)
+    }
+
+    /// Under which key the index has a call.
+    pub(super) fn filed_key(&self, key: &Key) -> Vec<u8> {
+        filed_key(self.side, key)
+    }
+
+    /// A call as the index has it; `None` for one that the journal has nothing of.
+    pub(super) fn filed<R>(&self, key: &Key, call: &Call, standing: &Standing<'_, Kept<R>>) -> Option<Vec<u8>> {
+        let (since, done) = match standing {
+            Standing::Interrupted { since } => (since, None),
+            Standing::Done { result: Kept::Journal { position: Position { segment, offset }, blobs }, bytes, since } => {
+                (since, Some(FiledDone { segment: segment.0, offset: *offset, bytes: *bytes, blobs: blobs.clone() }))
+            }
+            Standing::Running | Standing::Done { result: Kept::Memory(_), .. } => return None,
+        };
+        let at = Timestamp::from_ms(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        let begun = self.entry_at(key, at, Event::Begun(begun(call))).to_vec();
+        minicbor::to_vec(Filed { begun, done }).ok()
+    }
+}
+
+fn begun(call: &Call) -> Begun {
+    Begun {
+        input: call.input,
+        fence: call.fence.map(|Fence { epoch, attempt }| (epoch, attempt)),
+        keep_ms: call.keep.map(|keep| u64::try_from(keep.as_millis()).unwrap_or(u64::MAX)),
     }
 }
 

@@ -19,7 +19,7 @@ use super::kept::{self, Found, Keep, Kept, Results, What};
 use crate::model::{ErrorCode, Failure};
 use crate::node::clock::Clock;
 use crate::node::shared::lock;
-use crate::proto::invocation::dedup::{Call, Config, Key, State, Verdict};
+use crate::proto::invocation::dedup::{Call, Config, Key, Standing, State, Verdict};
 use crate::store::journal::SegmentId;
 use crate::wire::kept::Side;
 
@@ -38,9 +38,20 @@ pub(in crate::node) struct Calls<R> {
 /// Under one lock, so that nobody meets a run without what keeps it going.
 struct Runs<R> {
     state: State<Waiter<R>, Kept<R>>,
-    /// What keeps each run going: held by everybody who waits for it.
-    interest_by_key: BTreeMap<Key, (Weak<DropGuard>, Duration)>,
+    interest_by_key: BTreeMap<Key, Interest>,
 }
+
+/// What keeps a run going.
+struct Interest {
+    /// Held by everybody who waits for it.
+    held: Weak<DropGuard>,
+    deadline: Duration,
+    /// No entry of it lies in the journal before this segment; `None` if there will be none.
+    floor: Option<SegmentId>,
+}
+
+/// Calls that are looked at under one lock, so that nobody waits long for it.
+const AT_ONCE: usize = 256;
 
 /// How a call stands to its key.
 enum Place<R> {
@@ -86,9 +97,8 @@ impl<R: Keep> Calls<R> {
         let state = &mut lock(&self.runs).state;
         match what {
             What::Begun(call) => state.restore_begun(key.clone(), *call, since),
-            What::Done { position, bytes, large } => {
-                let blobs = large.then(|| self.results.owner(key, *at));
-                state.restore_done(key, Kept::Journal { position: *position, blobs }, *bytes, since);
+            What::Done { position, bytes, blobs } => {
+                state.restore_done(key, Kept::Journal { position: *position, blobs: blobs.clone() }, *bytes, since);
             }
             What::Failed => state.release(key),
         }
@@ -96,7 +106,38 @@ impl<R: Keep> Calls<R> {
 
     /// Segments of the journal that hold results which somebody may ask for.
     pub(in crate::node) fn segments(&self) -> BTreeSet<SegmentId> {
-        kept::segments(lock(&self.runs).state.results())
+        let runs = &mut *lock(&self.runs);
+        runs.state.expire(self.results.now());
+        self.results.forget(runs.state.take_forgotten());
+        kept::segments(runs.state.results())
+    }
+
+    /// The segment before which no run under way has an entry in the journal, if there are such runs. What became of all others is known.
+    pub(in crate::node) fn floor(&self) -> Option<SegmentId> {
+        lock(&self.runs).interest_by_key.values().filter_map(|interest| interest.floor).min()
+    }
+
+    /// Shows every call as the index should have it, by its key there; `None` if what it has stands until the call is over. What
+    /// happens meanwhile may be missing.
+    pub(in crate::node) fn visit_filed(&self, visit: &mut dyn FnMut(Vec<u8>, Option<Vec<u8>>)) {
+        let mut last: Option<Key> = None;
+        loop {
+            let runs = lock(&self.runs);
+            let mut seen = 0;
+            let from = last.take();
+            for (key, call, standing) in runs.state.following(from.as_ref()).take(AT_ONCE) {
+                seen += 1;
+                last = Some(key.clone());
+                let is_running = matches!(standing, Standing::Running);
+                match self.results.filed(key, call, &standing) {
+                    None if !is_running => {}
+                    body => visit(self.results.filed_key(key), body),
+                }
+            }
+            if seen < AT_ONCE {
+                return;
+            }
+        }
     }
 
     /// Owners of the blobs that hold such results.
@@ -183,13 +224,15 @@ impl<R: Keep> Calls<R> {
             Verdict::Refuse(_, failure) => Err(failure),
             Verdict::Wait => {
                 let runs = runs.interest_by_key.get(&ask.key);
-                let interest = runs.and_then(|(interest, deadline)| Some((interest.upgrade()?, *deadline)));
+                let interest = runs.and_then(|interest| Some((interest.held.upgrade()?, interest.deadline)));
                 Ok(interest.map_or(Place::Doomed, |(interest, deadline)| Place::Joined(interest, deadline)))
             }
             Verdict::Run(reply) => {
                 let stop = CancellationToken::new();
                 let interest = Arc::new(stop.clone().drop_guard());
-                runs.interest_by_key.insert(ask.key.clone(), (Arc::downgrade(&interest), ask.deadline));
+                let floor = ask.durable.then(|| self.results.floor());
+                let held = Arc::downgrade(&interest);
+                runs.interest_by_key.insert(ask.key.clone(), Interest { held, deadline: ask.deadline, floor });
                 Ok(Place::Run(stop, reply, interest))
             }
         }

@@ -2,13 +2,14 @@
 //!
 //! Everything that happens to a task comes here, one thing after the other: what clients want, what steps report, what the disk has, what
 //! time it is. A thing is handed to the task's machine, and what the machine says is carried out: events go to the journal, orders to
-//! steps. Nothing here waits for anything but the next thing.
+//! steps. Nothing here waits for anything but the next thing. What has ended is kept by others ([`super::archive`], [`super::filing`]).
 //!
 //! *Overload.* Submissions are refused while the journal cannot keep up or the disk is full; what runs may end. If the journal is busy all the
 //! same, entries wait here, and no task is taken in until they are gone. *A failed disk* ends it: nothing is acknowledged any more, and
 //! clients are told to restart the node.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,12 +21,13 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::archive::{Archive, Place, ended, ids_from};
 use super::callback::Callbacks;
 use super::clock::TaskClock;
-use super::door::{Command, Cursor, Standing};
-use super::read::{self, Reader};
+use super::door::{Command, Cursor, Listed, Listing, Receipt, Standing};
+use super::filing::{self, Filer, Word, Work};
+use super::read::{self, Reader, unknown};
 use super::replay::{Found, Unfinished};
-use super::row::Row;
 use super::step::{Orders, Report, Step};
 use super::{guard, plan};
 use crate::model::{CapabilityName, ErrorCode, Failure, TaskId, Timestamp};
@@ -35,7 +37,7 @@ use crate::node::view::Event as NodeEvent;
 use crate::proto::task::machine::{Input, Machine, Output};
 use crate::proto::task::state::{Phase, State};
 use crate::proto::task::{result, unreadable, view};
-use crate::store::journal::{Committed, Index, Position};
+use crate::store::journal::{Committed, Index, Position, SegmentId};
 use crate::wire::task::{Entry, Event, Fence, Outcome};
 
 /// Commands of clients that may wait for the loop.
@@ -48,7 +50,9 @@ const PER_TURN: usize = 256;
 const OFFERED_AFTER: Duration = Duration::from_millis(50);
 /// So many more than may be kept, and a quarter of those, are forgotten before it is time.
 const FORGET_AT_ONCE: usize = 256;
-/// How often tasks whose time is over are forgotten.
+/// Tasks that are told of where a text may be the beginning of several.
+const NAMED_MAX: usize = 8;
+/// How often tasks whose time is over are forgotten, and those that have ended are filed in the index.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// A call under way, and the words that it waits for. Dropping it takes the call back.
@@ -85,31 +89,6 @@ pub(super) struct Durable {
 /// An answer to a client, which goes out when what it tells is durable.
 type Answer = Box<dyn FnOnce(Result<(), Failure>) + Send>;
 
-/// A task that has ended; the rest of it is in the journal.
-#[derive(Debug, Clone)]
-pub(super) struct Ended {
-    pub(super) row: Row,
-    pub(super) outcome: Outcome,
-    pub(super) created: Timestamp,
-    pub(super) at: Timestamp,
-    pub(super) positions: Arc<[Position]>,
-    pub(super) key: Option<(String, [u8; 32])>,
-    /// What is wrong, if its entries cannot be read.
-    pub(super) unreadable: Option<Arc<Failure>>,
-    /// Whom to tell of it, until that has come to an end.
-    pub(super) callback: Option<String>,
-}
-
-impl Ended {
-    /// Where to read it, or, if it cannot be read, the document that `told` makes of its row and of what is wrong.
-    fn standing(&self, told: impl FnOnce(&Value, &Failure) -> Value) -> Standing {
-        match &self.unreadable {
-            Some(failure) => Standing::Told(told(&self.row.value(), failure)),
-            None => Standing::Ended(self.positions.clone()),
-        }
-    }
-}
-
 /// Entries on their way to the disk.
 struct Pending {
     end: Index,
@@ -123,10 +102,14 @@ pub(in crate::node) struct Book {
     reader: Reader,
     clock: TaskClock,
     live: BTreeMap<TaskId, Live>,
-    ended: BTreeMap<TaskId, Ended>,
+    ended: Archive,
+    filer: Filer,
+    /// The checkpoint that is being made, and what is heard of it.
+    filing: Option<tokio::task::JoinHandle<()>>,
+    words: (mpsc::Sender<Word>, mpsc::Receiver<Word>),
     /// Every task by when it was submitted, for lists.
     by_age: BTreeSet<(Timestamp, TaskId)>,
-    by_key: BTreeMap<String, (TaskId, [u8; 32])>,
+    by_key: BTreeMap<Arc<str>, (TaskId, [u8; 32])>,
     /// For each task those that depend on it.
     dependents: BTreeMap<TaskId, BTreeSet<TaskId>>,
     wakes: BTreeSet<(Timestamp, TaskId)>,
@@ -143,19 +126,25 @@ pub(in crate::node) struct Book {
     offered_at: Option<Instant>,
     forget_at: Instant,
     callbacks: Callbacks,
+    /// Tasks that are gone, and their blobs not yet.
+    forgotten: Vec<TaskId>,
     rng: SmallRng,
 }
 
 impl Book {
-    pub(in crate::node) fn new(shared: Arc<Shared>, reader: Reader, found: Found, commands: mpsc::Receiver<Command>) -> Self {
+    pub(in crate::node) fn new(shared: Arc<Shared>, reader: Reader, mut found: Found, commands: mpsc::Receiver<Command>) -> Self {
         let (reports, report_inbox) = mpsc::channel(REPORTS_MAX);
         let (committed, events) = (reader.journal.committed(), shared.events.subscribe());
+        let filer = Filer::new(Arc::clone(&shared), reader.clone(), &mut found.known);
         let mut book = Self {
             clock: TaskClock::new(shared.clock),
             shared,
             reader,
             live: BTreeMap::new(),
-            ended: BTreeMap::new(),
+            ended: Archive::default(),
+            filer,
+            filing: None,
+            words: mpsc::channel(filing::WORDS_MAX),
             by_age: BTreeSet::new(),
             by_key: BTreeMap::new(),
             dependents: BTreeMap::new(),
@@ -172,6 +161,7 @@ impl Book {
             // The journal still has what was forgotten before.
             forget_at: Instant::now(),
             callbacks: Callbacks::default(),
+            forgotten: Vec::new(),
             rng: SmallRng::from_os_rng(),
         };
         book.restore(found);
@@ -180,15 +170,19 @@ impl Book {
 
     /// Takes up what a start found in the journal.
     fn restore(&mut self, found: Found) {
-        // A key that was free again, because its task was forgotten, is that of the later one.
-        let mut all: Vec<(TaskId, Ended)> = found.ended.into_iter().collect();
-        all.sort_by_key(|(_, ended)| ended.created);
-        for (task, ended) in all {
-            self.by_age.insert((ended.created, task));
-            if let Some((key, identity)) = &ended.key {
-                self.by_key.insert(key.clone(), (task, *identity));
+        let known = found.known;
+        self.by_key = known.keys;
+        self.forgotten = known.forgotten;
+        self.ended = Archive::restore(found.ended, known.tasks, known.callbacks, known.unwanted);
+        self.by_age.extend(self.ended.ages());
+        let mut keys: Vec<_> = self.ended.keys().collect();
+        keys.sort_unstable_by_key(|(created, ..)| *created);
+        for (created, key, named) in keys {
+            // A key that was free again, because its task was forgotten, is that of the later one.
+            let is_later = |(known, _): &(TaskId, [u8; 32])| self.ended.created(known).is_none_or(|known| known <= created);
+            if self.by_key.get(key).is_none_or(is_later) {
+                self.by_key.insert(key.into(), named);
             }
-            self.ended.insert(task, ended);
         }
         for (task, Unfinished { state, positions, outputs }) in found.live {
             self.begin(task, Machine::new(state, u64::try_from(positions.len()).unwrap_or(u64::MAX)), positions, outputs);
@@ -199,7 +193,7 @@ impl Book {
         let state = machine.state();
         self.by_age.insert((state.created(), task));
         if let Some((key, identity)) = state.key() {
-            self.by_key.insert(key.to_owned(), (task, identity));
+            self.by_key.insert(key.into(), (task, identity));
         }
         for before in state.waiting_for() {
             self.dependents.entry(*before).or_default().insert(task);
@@ -217,16 +211,22 @@ impl Book {
             self.tell_dependencies(task);
             self.drive(task, Input::Resume);
         }
-        for (task, ended) in &self.ended {
-            self.callbacks.begin(&self.shared, &self.reader, *task, ended, self.clock.now());
+        let now = self.clock.now();
+        for (task, url, at) in self.ended.callbacks() {
+            if let Some(Ok(place)) = self.ended.place(&task) {
+                self.callbacks.begin(&self.shared, &self.reader, (task, place), url.to_owned(), now.saturating_since(at));
+            }
         }
         let stop = self.shared.tasks_stop.clone();
         loop {
             let wake = self.wakes.first().map(|(at, _)| self.clock.instant(*at));
             let timer = [wake, self.offered_at, Some(self.forget_at)].into_iter().flatten().min().unwrap_or(self.forget_at);
-            // Whatever else there is to do, those who wait for a time are not forgotten.
+            // Whatever else there is to do, those who wait for a time are not forgotten, and what has been filed is let go of.
             if timer <= Instant::now() && !stop.is_cancelled() {
                 self.on_timer();
+            }
+            if let Ok(word) = self.words.1.try_recv() {
+                self.on_word(word);
             }
             tokio::select! {
                 biased;
@@ -256,6 +256,7 @@ impl Book {
                         self.offered_at = Some(Instant::now() + OFFERED_AFTER);
                     }
                 }
+                Some(word) = self.words.1.recv() => self.on_word(word),
                 () = sleep_until(timer) => self.on_timer(),
             }
         }
@@ -264,34 +265,42 @@ impl Book {
             self.on_report(report);
         }
         // What was decided is still worth keeping; what runs is taken back, and begun anew under the same key after the next start.
+        let work = self.work(Vec::new());
         self.live.clear();
         let journal = self.reader.journal.clone();
         let _ = tokio::task::spawn_blocking(move || journal.close()).await;
+        // Nobody listens any more to the one that may be under way.
+        self.words.1.close();
+        if let Some(filing) = self.filing.take() {
+            let _ = filing.await;
+        }
+        let (filer, words) = (self.filer.clone(), self.words.0.clone());
+        let _ = tokio::task::spawn_blocking(move || filer.run(work, &words)).await;
     }
 
     fn handle(&mut self, command: Command) {
         match command {
             Command::Submit { task, definition, event, at, clash, reply } => {
-                let answer = self.submit(task, *definition, event, at, clash);
+                let answer = self.submit(task, *definition, *event, at, clash);
                 match answer {
-                    Ok((task, created)) => match self.ended.get(&task) {
-                        Some(ended) => drop(reply.send(Ok((view::receipt_of(&ended.row.value()), created)))),
-                        None => self.answer(task, reply, move |state| Ok((view::receipt(state), created))),
+                    Ok((task, created)) => match self.ended.listed(&task) {
+                        Some(listing) => drop(reply.send(Ok((self.receipt(task, &listing), created)))),
+                        None => self.answer(task, reply, move |state| Ok((Receipt::Told(view::receipt(state)), created))),
                     },
                     Err(failure) => drop(reply.send(Err(failure))),
                 }
             }
             Command::Status { task, explain, reply } => {
                 let (home, now) = (self.shared.node(), self.clock.now());
-                match self.ended.get(&task) {
-                    Some(ended) => drop(reply.send(Ok(ended.standing(|row, failure| unreadable::status(row, failure, home))))),
+                match self.ended.standing(&task, |row, failure| unreadable::status(row, failure, home)) {
+                    Some(standing) => drop(reply.send(Ok(standing))),
                     None => self.answer(task, reply, move |state| Ok(Standing::Told(view::status(state, home, explain, now)))),
                 }
             }
             Command::Percent { task, reply } => drop(reply.send(self.live.get(&task).and_then(|live| live.machine.percent()))),
             Command::Ended { task, reply } => {
-                let found = match self.ended.get(&task) {
-                    Some(ended) => Ok(ended.standing(unreadable::result)),
+                let found = match self.ended.standing(&task, unreadable::result) {
+                    Some(standing) => Ok(standing),
                     None if self.live.contains_key(&task) => {
                         let failure = Failure::new(ErrorCode::NotFinished, format!("task {task} has not ended"));
                         Err(failure.with("retry_after_ms", 1_000))
@@ -301,7 +310,7 @@ impl Book {
                 let _ = reply.send(found);
             }
             Command::Cancel { task, reply } => {
-                if self.ended.contains_key(&task) || self.live.get(&task).is_some_and(|live| live.machine.state().end().is_some()) {
+                if self.ended.contains(&task) || self.live.get(&task).is_some_and(|live| live.machine.state().end().is_some()) {
                     let _ = reply.send(Err(Failure::new(ErrorCode::Conflict, format!("task {task} has ended already"))));
                     return;
                 }
@@ -311,22 +320,22 @@ impl Book {
                 self.answer(task, reply, move |state| Ok(view::status(state, home, false, now)));
             }
             Command::CalledBack { task, delivered } => {
-                let Some(ended) = self.ended.get_mut(&task) else { return };
-                ended.callback = None;
+                let Some(number) = self.ended.events(&task).filter(|_| self.ended.called_back(task)) else { return };
                 let (home, at) = (self.shared.node(), self.clock.now());
-                let number = u64::try_from(ended.positions.len()).unwrap_or(u64::MAX);
                 let entry = Entry { home, epoch: EPOCH, task, at, event: Event::CalledBack { delivered }, number };
                 self.append(task, 0, vec![entry.encode()]);
             }
-            Command::List { wanted, reply } => {
-                let _ = reply.send(self.list(&wanted));
+            Command::List { after, count, reply } => {
+                let _ = reply.send(self.list(after, count));
             }
             Command::Follow { task, reply } => {
                 let _ = reply.send(self.follow(task));
             }
             Command::Resolve { prefix, reply } => {
-                let named = |task: &&TaskId| task.to_string().starts_with(&prefix);
-                let _ = reply.send(self.live.keys().chain(self.ended.keys()).filter(named).take(8).copied().collect());
+                let named = |task: &TaskId| task.to_string().starts_with(&prefix);
+                let range = ids_from(&prefix);
+                let live = self.live.range(range.clone()).map(|(task, _)| *task);
+                let _ = reply.send(live.chain(self.ended.ids(range)).filter(named).take(NAMED_MAX).collect());
             }
         }
     }
@@ -367,7 +376,7 @@ impl Book {
             return Err(failure.clone());
         }
         let Event::Submitted(submitted) = &event else { return Err(Failure::new(ErrorCode::Internal, "not a submission")) };
-        if let Some((known, identity)) = submitted.key.as_ref().and_then(|key| self.by_key.get(key)) {
+        if let Some((known, identity)) = submitted.key.as_ref().and_then(|key| self.by_key.get(key.as_str())) {
             if *identity == submitted.identity {
                 return Ok((*known, false));
             }
@@ -408,7 +417,7 @@ impl Book {
     }
 
     fn is_known(&self, task: &TaskId) -> bool {
-        self.live.contains_key(task) || self.ended.contains_key(task)
+        self.live.contains_key(task) || self.ended.contains(task)
     }
 
     /// Tells a task how those ended on which it depends.
@@ -416,8 +425,8 @@ impl Book {
         let Some(live) = self.live.get(&task) else { return };
         let waiting: Vec<TaskId> = live.machine.state().waiting_for().iter().copied().collect();
         for before in waiting {
-            let outcome = match self.ended.get(&before) {
-                Some(ended) => Some(ended.outcome),
+            let outcome = match self.ended.outcome(&before) {
+                Some(outcome) => Some(outcome),
                 // One that is forgotten has ended, and nobody knows how.
                 None if !self.live.contains_key(&before) => Some(Outcome::Failed),
                 None => None,
@@ -675,10 +684,14 @@ impl Book {
         live.durable.send_replace(Durable { events: live.machine.state().events(), ended: true });
         let outcome = ended.outcome;
         self.shared.publish(NodeEvent::TaskEnded(Arc::new(view::summary(live.machine.state()))));
-        self.callbacks.begin(&self.shared, &self.reader, task, &ended, self.clock.now());
+        let url = ended.callback.clone();
         self.ended.insert(task, ended);
+        if let (Some(url), Some(Ok(place))) = (url, self.ended.place(&task)) {
+            self.callbacks.begin(&self.shared, &self.reader, (task, place), url, Duration::ZERO);
+        }
         let kept_max = usize::try_from(self.shared.config.task.kept_max).unwrap_or(usize::MAX);
-        if self.ended.len() > kept_max.saturating_add(kept_max / 4).saturating_add(FORGET_AT_ONCE) {
+        let is_crowded = self.ended.len() > kept_max.saturating_add(kept_max / 4).saturating_add(FORGET_AT_ONCE);
+        if self.filing.is_none() && (is_crowded || self.ended.is_crowded()) {
             self.forget_at = Instant::now();
         }
         for dependent in self.dependents.remove(&task).unwrap_or_default() {
@@ -686,104 +699,88 @@ impl Book {
         }
     }
 
-    /// Forgets tasks that ended long ago, and what of the journal nobody needs any more.
+    /// Forgets tasks that ended long ago, and files those that have ended since.
     fn forget(&mut self) {
+        if self.filing.is_some() {
+            return;
+        }
         let limits = &self.shared.config.task;
         let (keep, kept_max) = (Duration::from_millis(limits.keep_ms), usize::try_from(limits.kept_max).unwrap_or(usize::MAX));
-        let now = self.clock.now();
-        let mut by_end: Vec<(Timestamp, TaskId)> = self.ended.iter().map(|(task, ended)| (ended.at, *task)).collect();
-        by_end.sort_unstable();
-        let surplus = by_end.len().saturating_sub(kept_max);
-        let over: Vec<TaskId> = by_end
-            .into_iter()
-            .enumerate()
-            .filter(|(place, (at, _))| *place < surplus || now.saturating_since(*at) >= keep)
-            .map(|(_, (_, task))| task)
-            .collect();
-        for task in &over {
-            let Some(ended) = self.ended.remove(task) else { continue };
-            self.by_age.remove(&(ended.created, *task));
-            if let Some((key, _)) = ended.key.filter(|(key, _)| self.by_key.get(key).is_some_and(|(known, _)| known == task)) {
+        let mut forgotten = std::mem::take(&mut self.forgotten);
+        for (created, task, key) in self.ended.forget(self.clock.now(), keep, kept_max) {
+            self.by_age.remove(&(created, task));
+            if let Some(key) = key.filter(|key| self.by_key.get(key).is_some_and(|(known, _)| *known == task)) {
                 self.by_key.remove(&key);
             }
+            forgotten.push(task);
         }
+        let (filer, work, words) = (self.filer.clone(), self.work(forgotten), self.words.0.clone());
+        self.filing = Some(tokio::task::spawn_blocking(move || filer.run(work, &words)));
+    }
+
+    /// What a checkpoint is made of now.
+    fn work(&self, forgotten: Vec<TaskId>) -> Work {
+        // Before anything is looked at: whatever happens to a call from here on lies behind it.
+        let last = self.reader.journal.segments().map_or(SegmentId(0), |(_, last)| last);
+        let unended = self.live.values().filter_map(|live| live.positions.first()).map(|position| position.segment).min();
+        let pins = [unended, self.ended.pinned(), self.filer.floor()];
+        let watermark = pins.into_iter().flatten().min().map_or(last, |pinned| pinned.min(last));
         // Only what is older than everything that is wanted goes: were the end of a task gone and its beginning still there, the next start
         // would run it again.
-        let live = self.live.values().filter_map(|live| live.positions.first());
-        let oldest = live.chain(self.ended.values().filter_map(|ended| ended.positions.first())).map(|position| position.segment);
         let kept = self.shared.calls_by_key.segments().into_iter().chain(self.shared.results_by_key.segments());
-        let oldest = oldest.chain(kept).min();
-        let (journal, blobs) = (self.reader.journal.clone(), self.reader.blobs.clone());
-        tokio::task::spawn_blocking(move || {
-            for task in over {
-                if let Err(error) = blobs.remove_all(&task.to_string()) {
-                    tracing::warn!(%error, %task, "large texts of a forgotten task could not be removed");
+        let oldest = unended.into_iter().chain(self.ended.oldest()).chain(kept).min();
+        Work { taken: self.ended.take(), watermark, oldest, forgotten }
+    }
+
+    /// What is heard of a checkpoint.
+    fn on_word(&mut self, word: Word) {
+        match word {
+            Word::Filed(tasks) => self.ended.on_filed(tasks, |key| self.by_key.get_key_value(key).map(|(key, _)| Arc::clone(key))),
+            Word::Unfiled(keys) => self.ended.on_unfiled(&keys),
+            Word::Over => {
+                self.filing = None;
+                if self.ended.is_crowded() {
+                    self.forget_at = Instant::now();
                 }
             }
-            if let Err(error) = journal.forget_segments(|segment| oldest.is_some_and(|oldest| segment < oldest)) {
-                tracing::warn!(%error, "segments that nobody needs could not be removed");
-            }
-        });
+        }
     }
 
     fn follow(&self, task: TaskId) -> Result<Cursor, Failure> {
         if let Some(live) = self.live.get(&task) {
             let committed = usize::try_from(live.machine.committed_events()).unwrap_or(usize::MAX);
             let positions = live.positions.get(..committed.min(live.positions.len())).unwrap_or_default().into();
-            return Ok(Cursor { positions, durable: Some(live.durable.subscribe()) });
+            return Ok(Cursor { place: Place::Journal(positions), durable: Some(live.durable.subscribe()) });
         }
-        let ended = self.ended.get(&task).ok_or_else(|| unknown(task))?;
-        if let Some(failure) = &ended.unreadable {
-            return Err(failure.as_ref().clone());
-        }
-        Ok(Cursor { positions: ended.positions.clone(), durable: None })
+        let place = self.ended.place(&task).ok_or_else(|| unknown(task))??;
+        Ok(Cursor { place, durable: None })
     }
 
-    fn list(&self, wanted: &super::door::Wanted) -> (Vec<Value>, Option<String>) {
-        let from = wanted.after;
-        let mut rows = Vec::new();
-        let mut last = None;
-        let older = self.by_age.iter().rev().filter(|place| from.is_none_or(|from| **place < from));
-        for place @ (_, task) in older {
-            let row = match (self.live.get(task), self.ended.get(task)) {
+    /// So many of the tasks that were submitted before `after`, the latest first.
+    fn list(&self, after: Option<(Timestamp, TaskId)>, count: usize) -> Vec<Listed> {
+        let until = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rows = self.by_age.range((Bound::Unbounded, until)).rev().filter_map(|place| {
+            let row = match self.live.get(&place.1) {
                 // What is not durable yet is nobody's business.
-                (Some(live), _) if live.machine.committed_events() == 0 => continue,
-                (Some(live), _) => view::summary(live.machine.state()),
-                (None, Some(ended)) => ended.row.value(),
-                (None, None) => continue,
+                Some(live) if live.machine.committed_events() == 0 => return None,
+                Some(live) => Listing::Told(view::summary(live.machine.state())),
+                None => self.ended.listed(&place.1)?,
             };
-            if !wanted.fits(&row) {
-                continue;
-            }
-            if rows.len() >= wanted.limit {
-                return (rows, last.map(super::door::cursor_text));
-            }
-            rows.push(row);
-            last = Some(*place);
+            Some(Listed { place: *place, row })
+        });
+        rows.take(count).collect()
+    }
+
+    /// What a submission is answered with that names a task which has ended.
+    fn receipt(&self, task: TaskId, listing: &Listing) -> Receipt {
+        match (listing, self.ended.place(&task)) {
+            (Listing::Told(row), _) => Receipt::Told(view::receipt_of(row)),
+            (Listing::Kept(row), _) => Receipt::Told(view::receipt_of(&row.value())),
+            (Listing::Index, Some(Ok(Place::Index(created, task)))) => Receipt::Index(created, task),
+            (Listing::Index, _) => Receipt::Told(Value::Null),
         }
-        (rows, None)
     }
 }
 
 /// The epoch of a journal that one node keeps alone.
 pub(super) const EPOCH: u64 = 1;
-
-/// What is kept at hand of a task that has ended; `None` if it has not.
-pub(super) fn ended(state: &State, positions: &[Position]) -> Option<Ended> {
-    let end = state.end()?;
-    Some(Ended {
-        row: Row::new(&view::summary(state)),
-        outcome: end.outcome,
-        created: state.created(),
-        at: end.at,
-        positions: positions.into(),
-        key: state.key().map(|(key, identity)| (key.to_owned(), identity)),
-        unreadable: None,
-        callback: state.definition().completion_callback.clone(),
-    })
-}
-
-fn unknown(task: TaskId) -> Failure {
-    let failure = Failure::new(ErrorCode::TaskNotFound, format!("this node knows no task {task}"));
-    failure.with("suggestion", "`meshwork task list` lists those that it knows")
-}

@@ -20,13 +20,12 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::book::Ended;
+use super::archive::Place;
 use super::door::{self, Command};
 use super::read::Reader;
 use crate::agents::definition::is_public;
-use crate::model::{ErrorCode, Failure, TaskId, Timestamp, printable};
+use crate::model::{ErrorCode, Failure, TaskId, printable};
 use crate::node::shared::Shared;
-use crate::store::journal::Position;
 
 /// For how long after the end of a task it is tried.
 const TRIED_MAX: Duration = Duration::from_secs(3_600);
@@ -108,14 +107,16 @@ impl Default for Callbacks {
 }
 
 impl Callbacks {
-    /// Begins to tell of a task that has ended, if anybody is still to be told.
-    pub(super) fn begin(&mut self, shared: &Arc<Shared>, reader: &Reader, task: TaskId, ended: &Ended, now: Timestamp) {
+    /// Begins to tell of a task that ended that long ago, unless it is too late for that.
+    pub(super) fn begin(&mut self, shared: &Arc<Shared>, reader: &Reader, place: (TaskId, Place), url: String, age: Duration) {
         while self.running.try_join_next().is_some() {}
-        let left = TRIED_MAX.saturating_sub(now.saturating_since(ended.at));
-        let Some(url) = ended.callback.clone().filter(|_| !left.is_zero()) else { return };
+        let left = TRIED_MAX.saturating_sub(age);
+        if left.is_zero() {
+            return;
+        }
         let (shared, reader, places) = (Arc::clone(shared), reader.clone(), Arc::clone(&self.places));
-        let positions = Arc::clone(&ended.positions);
-        self.running.spawn(Callback { shared, reader, places, task, positions, url, left }.run());
+        let (task, place) = place;
+        self.running.spawn(Callback { shared, reader, places, task, place, url, left }.run());
     }
 }
 
@@ -125,7 +126,7 @@ struct Callback {
     reader: Reader,
     places: Arc<Semaphore>,
     task: TaskId,
-    positions: Arc<[Position]>,
+    place: Place,
     url: String,
     /// How long it is still tried.
     left: Duration,
@@ -166,8 +167,8 @@ impl Callback {
     }
 
     async fn body(&self) -> Result<Bytes, String> {
-        let (reader, positions) = (self.reader.clone(), Arc::clone(&self.positions));
-        let read = tokio::task::spawn_blocking(move || door::result_document(&reader, &positions)).await;
+        let (reader, place) = (self.reader.clone(), self.place.clone());
+        let read = tokio::task::spawn_blocking(move || door::result_document(&reader, &place)).await;
         let result = read.map_err(|_| "this node is stopping".to_owned())?.map_err(|failure| failure.message)?;
         if result.get().len() <= BODY_BYTES_MAX {
             return Ok(result.get().to_owned().into());

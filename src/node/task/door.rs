@@ -8,9 +8,12 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::{oneshot, watch};
 
+use super::archive::Place;
 use super::book::Durable;
 use super::clock::TaskClock;
 use super::read::{self, Reader};
+use super::replay::Started;
+use super::row::Row;
 use super::{callback, plan, types};
 use crate::agents::off_workers;
 use crate::model::{ErrorCode, Failure, TaskId, Timestamp, printable};
@@ -25,6 +28,8 @@ use crate::wire::task::{Event, Outcome, Parent, Submitted};
 const DOCUMENT_BYTES_MAX: usize = 6 * 1024 * 1024;
 /// Rows that one list holds at most.
 const LIST_MAX: usize = 500;
+/// Tasks that the loop is asked for at once where only some of them fit a list.
+const LOOKED_AT: usize = 256;
 /// Entries that are read from the journal at once for a stream of events.
 const EVENTS_PER_READ: usize = 256;
 
@@ -35,13 +40,22 @@ type Reply<T> = oneshot::Sender<Result<T, Failure>>;
 pub(in crate::node) struct Access {
     pub(in crate::node) reader: Reader,
     pub(in crate::node) clock: TaskClock,
+    /// What the start read.
+    pub(in crate::node) started: Started,
 }
 
 /// A question or order to the loop.
 pub(in crate::node) enum Command {
     /// Take a task in, unless it clashes with the agents of now; one that was taken in before is still that one. The answer is its receipt, and
     /// whether it is new.
-    Submit { task: TaskId, definition: Box<Definition>, event: Event, at: Timestamp, clash: Option<Failure>, reply: Reply<(Value, bool)> },
+    Submit {
+        task: TaskId,
+        definition: Box<Definition>,
+        event: Box<Event>,
+        at: Timestamp,
+        clash: Option<Failure>,
+        reply: Reply<(Receipt, bool)>,
+    },
     /// How a task stands: the document, or where to read it if it has ended.
     Status { task: TaskId, explain: bool, reply: Reply<Standing> },
     /// How far a task is, in percent; `None` if it has ended, or just goes on.
@@ -50,8 +64,8 @@ pub(in crate::node) enum Command {
     Ended { task: TaskId, reply: Reply<Standing> },
     /// Cancel it.
     Cancel { task: TaskId, reply: Reply<Value> },
-    /// Tasks, the latest first.
-    List { wanted: Wanted, reply: oneshot::Sender<(Vec<Value>, Option<String>)> },
+    /// So many tasks, the latest first, from those on that were submitted before `after`.
+    List { after: Option<(Timestamp, TaskId)>, count: usize, reply: oneshot::Sender<Vec<Listed>> },
     /// Where its events are, and how to hear of more.
     Follow { task: TaskId, reply: Reply<Cursor> },
     /// A callback has come to its end.
@@ -60,25 +74,68 @@ pub(in crate::node) enum Command {
     Resolve { prefix: String, reply: oneshot::Sender<Vec<TaskId>> },
 }
 
+/// What a submission is answered with.
+pub(in crate::node) enum Receipt {
+    /// This.
+    Told(Value),
+    /// What is to be read in the index of a task that has ended.
+    Index(Timestamp, TaskId),
+}
+
+/// A task in a list: when it was submitted, which it is, and its row.
+pub(in crate::node) struct Listed {
+    pub(super) place: (Timestamp, TaskId),
+    pub(super) row: Listing,
+}
+
+/// A task's row, or where it is.
+#[derive(Debug)]
+pub(super) enum Listing {
+    /// This.
+    Told(Value),
+    /// The same, written down.
+    Kept(Row),
+    /// In the index.
+    Index,
+}
+
+impl Listed {
+    /// The row; `None` if it was forgotten meanwhile. Blocks.
+    fn value(&self, reader: &Reader) -> Result<Option<Value>, Failure> {
+        let (created, task) = self.place;
+        match &self.row {
+            Listing::Told(row) => Ok(Some(row.clone())),
+            Listing::Kept(row) => Ok(Some(row.value())),
+            Listing::Index => match reader.filed(created, task) {
+                Ok((row, _)) => Ok(Some(row.value())),
+                Err(failure) if failure.code == ErrorCode::TaskNotFound => Ok(None),
+                Err(failure) => Err(failure),
+            },
+        }
+    }
+}
+
 /// How a task stands.
 pub(in crate::node) enum Standing {
     /// The document that tells it.
     Told(Value),
     /// It has ended, and this is where to read it.
-    Ended(Arc<[Position]>),
+    Ended(Place),
 }
 
 /// Which tasks a list shall hold.
 #[derive(Debug, Clone)]
-pub(in crate::node) struct Wanted {
-    pub(super) status: Option<String>,
-    pub(super) tag: Option<String>,
-    pub(super) limit: usize,
-    pub(super) after: Option<(Timestamp, TaskId)>,
+struct Wanted {
+    status: Option<String>,
+    tag: Option<String>,
 }
 
 impl Wanted {
-    pub(super) fn fits(&self, row: &Value) -> bool {
+    fn is_all(&self) -> bool {
+        self.status.is_none() && self.tag.is_none()
+    }
+
+    fn fits(&self, row: &Value) -> bool {
         let tags = || row["tags"].as_array().into_iter().flatten();
         self.status.as_deref().is_none_or(|status| row["status"] == status)
             && self.tag.as_deref().is_none_or(|tag| tags().any(|given| given == tag))
@@ -86,7 +143,7 @@ impl Wanted {
 }
 
 /// Where the next page of a list begins.
-pub(super) fn cursor_text((at, task): (Timestamp, TaskId)) -> String {
+fn cursor_text((at, task): (Timestamp, TaskId)) -> String {
     format!("{}-{task}", at.as_ms())
 }
 
@@ -98,7 +155,7 @@ fn cursor_of(text: &str) -> Option<(Timestamp, TaskId)> {
 /// Where a task's events are.
 #[derive(Debug, Clone)]
 pub(in crate::node) struct Cursor {
-    pub(super) positions: Arc<[Position]>,
+    pub(super) place: Place,
     /// Grows while the task is under way.
     pub(super) durable: Option<watch::Receiver<Durable>>,
 }
@@ -181,13 +238,13 @@ impl Handle {
             Ok(document) => document,
             Err(failure) => return self.submitted(task, Err(failure)).await,
         };
-        let event = Event::Submitted(Submitted { document, key, identity, parent: None });
+        let event = Box::new(Event::Submitted(Submitted { document, key, identity, parent: None }));
         let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, clash, reply };
         self.submitted(task, self.ask_tasks(submit).await?).await
     }
 
     /// What a submission came to. A definition that was kept for a task that is none is removed again.
-    async fn submitted(&self, task: TaskId, answer: Result<(Value, bool), Failure>) -> Result<Submission, Failure> {
+    async fn submitted(&self, task: TaskId, answer: Result<(Receipt, bool), Failure>) -> Result<Submission, Failure> {
         // A journal that has stopped may hold the task all the same.
         let is_none = answer.as_ref().map_or_else(|failure| failure.code != ErrorCode::Unavailable, |(_, created)| !created);
         if is_none {
@@ -197,7 +254,16 @@ impl Handle {
                 tracing::warn!(%error, "the definition of a task that was not taken could not be removed");
             }
         }
-        answer.map(|(receipt, created)| Submission { receipt, created })
+        let (receipt, created) = answer?;
+        let receipt = match receipt {
+            Receipt::Told(receipt) => receipt,
+            Receipt::Index(at, known) => {
+                let reader = self.tasks.reader.clone();
+                let (row, _) = tokio::task::spawn_blocking(move || reader.filed(at, known)).await.map_err(broke_off)??;
+                view::receipt_of(&row.value())
+            }
+        };
+        Ok(Submission { receipt, created })
     }
 
     /// Takes in a task that a call brought. `identity` is what the same key must come with.
@@ -228,7 +294,7 @@ impl Handle {
             Ok(document) => document,
             Err(failure) => return self.submitted(task, Err(failure)).await,
         };
-        let event = Event::Submitted(Submitted { document, key, identity, parent: Some(Box::new(parent)) });
+        let event = Box::new(Event::Submitted(Submitted { document, key, identity, parent: Some(Box::new(parent)) }));
         let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, clash: None, reply };
         self.submitted(task, self.ask_tasks(submit).await?).await
     }
@@ -248,12 +314,12 @@ impl Handle {
     /// # Errors
     /// `TASK_NOT_FOUND`.
     pub async fn task(&self, task: TaskId, explain: bool) -> Result<Value, Failure> {
-        let positions = match self.ask_tasks(|reply| Command::Status { task, explain, reply }).await?? {
+        let place = match self.ask_tasks(|reply| Command::Status { task, explain, reply }).await?? {
             Standing::Told(document) => return Ok(document),
-            Standing::Ended(positions) => positions,
+            Standing::Ended(place) => place,
         };
         let (reader, home, now) = (self.tasks.reader.clone(), self.node_id(), self.tasks.clock.now());
-        let read = move || Ok(view::status(&reader.state(&positions)?, home, explain, now));
+        let read = move || Ok(view::status(&reader.state(&reader.positions(&place)?)?, home, explain, now));
         tokio::task::spawn_blocking(read).await.map_err(broke_off)?
     }
 
@@ -268,12 +334,12 @@ impl Handle {
     /// `TASK_NOT_FOUND`, `NOT_FINISHED`.
     pub async fn task_result(&self, task: TaskId) -> Result<Box<RawValue>, Failure> {
         let internal = |error: serde_json::Error| Failure::new(ErrorCode::Internal, error.to_string());
-        let positions = match self.ask_tasks(|reply| Command::Ended { task, reply }).await?? {
+        let place = match self.ask_tasks(|reply| Command::Ended { task, reply }).await?? {
             Standing::Told(document) => return serde_json::value::to_raw_value(&document).map_err(internal),
-            Standing::Ended(positions) => positions,
+            Standing::Ended(place) => place,
         };
         let reader = self.tasks.reader.clone();
-        let read = move || result_document(&reader, &positions);
+        let read = move || result_document(&reader, &place);
         tokio::task::spawn_blocking(read).await.map_err(broke_off)?
     }
 
@@ -299,10 +365,35 @@ impl Handle {
             let failure = Failure::new(ErrorCode::InvalidRequest, format!("`{}` is no cursor of a list", printable(text, 60)));
             cursor_of(text).ok_or_else(|| failure.with("path", "/after"))
         };
-        let after = after.map(cursor).transpose()?;
-        let wanted = Wanted { status, tag, limit: limit.clamp(1, LIST_MAX), after };
-        let (rows, next) = self.ask_tasks(|reply| Command::List { wanted, reply }).await?;
+        let mut after = after.map(cursor).transpose()?;
+        let (wanted, limit) = (Wanted { status, tag }, limit.clamp(1, LIST_MAX));
+        let (mut rows, mut last, mut next) = (Vec::new(), None, None);
+        while next.is_none() {
+            // One more than is wanted tells whether there is a next page.
+            let count = if wanted.is_all() { limit.saturating_sub(rows.len()).saturating_add(1) } else { LOOKED_AT };
+            let listed = self.ask_tasks(|reply| Command::List { after, count, reply }).await?;
+            let Some(Listed { place, row: _ }) = listed.last() else { break };
+            after = Some(*place);
+            let (reader, wanted) = (self.tasks.reader.clone(), wanted.clone());
+            let read = move || {
+                let fitting = |listed: Listed| Ok(listed.value(&reader)?.filter(|row| wanted.fits(row)).map(|row| (listed.place, row)));
+                listed.into_iter().filter_map(|listed| fitting(listed).transpose()).collect::<Result<Vec<_>, Failure>>()
+            };
+            for (place, row) in tokio::task::spawn_blocking(read).await.map_err(broke_off)?? {
+                if rows.len() >= limit {
+                    next = last.map(cursor_text);
+                    break;
+                }
+                rows.push(row);
+                last = Some(place);
+            }
+        }
         Ok(serde_json::json!({ "tasks": rows, "next": next }))
+    }
+
+    /// How much of the journal the start read, for people.
+    pub(in crate::node) fn journal_read(&self) -> String {
+        self.tasks.started.to_string()
     }
 
     /// The task that `text` names: its id, or an unambiguous beginning of it.
@@ -348,8 +439,8 @@ impl Handle {
 }
 
 /// The result document of a task that has ended. Blocks.
-pub(super) fn result_document(reader: &Reader, positions: &[Position]) -> Result<Box<RawValue>, Failure> {
-    let state = reader.state(positions)?;
+pub(super) fn result_document(reader: &Reader, place: &Place) -> Result<Box<RawValue>, Failure> {
+    let state = reader.state(&reader.positions(place)?)?;
     let outputs = reader.outputs(&state)?;
     let ended_well = state.end().is_some_and(|end| matches!(end.outcome, Outcome::Success | Outcome::Partial));
     let internal = |error: serde_json::Error| Failure::new(ErrorCode::Internal, error.to_string());
@@ -369,6 +460,16 @@ struct Following {
 }
 
 impl Following {
+    async fn positions(&self, place: Place) -> Result<Arc<[Position]>, Failure> {
+        match place {
+            Place::Journal(positions) => Ok(positions),
+            Place::Index(..) => {
+                let reader = self.handle.tasks.reader.clone();
+                tokio::task::spawn_blocking(move || reader.positions(&place)).await.map_err(broke_off)?
+            }
+        }
+    }
+
     /// The next events, once there are any; `None` when the task has ended.
     async fn batch(mut self) -> Result<Option<(Vec<TaskEvent>, Self)>, Failure> {
         if self.over {
@@ -377,10 +478,11 @@ impl Following {
         let task = self.task;
         loop {
             let cursor = self.handle.ask_tasks(|reply| Command::Follow { task, reply }).await??;
-            let from = usize::try_from(self.next).unwrap_or(usize::MAX).min(cursor.positions.len());
-            let to = from.saturating_add(EVENTS_PER_READ).min(cursor.positions.len());
+            let positions = self.positions(cursor.place).await?;
+            let from = usize::try_from(self.next).unwrap_or(usize::MAX).min(positions.len());
+            let to = from.saturating_add(EVENTS_PER_READ).min(positions.len());
             if from < to {
-                let (reader, positions, known) = (self.handle.tasks.reader.clone(), cursor.positions.clone(), self.definition.clone());
+                let (reader, known) = (self.handle.tasks.reader.clone(), self.definition.clone());
                 let first = self.next;
                 let read = move || {
                     // Names of subtasks stand in the definition alone, which a plan may have completed by then.

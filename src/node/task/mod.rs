@@ -4,16 +4,20 @@
 //! nothing is decided twice. It decides nothing itself: `proto::task` does. What takes time is done by others and comes back as a report:
 //! [`step`] chooses an agent ([`offers`]: after asking around) and makes a call, [`plan`] decomposes a goal, [`types`] holds a definition
 //! against the schemas of those who would do it, [`delegate`] runs tasks for other nodes, [`callback`] tells of those that have ended,
-//! [`read`] reads them from the journal, [`guard`] tells of work that panics. [`door`] is what clients reach it by, and [`replay`] what a start finds in the journal.
+//! [`read`] reads them from the journal, [`archive`] is what memory keeps of them, and [`filed`] what the index has, where [`filing`] brings
+//! it. [`guard`] tells of work that panics. [`door`] is what clients reach it by, and [`replay`] what a start finds in the journal.
 //!
 //! The order of things is the journal's: an event is appended when it is decided, and what follows from it leaves this node when the disk has
 //! it. A client's answer waits likewise, so nobody is ever told what a crash could undo.
 
+mod archive;
 pub(super) mod book;
 mod callback;
 mod clock;
 mod delegate;
 mod door;
+mod filed;
+mod filing;
 mod guard;
 mod nested;
 mod offers;

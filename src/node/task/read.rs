@@ -6,6 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 
+use super::archive::Place;
+use super::filed;
+use super::row::Row;
 use crate::agents::definition::schema_hash;
 use crate::agents::{off_workers, schema_failure};
 use crate::model::{ErrorCode, Failure, TaskId, Timestamp};
@@ -14,8 +17,8 @@ use crate::node::shared::Shared;
 use crate::proto::task::definition::{Defaults, Definition};
 use crate::proto::task::fault;
 use crate::proto::task::state::{Config, State};
-use crate::store::Blobs;
 use crate::store::journal::{Journal, Position};
+use crate::store::{Blobs, Index};
 use crate::wire::task::{Entry, Event, Submitted, TEXT_BYTES_MAX, Text};
 
 fn broke_off<E>(_: E) -> Failure {
@@ -103,11 +106,18 @@ pub(super) fn apply(blobs: &Blobs, state: &mut State, entry: &Entry) -> Result<(
     Ok(())
 }
 
+pub(super) fn unknown(task: TaskId) -> Failure {
+    let failure = Failure::new(ErrorCode::TaskNotFound, format!("this node knows no task {task}"));
+    failure.with("suggestion", "`meshwork task list` lists those that it knows")
+}
+
 /// What reading needs.
 #[derive(Debug, Clone)]
 pub(in crate::node) struct Reader {
     pub(super) journal: Journal,
     pub(super) blobs: Blobs,
+    /// `None` if the disk has no room for one.
+    pub(super) index: Option<Index>,
     pub(super) config: Arc<Config>,
     pub(super) defaults: Defaults,
 }
@@ -121,7 +131,7 @@ impl Reader {
         &self.blobs
     }
 
-    pub(in crate::node) fn new(journal: Journal, blobs: Blobs, config: &crate::config::Config) -> Self {
+    pub(in crate::node) fn new(journal: Journal, blobs: Blobs, index: Option<Index>, config: &crate::config::Config) -> Self {
         let ms = Duration::from_millis;
         let rules = Config {
             start_within: ms(config.task.start_within_ms),
@@ -131,7 +141,23 @@ impl Reader {
         };
         let attempt_timeout = ms(config.task.attempt_timeout_ms_default);
         let defaults = Defaults { attempt_timeout, defer: ms(config.task.defer_ms), ..Defaults::default() };
-        Self { journal, blobs, config: Arc::new(rules), defaults }
+        Self { journal, blobs, index, config: Arc::new(rules), defaults }
+    }
+
+    /// A task that the index has: its row, and where its entries are. Blocks.
+    pub(super) fn filed(&self, created: Timestamp, task: TaskId) -> Result<(Row, Arc<[Position]>), Failure> {
+        let index = self.index.as_ref().ok_or_else(|| unknown(task))?;
+        let body = index.filed(&filed::task_key(created, task)).map_err(disk_failure)?.ok_or_else(|| unknown(task))?;
+        let broken = || Failure::new(ErrorCode::Internal, format!("the index cannot tell of task {task}"));
+        filed::read(&body).ok_or_else(|| broken().with("suggestion", "restart the node: it reads the journal and makes the index anew"))
+    }
+
+    /// Where the entries of a task are that has ended. Blocks.
+    pub(super) fn positions(&self, place: &Place) -> Result<Arc<[Position]>, Failure> {
+        match place {
+            Place::Journal(positions) => Ok(Arc::clone(positions)),
+            Place::Index(created, task) => self.filed(*created, *task).map(|(_, positions)| positions),
+        }
     }
 
     /// The entries at these positions, which are committed. Blocks.

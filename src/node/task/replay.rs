@@ -5,22 +5,28 @@
 //! have been its last ones: had one of them been its end, or the beginning of work that must not be done twice, to go on would be wrong. Such
 //! a task is ended for good, with the same reason. Whose a damaged entry was is mostly still to be read in it, and then nobody else is in doubt.
 //!
+//! Of what the index knows ([`super::filed`]) nothing is read again: replay begins at its watermark, and passes over the entries of its tasks behind
+//! that, but for the word that a callback is over. If something was lost there, those of its tasks that it was part of are unreadable too.
+//! Damage before the watermark is met by whoever reads the task that it hit, and stops nobody else: all that has entries there has ended.
+//!
 //! An entry whose task has no beginning is what is left of a task that was forgotten, if the task has ended and nothing was lost.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::book::{Ended, ended};
+use super::archive::{Ended, ended};
+use super::filed::{self, Filed, Known};
 use super::read::{self, Reader};
 use super::row::Row;
 use crate::model::{ErrorCode, Failure, NodeId, TaskId, Timestamp};
 use crate::node::invocation::kept::Found as FoundCall;
 use crate::proto::task::state::State;
 use crate::proto::task::{unreadable, view};
-use crate::store::journal::{Finding, FindingKind, Position, Replay};
+use crate::store::journal::{Finding, FindingKind, Position, Replay, SegmentId};
 use crate::wire::kept;
 use crate::wire::task::{Entry, Event, Outcome, Reason};
 
@@ -39,8 +45,12 @@ pub(super) struct Unfinished {
 pub(in crate::node) struct Found {
     pub(super) live: BTreeMap<TaskId, Unfinished>,
     pub(super) ended: BTreeMap<TaskId, Ended>,
+    /// What the index knows, and it alone, but for what happened to calls with a key.
+    pub(super) known: Known,
     /// What happened to calls with a key.
     pub(in crate::node) calls: Vec<FoundCall>,
+    /// How much was read.
+    pub(in crate::node) started: Started,
     /// What went wrong, for people.
     pub(in crate::node) notes: Vec<String>,
     /// Whether the journal has entries and lost none, so that who is not in it is nobody.
@@ -50,7 +60,22 @@ pub(in crate::node) struct Found {
 impl Found {
     /// Whether a task of this name is there, going on, ended or unreadable.
     pub(in crate::node) fn knows(&self, task: &TaskId) -> bool {
-        self.live.contains_key(task) || self.ended.contains_key(task)
+        self.live.contains_key(task) || self.ended.contains_key(task) || self.known.tasks.contains_key(task)
+    }
+}
+
+/// How much of the journal a start read.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::node) struct Started {
+    segments: usize,
+    read: usize,
+    filed: usize,
+}
+
+impl fmt::Display for Started {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { segments, read, filed } = self;
+        write!(f, "the start read {read} of {segments} segments; {filed} tasks that have ended came from the index")
     }
 }
 
@@ -85,8 +110,10 @@ struct Gathering<'a> {
     home: Option<(NodeId, Vec<u8>)>,
     /// The index that comes next if none is missing.
     next: Option<u64>,
-    /// What happened to calls with a key.
+    known: Known,
+    /// What happened to calls with a key, and up to where the index knows that of each that has a result.
     calls: Vec<FoundCall>,
+    known_calls: BTreeMap<Vec<u8>, Position>,
     /// Indices that were passed over.
     gaps: Vec<Range<u64>>,
     /// Entries that not even name a task.
@@ -101,13 +128,19 @@ impl Gathering<'_> {
         self.next = Some(index.saturating_add(1));
         if kept::Subject::of(bytes) == Some(kept::Subject::Call) {
             // One that cannot be read is a result that nobody finds: its key is free.
-            self.calls.extend(kept::Entry::decode(bytes).map(|entry| FoundCall::new(entry, position)));
+            let Ok(entry) = kept::Entry::decode(bytes) else { return };
+            let found = FoundCall::new(entry, position);
+            // What led to a result that is known would undo it.
+            if self.known_calls.get(&found.filed_key()).is_none_or(|known| *known < position) {
+                self.calls.push(found);
+            }
             return;
         }
         let entry = match Entry::decode(bytes) {
             Ok(entry) => entry,
             Err(error) => {
                 match Entry::task_of(bytes) {
+                    Some(task) if self.known.tasks.contains_key(&task) => {}
                     Some(task) => self.give_up(task, Some(position), error.to_string(), self.now),
                     None => self.nameless.push(position),
                 }
@@ -117,6 +150,12 @@ impl Gathering<'_> {
         if self.home.is_none() {
             let head = memchr::memmem::find(bytes, &entry.task.to_bytes()).and_then(|place| bytes.get(..place));
             self.home = head.map(|head| (entry.home, head.to_vec()));
+        }
+        if self.known.tasks.contains_key(&entry.task) {
+            if matches!(entry.event, Event::CalledBack { .. }) && self.known.callbacks.remove(&entry.task).is_some() {
+                self.known.unwanted.push(filed::callback_key(entry.task));
+            }
+            return;
         }
         if let Some(broken) = self.broken.get_mut(&entry.task) {
             broken.positions.push(position);
@@ -190,10 +229,35 @@ impl Gathering<'_> {
         doubtful.into_iter().collect()
     }
 
+    /// Gives up the tasks of the index that what was lost was part of. Reads all of them.
+    fn give_up_filed(&mut self, findings: &[Finding]) {
+        let journal = &self.reader.journal;
+        let is_lost = |position: &Position| {
+            let name = position.segment.file_name();
+            let offset = u64::from(position.offset);
+            let hits = |finding: &Finding| {
+                let is_there = finding.offset <= offset && offset < finding.offset.saturating_add(finding.bytes);
+                finding.file.file_name().is_some_and(|file| *file == *name) && is_there
+            };
+            journal.seed(position.segment).is_none() || findings.iter().filter(|finding| finding.kind != FindingKind::Header).any(hits)
+        };
+        let all: Vec<(TaskId, Filed)> = self.known.tasks.iter().map(|(task, filed)| (*task, filed.clone())).collect();
+        for (task, filed) in all {
+            // One that does not read is met by whoever asks for it.
+            let Ok((row, positions)) = self.reader.filed(filed.created, task) else { continue };
+            let Some(lost) = positions.iter().find(|position| is_lost(position)) else { continue };
+            let identity = filed.key.as_ref().and_then(|key| self.known.keys.get(key).map(|(_, identity)| (key.to_string(), *identity)));
+            self.known.give_up(task);
+            let why = format!("its entry at byte {} of {} is lost", lost.offset, lost.segment.file_name());
+            let (known, positions) = (Some(row.value()), positions.to_vec());
+            self.broken.insert(task, Broken { why, known, positions, since: filed.created, key: identity, is_rest: false });
+        }
+    }
+
     /// The tasks that damaged bytes name, by where they do.
     fn named_in(&self, bytes: &[u8]) -> BTreeMap<usize, TaskId> {
         let head = self.home.as_ref().map(|(_, head)| head.as_slice()).unwrap_or_default();
-        let tasks = self.live.keys().chain(self.ended.keys()).chain(self.broken.keys());
+        let tasks = self.live.keys().chain(self.ended.keys()).chain(self.broken.keys()).chain(self.known.tasks.keys());
         let known: BTreeSet<[u8; 16]> = tasks.map(|task| task.to_bytes()).collect();
         let begins = |place: usize| !head.is_empty() && bytes.get(..place).is_some_and(|before| before.ends_with(head));
         // Ids are drawn from so many that one that is nearly another is that other, damaged.
@@ -262,7 +326,14 @@ fn failure(task: TaskId, why: &str) -> Failure {
 }
 
 /// Reads the journal. Blocks.
-pub(in crate::node) fn run(reader: &Reader, replay: Replay, now: Timestamp) -> Result<Found, crate::store::Error> {
+pub(in crate::node) fn run(reader: &Reader, mut replay: Replay, now: Timestamp) -> Result<Found, crate::store::Error> {
+    let (mut known, misfit) = filed::load(reader);
+    let watermark = known.watermark.unwrap_or(SegmentId(0));
+    let segments = replay.len();
+    replay.skip_before(watermark);
+    let started = Started { segments, read: replay.len(), filed: known.tasks.len() };
+    let calls = std::mem::take(&mut known.calls);
+    let known_calls = calls.iter().filter_map(|call| Some((call.filed_key(), call.position()?))).collect();
     let mut gathering = Gathering {
         reader,
         now,
@@ -271,13 +342,16 @@ pub(in crate::node) fn run(reader: &Reader, replay: Replay, now: Timestamp) -> R
         broken: BTreeMap::new(),
         home: None,
         next: None,
-        calls: Vec::new(),
+        known,
+        calls,
+        known_calls,
         gaps: Vec::new(),
         nameless: Vec::new(),
     };
     let findings = replay.run(|entry| gathering.take(entry.index.0, entry.position, entry.payload))?;
     let lost = lost(&findings, &gathering.gaps);
     let mut notes: Vec<String> = findings.iter().map(ToString::to_string).collect();
+    notes.extend(misfit);
     notes.extend(lost.iter().map(|lost| lost.told.clone()).filter(|told| !notes.contains(told)).collect::<Vec<_>>());
     for position in &gathering.nameless {
         let file = position.segment.file_name();
@@ -290,11 +364,14 @@ pub(in crate::node) fn run(reader: &Reader, replay: Replay, now: Timestamp) -> R
             gathering.give_up(task, None, why, now);
         }
     }
-    if lost.is_empty() {
+    if !lost.is_empty() {
+        gathering.give_up_filed(&findings);
+    }
+    if lost.iter().all(|lost| lost.range.end <= watermark.0) {
         gathering.broken.retain(|_, broken| !broken.is_rest);
     }
     let is_whole = lost.is_empty() && gathering.nameless.is_empty() && gathering.next.is_some();
-    let mut found = Found { calls: std::mem::take(&mut gathering.calls), is_whole, ..Found::default() };
+    let mut found = Found { calls: std::mem::take(&mut gathering.calls), started, is_whole, ..Found::default() };
     for (task, Open { state, positions, last }) in std::mem::take(&mut gathering.live) {
         match reader.outputs(&state) {
             Ok(outputs) => {
@@ -307,6 +384,7 @@ pub(in crate::node) fn run(reader: &Reader, replay: Replay, now: Timestamp) -> R
         }
     }
     found.ended = gathering.ended;
+    found.known = gathering.known;
     for (task, Broken { why, known, positions, since, key, is_rest: _ }) in gathering.broken {
         notes.push(format!("task {task} is stopped, because the journal cannot be read: {why}"));
         let row = Row::new(&unreadable::summary(task, known, since, now));
@@ -384,7 +462,7 @@ mod tests {
 
     fn start(dir: &DataDir) -> Found {
         let (journal, replay) = dir.journal(CONFIG).expect("the journal again");
-        let reader = Reader::new(journal, dir.blobs(), &crate::config::Config::default());
+        let reader = Reader::new(journal, dir.blobs(), dir.index().ok(), &crate::config::Config::default());
         let found = run(&reader, replay, NOW).expect("a journal that reads");
         reader.journal.close();
         found
@@ -525,5 +603,249 @@ mod tests {
         let ended = &found.ended[&task(1)];
         assert_eq!((&ended.row.value()["reason"], &ended.row.value()["task_id"]), (&json!("UNREADABLE"), &json!(task(1))));
         assert!(ended.unreadable.is_some() && found.notes.len() == 1, "{:?}", found.notes);
+    }
+
+    /// The data directory of a node that is started again and again.
+    struct Home {
+        folder: tempfile::TempDir,
+        home: NodeId,
+    }
+
+    impl Home {
+        fn new() -> Self {
+            Self { folder: tempfile::tempdir().expect("a folder"), home: home() }
+        }
+
+        fn dir(&self) -> DataDir {
+            DataDir::open(self.folder.path()).expect("a data directory")
+        }
+
+        fn segments(&self) -> Vec<std::path::PathBuf> {
+            segments(&self.folder.path().join("journal"))
+        }
+
+        /// Keeps these entries behind those that are there.
+        fn append(&self, entries: impl IntoIterator<Item = Bytes>) {
+            let (journal, replay) = self.dir().journal(CONFIG).expect("a journal");
+            replay.run(|_| {}).expect("it reads");
+            for entry in entries {
+                let ticket = journal.append(vec![entry]).expect("room");
+                futures::executor::block_on(journal.wait(&ticket)).expect("kept");
+            }
+            journal.close();
+        }
+
+        fn entry(&self, of: u128, number: u64, event: Event) -> Bytes {
+            entry(self.home, task(of), number, event)
+        }
+
+        /// A task of so many entries that has ended.
+        fn ended(&self, of: u128, entries: u64) -> Vec<Bytes> {
+            let begin = [self.entry(of, 0, submitted())];
+            let rest = (1..entries - 1).map(|number| self.entry(of, number, deferred()));
+            begin.into_iter().chain(rest).chain([self.entry(of, entries - 1, cancelled())]).collect()
+        }
+
+        /// Starts, makes a checkpoint of what was found, with this watermark at most, and looks at what was found.
+        fn started(&self, file: bool) -> Found {
+            let dir = self.dir();
+            let (journal, replay) = dir.journal(CONFIG).expect("the journal again");
+            let reader = Reader::new(journal, dir.blobs(), Some(dir.index().expect("an index")), &crate::config::Config::default());
+            let mut found = run(&reader, replay, NOW).expect("a journal that reads");
+            if file {
+                let (_, last) = reader.journal.segments().expect("segments");
+                let live = found.live.values().filter_map(|live| live.positions.first()).map(|position| position.segment);
+                let watermark = live.chain([last]).min().expect("one");
+                let archive = super::super::archive::Archive::restore(
+                    found.ended.clone(),
+                    BTreeMap::new(),
+                    BTreeMap::new(),
+                    found.known.unwanted.clone(),
+                );
+                let words = tokio::sync::mpsc::channel(64).0;
+                let index = reader.index.as_ref().expect("an index");
+                let mut state = super::super::filing::State::new(&mut found.known);
+                state.file(&reader.journal, index, archive.take(), watermark, |_| {}, &words).expect("filed");
+            }
+            reader.journal.close();
+            found
+        }
+    }
+
+    /// What the index knows is not read again, so damage to it is not met; what lives goes on.
+    #[test]
+    fn a_start_reads_from_the_first_segment_that_something_needs() {
+        let home = Home::new();
+        home.append((1..=4).flat_map(|of| home.ended(of, 4)));
+        home.append([home.entry(5, 0, submitted()), home.entry(5, 1, deferred())]);
+        let before = home.started(true);
+        assert_eq!((before.ended.len(), before.live.len(), before.started.filed), (4, 1, 0));
+        let mut bytes = fs::read(&home.segments()[0]).expect("the segment");
+        bytes[5_000..9_000].fill(0xff);
+        fs::write(&home.segments()[0], bytes).expect("the segment");
+        let after = home.started(false);
+        let Started { segments, read, filed } = after.started;
+        assert!(read < segments && filed == 4, "{}", after.started);
+        assert_eq!((after.known.tasks.len(), after.ended.len(), after.live.len(), after.notes.len()), (4, 0, 1, 0), "{:?}", after.notes);
+        assert_eq!(after.live[&task(5)].positions, before.live[&task(5)].positions);
+        let dir = home.dir();
+        let (journal, _) = dir.journal(CONFIG).expect("the journal again");
+        let reader = Reader::new(journal, dir.blobs(), Some(dir.index().expect("an index")), &crate::config::Config::default());
+        for (id, ended) in &before.ended {
+            let filed = &after.known.tasks[id];
+            let (row, positions) = reader.filed(filed.created, *id).expect("it reads");
+            assert_eq!((row.value(), &*positions), (ended.row.value(), &*ended.positions));
+            assert_eq!((filed.at, filed.outcome, filed.events), (ended.at, ended.outcome, 4));
+        }
+        let damaged = reader.state(&before.ended[&task(1)].positions).expect_err("its entries are damaged");
+        assert!(damaged.message.contains(".seg") && damaged.message.contains("no sound entry at byte"), "{damaged:?}");
+        reader.journal.close();
+    }
+
+    #[test]
+    fn a_task_that_lives_holds_the_watermark_and_those_that_ended_behind_it_are_passed_over() {
+        let home = Home::new();
+        home.append(home.ended(1, 9));
+        home.append([home.entry(2, 0, submitted())]);
+        home.append((3..=5).flat_map(|of| home.ended(of, 5)));
+        home.started(true);
+        home.append([home.entry(2, 1, deferred()), home.entry(6, 0, submitted())]);
+        let found = home.started(true);
+        assert!(found.started.read < found.started.segments && found.started.read > 2, "{}", found.started);
+        assert_eq!((found.known.tasks.len(), found.ended.len(), found.notes.len()), (4, 0, 0), "{:?}", found.notes);
+        assert_eq!((found.live[&task(2)].positions.len(), found.live[&task(6)].positions.len()), (2, 1));
+        // It ends, and the next start knows of that without reading it twice.
+        home.append([home.entry(2, 2, cancelled())]);
+        assert_eq!(home.started(true).ended.keys().copied().collect::<Vec<_>>(), [task(2)]);
+        let found = home.started(false);
+        assert_eq!((found.known.tasks.len(), found.ended.len(), found.live.len()), (5, 0, 1));
+    }
+
+    #[test]
+    fn a_callback_that_came_to_its_end_behind_the_watermark_is_not_made_again() {
+        let home = Home::new();
+        let with_callback = |of| {
+            let document = json!({
+                "name": "n", "completion_callback": "http://192.0.2.1/done", "subtasks": [{ "subtask_id": "a", "agent_capability": "test.a" }],
+            });
+            let document = Text::Inline(document.to_string().into());
+            let submitted = Event::Submitted(Submitted { document, key: None, identity: [0; 32], parent: None });
+            [home.entry(of, 0, submitted), home.entry(of, 1, cancelled())]
+        };
+        home.append([1, 2].into_iter().flat_map(with_callback));
+        home.started(true);
+        home.append([home.entry(2, 2, Event::CalledBack { delivered: true })]);
+        for file in [true, false] {
+            let found = home.started(file);
+            assert_eq!(found.known.callbacks.keys().copied().collect::<Vec<_>>(), [task(1)], "whether or not it was filed since");
+            assert_eq!(found.known.tasks.len(), 2);
+        }
+    }
+
+    #[test]
+    fn an_index_that_is_ahead_of_the_journal_is_made_anew() {
+        let home = Home::new();
+        home.append(home.ended(1, 4));
+        home.append([home.entry(2, 0, submitted())]);
+        let older: Vec<_> = home.segments().into_iter().map(|file| (fs::read(&file).expect("a segment"), file)).collect();
+        home.append([home.entry(2, 1, cancelled())]);
+        home.started(true);
+        older.into_iter().for_each(|(bytes, file)| fs::write(file, bytes).expect("a segment"));
+        let found = home.started(true);
+        assert!(found.notes.len() == 1 && found.notes[0].contains("does not fit the journal"), "{:?}", found.notes);
+        assert_eq!((found.live.len(), found.ended.len(), found.known.tasks.len()), (1, 1, 0), "what the journal says holds");
+        let found = home.started(false);
+        assert_eq!((found.known.tasks.len(), found.notes.len()), (1, 0), "{:?}", found.notes);
+    }
+
+    /// Between the checkpoint and the start the oldest segments were forgotten, and with them the tasks that began there.
+    #[test]
+    fn what_the_index_knows_of_segments_that_are_forgotten_is_dropped() {
+        let home = Home::new();
+        home.append(home.ended(1, 9));
+        home.append(home.ended(2, 9));
+        home.append([home.entry(3, 0, submitted())]);
+        home.started(true);
+        fs::remove_file(&home.segments()[0]).expect("it goes");
+        let found = home.started(true);
+        assert_eq!((found.known.forgotten.as_slice(), found.known.tasks.len(), found.live.len()), (&[task(1)][..], 1, 1));
+        assert_eq!(home.started(false).known.forgotten, [], "and is not met again");
+        // The segment that all else builds on is gone as well.
+        for file in home.segments() {
+            fs::remove_file(file).expect("it goes");
+        }
+        home.append([home.entry(4, 0, submitted())]);
+        let found = home.started(false);
+        assert!(found.notes.iter().any(|note| note.contains("does not fit the journal")), "{:?}", found.notes);
+        assert_eq!((found.known.tasks.len(), found.live.len()), (0, 1));
+    }
+
+    /// F4: damage to what a start reads is told at once also where it hits a task that the index knows, and stops no other.
+    #[test]
+    fn a_task_of_the_index_with_a_damaged_entry_behind_the_watermark_is_unreadable() {
+        let home = Home::new();
+        home.append([home.entry(1, 0, submitted())]);
+        home.append([home.ended(2, 4), home.ended(3, 4)].concat());
+        home.append([home.entry(1, 1, deferred())]);
+        home.started(true);
+        let file = home.segments().remove(0);
+        let mut bytes = fs::read(&file).expect("the segment");
+        let place = memchr::memmem::find_iter(&bytes, &task(2).to_bytes()).nth(1).expect("its second entry");
+        bytes[place + 40] ^= 1;
+        fs::write(&file, bytes).expect("the segment");
+        for file in [true, false] {
+            let found = home.started(file);
+            assert_eq!(reason(&found, task(2)), Some(json!("UNREADABLE")), "{:?}", found.notes);
+            assert!(found.ended[&task(2)].unreadable.as_ref().is_some_and(|failure| failure.message.contains("is lost")));
+            assert_eq!((found.known.tasks.keys().copied().collect::<Vec<_>>(), found.live.len()), (vec![task(3)], 1));
+        }
+    }
+
+    /// The result of a call that the index knows stands, whatever of what led to it is read again.
+    #[test]
+    fn what_led_to_a_result_that_the_index_knows_does_not_undo_it() {
+        let home = Home::new();
+        let agent = crate::model::AgentId::from_public_key([3; 32]);
+        let call = |word: &str, event| {
+            kept::Entry { side: kept::Side::Agent, caller: home.home, agent, word: word.to_owned(), at: NOW, event }.encode()
+        };
+        let begun = || kept::Event::Begun(kept::Begun { input: [1; 32], fence: None, keep_ms: None });
+        let done = || {
+            let output = Text::Inline(Bytes::from_static(b"1"));
+            kept::Event::Done(kept::Done { output, units: None, took_us: 1, by: None })
+        };
+        home.append([call("k", begun()), call("k", kept::Event::Failed), call("k", begun()), call("k", done()), call("other", begun())]);
+        let dir = home.dir();
+        let (journal, replay) = dir.journal(CONFIG).expect("the journal again");
+        let reader = Reader::new(journal, dir.blobs(), Some(dir.index().expect("an index")), &crate::config::Config::default());
+        let mut found = run(&reader, replay, NOW).expect("a journal that reads");
+        assert_eq!(found.calls.len(), 5);
+        let clock = crate::node::clock::Clock::start();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let _entered = runtime.enter();
+        let commits = crate::node::invocation::kept::Commits::new(reader.journal.clone());
+        let results = crate::node::invocation::kept::Results {
+            side: kept::Side::Agent,
+            commits,
+            blobs: dir.blobs(),
+            clock: super::super::TaskClock::new(clock),
+        };
+        let config =
+            crate::proto::invocation::dedup::Config { results_max: 8, bytes_max: 1_024, keep: std::time::Duration::from_secs(1 << 40) };
+        let calls = crate::node::invocation::keyed::Calls::<crate::wire::invocation::Success>::new(config, results, clock);
+        found.calls.iter().for_each(|call| calls.restore(call));
+        let (words, taken) = (tokio::sync::mpsc::channel(64).0, super::super::archive::Archive::default().take());
+        let index = reader.index.as_ref().expect("an index");
+        let mut state = super::super::filing::State::new(&mut found.known);
+        let watermark = reader.journal.segments().expect("segments").1;
+        state.file(&reader.journal, index, taken, watermark, |see| calls.visit_filed(see), &words).expect("filed");
+        reader.journal.close();
+        drop((reader, calls, found, dir));
+        home.append([call("k", kept::Event::Failed)]);
+        let found = home.started(false);
+        let shape: Vec<_> = found.calls.iter().map(|call| call.position().is_some()).collect();
+        // From the index: a beginning and a result, and a beginning; from the journal: that beginning again, and what came later.
+        assert_eq!(shape.len(), 5, "{:?}", found.calls);
+        assert_eq!(shape.iter().filter(|has_result| **has_result).count(), 1, "{:?}", found.calls);
     }
 }

@@ -13,6 +13,15 @@ impl Row {
         Self(row.to_string().into())
     }
 
+    /// One that was written down.
+    pub(super) fn of_text(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.0
+    }
+
     pub(super) fn value(&self) -> Value {
         serde_json::from_str(&self.0).unwrap_or_default()
     }

@@ -14,6 +14,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,6 +79,27 @@ enum Progress<W, R> {
         result: R,
         bytes: u64,
         end: End,
+    },
+}
+
+/// How a call stands to its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing<'a, R> {
+    /// It runs.
+    Running,
+    /// Nothing is known but that it began, and when.
+    Interrupted {
+        /// When.
+        since: Duration,
+    },
+    /// It went well.
+    Done {
+        /// Its result.
+        result: &'a R,
+        /// How large that is.
+        bytes: u64,
+        /// Since when it is kept.
+        since: Duration,
     },
 }
 
@@ -253,6 +275,20 @@ impl<W, R: Clone> State<W, R> {
         })
     }
 
+    /// The calls whose keys follow on `after`, or all of them, in the order of the keys.
+    pub fn following(&self, after: Option<&Key>) -> impl Iterator<Item = (&Key, &Call, Standing<'_, R>)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.entries_by_key.range::<Key, _>((from, Bound::Unbounded)).map(|(key, Entry { call, state })| {
+            let since = |(until, _): &End| until.saturating_sub(call.keep.unwrap_or(self.config.keep));
+            let standing = match state {
+                Progress::Running(_) => Standing::Running,
+                Progress::Interrupted { end } => Standing::Interrupted { since: since(end) },
+                Progress::Done { result, bytes, end } => Standing::Done { result, bytes: *bytes, since: since(end) },
+            };
+            (key, call, standing)
+        })
+    }
+
     /// Results kept and calls running.
     pub fn len(&self) -> usize {
         self.entries_by_key.len()
@@ -263,7 +299,8 @@ impl<W, R: Clone> State<W, R> {
         self.entries_by_key.is_empty()
     }
 
-    fn expire(&mut self, now: Duration) {
+    /// Lets go of what has been kept for long enough.
+    pub fn expire(&mut self, now: Duration) {
         while let Some((end, _)) = self.keys_by_end.first_key_value().filter(|((until, _), _)| *until <= now) {
             self.forget(*end);
         }

@@ -149,6 +149,21 @@ impl Journal {
         self.inner.shared.flushes.load(Ordering::Relaxed)
     }
 
+    /// The first segment that it has and the last; `None` before there is one.
+    pub fn segments(&self) -> Option<(SegmentId, SegmentId)> {
+        self.headers(|headers| Some((SegmentId(*headers.keys().next()?), SegmentId(*headers.keys().next_back()?))))
+    }
+
+    /// The segment itself, if it is there, or the last before it.
+    pub fn at_or_before(&self, segment: SegmentId) -> Option<SegmentId> {
+        self.headers(|headers| headers.range(..=segment.0).next_back().map(|(first, _)| SegmentId(*first)))
+    }
+
+    /// What tells a segment from all others of its name; `None` if there is none that reads.
+    pub fn seed(&self, segment: SegmentId) -> Option<u32> {
+        self.headers(|headers| headers.get(&segment.0).map(|header| header.seed))
+    }
+
     /// Reads the entry at `position`, which must be committed, and checks it. Blocks.
     ///
     /// # Errors

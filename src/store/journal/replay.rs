@@ -78,6 +78,21 @@ pub(super) struct Looked {
 }
 
 impl Replay {
+    /// Passes over the segments before this one: nothing of them is read, and damage to their entries not found.
+    pub fn skip_before(&mut self, watermark: SegmentId) {
+        self.segments.retain(|segment| segment.header.first >= watermark.0);
+    }
+
+    /// How many segments are going to be read.
+    pub fn len(&self) -> usize {
+        self.segments.len().saturating_add(usize::from(self.last.is_some()))
+    }
+
+    /// Whether there is nothing to read.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Shows every entry that was kept to `visit`, in order, and says what was found amiss. Blocks; holds one segment at a time.
     ///
     /// # Errors

@@ -1,15 +1,18 @@
-//! What a node has learnt and would learn again: good peers, who is banned until when, and receipts. Kept in sled.
+//! What a node has learnt and would learn again: good peers, who is banned until when, receipts, and what is in the journal. Kept in sled.
 //!
-//! The index only makes a restart quicker (a rejoin without bootstrap nodes, bans and receipts that outlive a restart), so its loss is never a fault of
-//! the node: one that is damaged, of a foreign format or of a later release is moved aside to `index.damaged-N`, of which two are kept, and
-//! begun anew. A single value that fails its checksum is dropped.
+//! The index only makes a restart quicker (a rejoin without bootstrap nodes, bans and receipts that outlive a restart, a journal of which little
+//! need be read: [`filed`]), so its loss is never a fault of the node: one that is damaged, of a foreign format or of a later release is
+//! moved aside to `index.damaged-N`, of which two are kept, and begun anew. A single value that fails its checksum is dropped, where others stand
+//! for themselves.
 //!
 //! *Calls block.* sled reads and writes files in the calling thread and may wait for its own writers; keep these calls out of event loops.
 //! *Nothing here is durable.* sled writes behind, every half second, and does not reach the platter; a value may be missing after a crash.
 //! *Left unused on purpose*: subscriptions, which can hold writers up, and the asynchronous flush, which can hang.
 //!
-//! A value is one version byte, 16 bytes of BLAKE3 over tree, key and body, and the body as JSON. A release that does not know a tree
-//! leaves it alone.
+//! A value is one version byte, 16 bytes of BLAKE3 over tree, key and body, and the body, which is JSON but for what the layer above files. A
+//! release that does not know a tree leaves it alone.
+
+mod filed;
 
 use std::{
     collections::BTreeMap,
@@ -28,6 +31,9 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub use filed::{Changes, Checkpoint};
+
+use self::filed::Filed;
 use super::{Error, files::fail};
 use crate::model::{self, NodeId};
 
@@ -117,6 +123,9 @@ pub struct Index {
     peers: Bounded,
     bans: Bounded,
     receipts: Bounded,
+    filed: Filed,
+    /// What was wrong with what was found, if that was begun anew.
+    begun_anew: Option<Arc<str>>,
 }
 
 impl Index {
@@ -140,10 +149,16 @@ impl Index {
                     moved_to = %aside.display(),
                     "the index is damaged: begun anew, peers and bans are learnt again"
                 );
-                Self::try_open(&path).map_err(|trouble| match trouble {
+                let opened = Self::try_open(&path).map_err(|trouble| match trouble {
                     Trouble::Refused(error) => error,
                     Trouble::Damaged(reason) => Error::Damaged { path, reason },
-                })
+                })?;
+                let told = format!(
+                    "the index was damaged ({}) and is begun anew; the old one is {}",
+                    model::printable(&reason, 300),
+                    aside.display()
+                );
+                Ok(Self { begun_anew: Some(told.into()), ..opened })
             }
         }
     }
@@ -169,7 +184,10 @@ impl Index {
         }
         let open = |name| Bounded::open(&db, name).map_err(trouble);
         let (peers, bans, receipts) = (open("peers")?, open("bans")?, open("receipts")?);
-        let index = Self { path: path.to_owned(), db, peers, bans, receipts };
+        let (filed, why) = Filed::open(&db).map_err(trouble)?;
+        let begun_anew =
+            why.map(|why| format!("what the index knew of the journal was damaged ({why}): all of the journal was read").into());
+        let index = Self { path: path.to_owned(), db, peers, bans, receipts, filed, begun_anew };
         // Reading everything shows damage here, where it can be mended.
         let _: BTreeMap<NodeId, GoodPeer> = index.peers.all().map_err(trouble)?;
         let _: BTreeMap<NodeId, Ban> = index.bans.all().map_err(trouble)?;
@@ -261,6 +279,57 @@ impl Index {
             }
         }
         Ok(valid)
+    }
+
+    /// What was wrong with what was found, for people, if it was begun anew.
+    pub fn begun_anew(&self) -> Option<&str> {
+        self.begun_anew.as_deref()
+    }
+
+    /// Changes what is filed of the journal, with the checkpoint that fits then; all of it or nothing. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Index`].
+    pub fn file(&self, changes: &Changes, checkpoint: &Checkpoint) -> Result<(), Error> {
+        self.guarded(|filed| filed.apply(changes, checkpoint))
+    }
+
+    /// Forgets all that is filed. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Index`].
+    pub fn unfile(&self) -> Result<(), Error> {
+        self.guarded(Filed::clear)
+    }
+
+    /// What part of the journal the values that are filed stand for, if there are any. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Index`].
+    pub fn checkpoint(&self) -> Result<Option<Checkpoint>, Error> {
+        self.guarded(Filed::checkpoint)
+    }
+
+    /// The value that is filed under a key. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Index`].
+    pub fn filed(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        self.guarded(|filed| filed.get(key))
+    }
+
+    /// Shows what is filed under keys with this beginning, in their order. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Index`].
+    pub fn visit_filed(&self, prefix: &[u8], visit: impl FnMut(&[u8], &[u8])) -> Result<(), Error> {
+        self.guarded(|filed| filed.visit(prefix, visit))
+    }
+
+    /// sled asserts some of what it reads instead of reporting it, and that is no reason for the caller to break off.
+    fn guarded<T>(&self, work: impl FnOnce(&Filed) -> sled::Result<T>) -> Result<T, Error> {
+        let stopped = |_| Err(sled::Error::ReportableBug("sled stopped while reading it".to_owned()));
+        panic::catch_unwind(AssertUnwindSafe(|| work(&self.filed))).unwrap_or_else(stopped).map_err(|source| self.error(source))
     }
 
     /// Has sled write what it holds back, as far as the operating system. Blocks.
@@ -393,27 +462,34 @@ impl Bounded {
 
     fn encode<V: Serialize>(&self, key: &[u8], value: &V) -> sled::Result<Vec<u8>> {
         let body = serde_json::to_vec(value).map_err(|error| sled::Error::Unsupported(error.to_string()))?;
-        Ok([&[VERSION][..], &self.checksum(key, &body), &body].concat())
+        Ok(seal(self.name, key, &body))
     }
 
     fn decode<V: DeserializeOwned>(&self, key: &[u8], bytes: &[u8]) -> Option<V> {
-        let (sum, body) = bytes.strip_prefix(&[VERSION])?.split_at_checked(CHECKSUM_BYTES)?;
-        if sum != self.checksum(key, body) {
-            return None;
-        }
-        serde_json::from_slice(body).ok()
+        serde_json::from_slice(unseal(self.name, key, bytes)?).ok()
     }
+}
 
-    /// Over tree and key as well, so that a value that ended up in another's place is noticed.
-    fn checksum(&self, key: &[u8], body: &[u8]) -> [u8; CHECKSUM_BYTES] {
-        let mut hasher = blake3::Hasher::new();
-        for part in [self.name.as_bytes(), key, body] {
-            hasher.update(&(part.len() as u64).to_be_bytes()).update(part);
-        }
-        let mut sum = [0; CHECKSUM_BYTES];
-        hasher.finalize_xof().fill(&mut sum);
-        sum
+/// A value as it stands in a tree.
+fn seal(tree: &str, key: &[u8], body: &[u8]) -> Vec<u8> {
+    [&[VERSION][..], &checksum(tree, key, body), body].concat()
+}
+
+/// The body of a value, if it is what was written there.
+fn unseal<'a>(tree: &str, key: &[u8], bytes: &'a [u8]) -> Option<&'a [u8]> {
+    let (sum, body) = bytes.strip_prefix(&[VERSION])?.split_at_checked(CHECKSUM_BYTES)?;
+    (sum == checksum(tree, key, body)).then_some(body)
+}
+
+/// Over tree and key as well, so that a value that ended up in another's place is noticed.
+fn checksum(tree: &str, key: &[u8], body: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let mut hasher = blake3::Hasher::new();
+    for part in [tree.as_bytes(), key, body] {
+        hasher.update(&(part.len() as u64).to_be_bytes()).update(part);
     }
+    let mut sum = [0; CHECKSUM_BYTES];
+    hasher.finalize_xof().fill(&mut sum);
+    sum
 }
 
 #[cfg(test)]
