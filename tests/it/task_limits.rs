@@ -112,3 +112,22 @@ fn keeping(tasks: usize, workshop: &Workshop) -> Builder {
     let worker = workshop.worker("worker", "test.work", json!({}));
     planner().config(&format!("[task]\nkept_max = {tasks}\n")).agent(worker).agent(builtin("echo", "echo"))
 }
+
+/// AITP-2: what was acknowledged stays so: the same submission under the same key is the same task, though its deadline has passed since and would
+/// be refused.
+#[tokio::test]
+async fn a_submission_is_repeated_under_its_key_after_its_deadline() {
+    let node = Node::builder().spawn().await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("the clock is right").as_secs();
+    let document = with(task(&[step("a", "test.nobody", json!({}))]), json!({ "metadata": { "deadline": now + 2 } }));
+    let first = submit_as(&node, "late", &document).await;
+    assert_eq!(first.status, 201, "{first:?}");
+    let id = first.body["task_id"].as_str().expect("an id").to_owned();
+    assert_eq!(node.result(&id).await["reason"], "DEADLINE");
+    submit_as(&node, "other", &document).await.refused(400, "INVALID_REQUEST");
+    let node = node.restart().await;
+    let again = submit_as(&node, "late", &document).await;
+    assert_eq!((again.status, again.body["task_id"].as_str()), (200, Some(id.as_str())), "{again:?}");
+    let changed = with(document.clone(), json!({ "description": "another" }));
+    submit_as(&node, "late", &changed).await.refused(409, "CONFLICT");
+}

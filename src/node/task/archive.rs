@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::door::{Listing, Standing};
+use super::door::{Listing, Receipt, Standing};
 use super::filed::{self, Filed};
 use super::row::Row;
 use crate::model::{Failure, TaskId, Timestamp};
@@ -153,6 +153,12 @@ impl Archive {
     pub(super) fn listed(&self, task: &TaskId) -> Option<Listing> {
         let filed = || self.filed.contains_key(task).then_some(Listing::Index);
         self.fresh.get(task).map(|ended| Listing::Kept(ended.row.clone())).or_else(filed)
+    }
+
+    /// What its submission is answered with when it is made once more.
+    pub(super) fn receipt(&self, task: &TaskId) -> Option<Receipt> {
+        let filed = || self.filed.get(task).map(|filed| Receipt::Index(filed.created, *task));
+        self.fresh.get(task).map(|ended| Receipt::Told(view::receipt_of(&ended.row.value()))).or_else(filed)
     }
 
     /// Those whose ids lie in a range, some of them.

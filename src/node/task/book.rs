@@ -280,16 +280,15 @@ impl Book {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Submit { task, definition, event, at, clash, reply } => {
-                let answer = self.submit(task, *definition, *event, at, clash);
-                match answer {
-                    Ok((task, created)) => match self.ended.listed(&task) {
-                        Some(listing) => drop(reply.send(Ok((self.receipt(task, &listing), created)))),
-                        None => self.answer(task, reply, move |state| Ok((Receipt::Told(view::receipt(state)), created))),
-                    },
-                    Err(failure) => drop(reply.send(Err(failure))),
-                }
-            }
+            Command::Submit { task, definition, event, at, reply } => match self.submit(task, *definition, *event, at) {
+                Ok((task, created)) => self.answer_receipt(task, reply, move |receipt| (receipt, created)),
+                Err(failure) => drop(reply.send(Err(failure))),
+            },
+            Command::Known { key, identity, reply } => match self.known(&key, identity) {
+                Ok(Some(task)) => self.answer_receipt(task, reply, Some),
+                Ok(None) => drop(reply.send(Ok(None))),
+                Err(failure) => drop(reply.send(Err(failure))),
+            },
             Command::Status { task, explain, reply } => {
                 let (home, now) = (self.shared.node(), self.clock.now());
                 match self.ended.standing(&task, |row, failure| unreadable::status(row, failure, home)) {
@@ -370,21 +369,15 @@ impl Book {
         definition: crate::proto::task::definition::Definition,
         event: Event,
         at: Timestamp,
-        clash: Option<Failure>,
     ) -> Result<(TaskId, bool), Failure> {
         if let Some(failure) = &self.stopped {
             return Err(failure.clone());
         }
         let Event::Submitted(submitted) = &event else { return Err(Failure::new(ErrorCode::Internal, "not a submission")) };
-        if let Some((known, identity)) = submitted.key.as_ref().and_then(|key| self.by_key.get(key.as_str())) {
-            if *identity == submitted.identity {
-                return Ok((*known, false));
-            }
-            let message = "the idempotency key was used before with another definition";
-            return Err(Failure::new(ErrorCode::Conflict, message).with("task_id", known.to_string()));
-        }
-        if let Some(clash) = clash {
-            return Err(clash);
+        if let Some(key) = &submitted.key
+            && let Some(known) = self.known(key, submitted.identity)?
+        {
+            return Ok((known, false));
         }
         if self.reader.journal.is_full() {
             let message = "the disk of this node is full: tasks that run may end, and no new one is taken";
@@ -414,6 +407,18 @@ impl Book {
         }
         self.carry_out(task, outputs, at);
         Ok((task, true))
+    }
+
+    /// The task that was submitted under a key, if it was the same.
+    fn known(&self, key: &str, identity: [u8; 32]) -> Result<Option<TaskId>, Failure> {
+        match self.by_key.get(key) {
+            Some((known, same)) if *same == identity => Ok(Some(*known)),
+            Some((known, _)) => {
+                let message = "the idempotency key was used before with another definition";
+                Err(Failure::new(ErrorCode::Conflict, message).with("task_id", known.to_string()))
+            }
+            None => Ok(None),
+        }
     }
 
     fn is_known(&self, task: &TaskId) -> bool {
@@ -772,12 +777,15 @@ impl Book {
     }
 
     /// What a submission is answered with that names a task which has ended.
-    fn receipt(&self, task: TaskId, listing: &Listing) -> Receipt {
-        match (listing, self.ended.place(&task)) {
-            (Listing::Told(row), _) => Receipt::Told(view::receipt_of(row)),
-            (Listing::Kept(row), _) => Receipt::Told(view::receipt_of(&row.value())),
-            (Listing::Index, Some(Ok(Place::Index(created, task)))) => Receipt::Index(created, task),
-            (Listing::Index, _) => Receipt::Told(Value::Null),
+    fn answer_receipt<T: Send + 'static>(
+        &mut self,
+        task: TaskId,
+        reply: oneshot::Sender<Result<T, Failure>>,
+        told: impl FnOnce(Receipt) -> T,
+    ) {
+        match self.ended.receipt(&task) {
+            Some(receipt) => drop(reply.send(Ok(told(receipt)))),
+            None => self.answer(task, reply, |state| Ok(told(Receipt::Told(view::receipt(state))))),
         }
     }
 }

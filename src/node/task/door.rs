@@ -46,16 +46,10 @@ pub(in crate::node) struct Access {
 
 /// A question or order to the loop.
 pub(in crate::node) enum Command {
-    /// Take a task in, unless it clashes with the agents of now; one that was taken in before is still that one. The answer is its receipt, and
-    /// whether it is new.
-    Submit {
-        task: TaskId,
-        definition: Box<Definition>,
-        event: Box<Event>,
-        at: Timestamp,
-        clash: Option<Failure>,
-        reply: Reply<(Receipt, bool)>,
-    },
+    /// Take a task in; one that was taken in before is still that one. The answer is its receipt, and whether it is new.
+    Submit { task: TaskId, definition: Box<Definition>, event: Box<Event>, at: Timestamp, reply: Reply<(Receipt, bool)> },
+    /// The receipt of the task that was taken in under this key, if there is one.
+    Known { key: String, identity: [u8; 32], reply: Reply<Option<Receipt>> },
     /// How a task stands: the document, or where to read it if it has ended.
     Status { task: TaskId, explain: bool, reply: Reply<Standing> },
     /// How far a task is, in percent; `None` if it has ended, or just goes on.
@@ -221,26 +215,46 @@ impl Handle {
                 invalid(format!("an idempotency key has 1 to {KEY_BYTES_MAX} printable characters")).with("path", "/Idempotency-Key")
             );
         }
+        let identity = off_workers(document.len(), || *blake3::hash(&document).as_bytes());
+        if let Some(known) = self.known(key.as_ref(), identity).await? {
+            return Ok(known);
+        }
         let at = self.tasks.clock.now();
         let read = off_workers(document.len(), || {
             let value: Value = serde_json::from_slice(&document).map_err(|error| invalid(format!("the body cannot be read: {error}")))?;
-            let identity = *blake3::hash(&document).as_bytes();
             let place = types::place_of_subtasks(&value);
-            self.definition_of(&value, at).map(|definition| (definition, identity, place))
+            self.definition_of(&value, at).map(|definition| (definition, place))
         });
-        let (definition, identity, place) = read?;
-        let clash = types::check(&self.shared, &definition, place).await.err();
-        if let (Some(clash), None) = (&clash, &key) {
-            return Err(clash.clone());
-        }
+        let (definition, place) = read?;
+        types::check(&self.shared, &definition, place).await?;
         let task = TaskId::from_random(rand::random());
         let document = match read::keep(&self.tasks.reader.blobs, task, document).await {
             Ok(document) => document,
             Err(failure) => return self.submitted(task, Err(failure)).await,
         };
         let event = Box::new(Event::Submitted(Submitted { document, key, identity, parent: None }));
-        let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, clash, reply };
+        let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, reply };
         self.submitted(task, self.ask_tasks(submit).await?).await
+    }
+
+    /// What was submitted under this key before. It was right then, whatever has become of its deadline and of the agents since.
+    async fn known(&self, key: Option<&String>, identity: [u8; 32]) -> Result<Option<Submission>, Failure> {
+        let Some(key) = key.cloned() else { return Ok(None) };
+        match self.ask_tasks(|reply| Command::Known { key, identity, reply }).await?? {
+            Some(receipt) => Ok(Some(Submission { receipt: self.receipt(receipt).await?, created: false })),
+            None => Ok(None),
+        }
+    }
+
+    async fn receipt(&self, receipt: Receipt) -> Result<Value, Failure> {
+        match receipt {
+            Receipt::Told(receipt) => Ok(receipt),
+            Receipt::Index(at, known) => {
+                let reader = self.tasks.reader.clone();
+                let (row, _) = tokio::task::spawn_blocking(move || reader.filed(at, known)).await.map_err(broke_off)??;
+                Ok(view::receipt_of(&row.value()))
+            }
+        }
     }
 
     /// What a submission came to. A definition that was kept for a task that is none is removed again.
@@ -255,15 +269,7 @@ impl Handle {
             }
         }
         let (receipt, created) = answer?;
-        let receipt = match receipt {
-            Receipt::Told(receipt) => receipt,
-            Receipt::Index(at, known) => {
-                let reader = self.tasks.reader.clone();
-                let (row, _) = tokio::task::spawn_blocking(move || reader.filed(at, known)).await.map_err(broke_off)??;
-                view::receipt_of(&row.value())
-            }
-        };
-        Ok(Submission { receipt, created })
+        Ok(Submission { receipt: self.receipt(receipt).await?, created })
     }
 
     /// Takes in a task that a call brought. `identity` is what the same key must come with.
@@ -282,6 +288,9 @@ impl Handle {
             let message = format!("the definition has {} bytes, at most {DOCUMENT_BYTES_MAX} are allowed", text.len());
             return Err(Failure::new(ErrorCode::PayloadTooLarge, message).with("limit", DOCUMENT_BYTES_MAX));
         }
+        if let Some(known) = self.known(key.as_ref(), identity).await? {
+            return Ok(known);
+        }
         let at = self.tasks.clock.now();
         let definition = off_workers(text.len(), || self.definition_of(document, at))?;
         let definition = definition.within(parent.clone()).map_err(|fault| fault::failure(&[fault]))?;
@@ -295,7 +304,7 @@ impl Handle {
             Err(failure) => return self.submitted(task, Err(failure)).await,
         };
         let event = Box::new(Event::Submitted(Submitted { document, key, identity, parent: Some(Box::new(parent)) }));
-        let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, clash: None, reply };
+        let submit = |reply| Command::Submit { task, definition: Box::new(definition), event, at, reply };
         self.submitted(task, self.ask_tasks(submit).await?).await
     }
 
