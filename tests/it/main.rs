@@ -40,6 +40,7 @@ mod routing;
 mod streaming;
 mod task_bad_input;
 mod task_callbacks;
+mod task_cli;
 mod task_faults;
 mod task_limits;
 mod task_offers;

@@ -43,6 +43,7 @@ pub(crate) struct Builder {
     agents: Vec<Value>,
     join: Vec<String>,
     listen: Vec<String>,
+    api: String,
     failpoint: Option<String>,
     prelude: Option<String>,
 }
@@ -89,6 +90,12 @@ impl Builder {
         self
     }
 
+    /// Serves its API here, rather than at a free port.
+    pub(crate) fn api(mut self, address: &str) -> Self {
+        address.clone_into(&mut self.api);
+        self
+    }
+
     /// Dies at this point (`src/node/failpoint.rs`), or at none.
     pub(crate) fn failpoint(mut self, point: Option<&str>) -> Self {
         self.failpoint = point.map(str::to_owned);
@@ -124,7 +131,7 @@ impl Builder {
             None => program(),
         };
         command.envs(self.failpoint.iter().map(|point| ("MESHWORK_FAILPOINT", point)));
-        command.arg("up").arg("--json").arg("--data-dir").arg(self.data_dir()).args(["--api", "127.0.0.1:0"]);
+        command.arg("up").arg("--json").arg("--data-dir").arg(self.data_dir()).args(["--api", &self.api]);
         if let Some(file) = self.written_config() {
             command.arg("--config").arg(file);
         }
@@ -222,6 +229,7 @@ impl Node {
             agents: Vec::new(),
             join: Vec::new(),
             listen,
+            api: "127.0.0.1:0".to_owned(),
             failpoint: None,
             prelude: None,
         }

@@ -4,7 +4,8 @@
 //! broken off leaves the task alone, and a node that is killed and comes back does not end one (`feed`). `document` is what the verbs
 //! read of the node's answers, `progress` what a terminal shows of a running task, `outcome` how an ended one becomes output and exit code.
 //!
-//! A task may be named by the beginning of its id, because nobody types the whole of one; a beginning that fits two tasks names none.
+//! A task may be named by the beginning of its id, because nobody types the whole of one. Which it is the node says, which has
+//! them all; a beginning that fits two tasks names none.
 
 mod document;
 mod events;
@@ -23,30 +24,21 @@ mod tests;
 use std::time::Duration;
 
 use clap::Subcommand;
+use serde_json::Value;
 
 use super::{
     CliError, Global,
     client::{Client, read},
     figures,
 };
-use crate::model::{ErrorCode, Failure};
-use document::{Listing, SHORT_CHARS};
+use document::{SHORT_CHARS, Status};
 pub(super) use local::watch;
 
-/// How many characters of an id name a task at least.
+/// How many characters of an id name a task at least; the node takes no fewer either.
 const ID_CHARS_MIN: usize = 4;
 
 /// The characters of a whole id, which needs no looking up.
 const ID_CHARS: usize = 36;
-
-/// How many tasks a page of the list is asked to hold when an id is looked up.
-const LOOKUP_PAGE: &str = "100";
-
-/// How many pages are looked through for an id; whoever has more tasks types more of it.
-const LOOKUP_PAGES_MAX: usize = 20;
-
-/// How many tasks a beginning that fits several is said to fit.
-const FITTING_SHOWN_MAX: usize = 5;
 
 /// The longest wait that can be asked for, in seconds: thirty days.
 const TIMEOUT_S_MAX: f64 = 2_592_000.0;
@@ -73,7 +65,7 @@ enum Verb {
     Run(run::RunArgs),
     /// Submit a task and print its id, without waiting.
     Submit(run::SubmitArgs),
-    /// Show who would do each step and what it would cost, without running anything.
+    /// Show who would do each step and what it would cost; no step is run.
     Plan(plan::Args),
     /// Show how far a task is, step by step.
     Status(show::StatusArgs),
@@ -125,37 +117,31 @@ fn duration(seconds: Option<f64>) -> Option<Duration> {
     seconds.map(Duration::from_secs_f64)
 }
 
-/// The id of the task that was named by all or the beginning of it.
+/// The id of the task that was named by all or the beginning of it: the node knows all its tasks, however old.
 async fn resolve(client: &Client, named: &str) -> Result<String, CliError> {
-    let length = named.chars().count();
-    if length >= ID_CHARS {
+    let is_id = |c: char| c.is_ascii_hexdigit() || c == '-';
+    let wrong = |why: String| Err(CliError::usage(why).hint("`meshwork task list` shows the ids"));
+    // Anything else could name another path of the API.
+    if !named.chars().all(is_id) {
+        return wrong(format!("`{named}` is no id of a task: one consists of 0 to 9, a to f and -"));
+    }
+    if named.len() < ID_CHARS_MIN {
+        return wrong(format!("`{named}` is too little of an id: at least {ID_CHARS_MIN} characters name a task"));
+    }
+    if named.len() >= ID_CHARS {
         return Ok(named.to_owned());
     }
-    if length < ID_CHARS_MIN {
-        return Err(CliError::usage(format!("`{named}` is too little of an id: at least {ID_CHARS_MIN} characters name a task"))
-            .hint("`meshwork task list` shows the ids"));
+    match client.get(&["aitp", "tasks", named], &[]).await {
+        Ok(task) => Ok(read::<Status>(&task)?.task_id),
+        Err(error) => Err(match error.detail("candidates") {
+            Some(Value::Array(candidates)) => {
+                let fitting: Vec<String> = candidates.iter().map(figures::plain).collect();
+                let message = format!("`{named}` is the beginning of several tasks: {}", fitting.join(", "));
+                CliError::usage(message).hint("write more of the id").with("candidates", fitting)
+            }
+            Some(_) | None => error,
+        }),
     }
-    let mut fitting = Vec::new();
-    let mut cursor: Option<String> = None;
-    for _ in 0..LOOKUP_PAGES_MAX {
-        let query = [("limit", LOOKUP_PAGE)].into_iter().chain(cursor.as_deref().map(|cursor| ("after", cursor)));
-        let page: Listing = read(&client.get(&["aitp", "tasks"], &query.collect::<Vec<_>>()).await?)?;
-        fitting.extend(page.tasks.into_iter().filter(|task| task.task_id.starts_with(named)));
-        cursor = page.next.as_ref().map(figures::plain);
-        if cursor.is_none() || fitting.len() > FITTING_SHOWN_MAX {
-            break;
-        }
-    }
-    match fitting.as_slice() {
-        [] => Err(Failure::new(ErrorCode::TaskNotFound, format!("no task of this node begins with `{named}`")).into()),
-        [one] => Ok(one.task_id.clone()),
-        several => {
-            let shown = several.iter().take(FITTING_SHOWN_MAX).map(|task| format!("{} ({})", task.task_id, figures::word(&task.name)));
-            let message = format!("`{named}` is the beginning of several tasks: {}", shown.collect::<Vec<_>>().join(", "));
-            Err(CliError::usage(message).hint("write more of the id"))
-        }
-    }
-    .map_err(|error: CliError| error.hint("`meshwork task list` shows the ids"))
 }
 
 /// Enough of an id to name the task to a person, and to this program.

@@ -1,4 +1,9 @@
-//! `meshwork task plan`: who would do each step of a task, and for how much, without running anything.
+//! `meshwork task plan`: who would do each step of a task, and for how much, without running a step.
+//!
+//! A task that is only a goal has no steps until somebody plans them, so the node asks an agent that does, as it would for a run. That is a
+//! call like any other: it takes its time and may cost, which the help says.
+
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -6,7 +11,7 @@ use serde_json::Value;
 use super::{
     super::{
         CliError, Global,
-        client::{ANSWER_TIMEOUT, Client, read},
+        client::{Client, read},
         error::Exit,
         figures,
         table::Table,
@@ -17,13 +22,18 @@ use super::{
 };
 use crate::model::{ErrorCode, Failure, printable};
 
+/// How long a plan may take: the node gives an agent that decomposes a goal 120 s, and then looks who would do each step.
+const PLAN_TIMEOUT: Duration = Duration::from_secs(150);
+
 /// Arguments of `task plan`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   meshwork task plan report.yaml
   meshwork task plan report.yaml --json | jq '.subtasks[] | select(.agent == null)'
 
-The agents are those that are best now; a run chooses anew when a step is due. Exit code 1 if some step has nobody.")]
+The agents are those that are best now; a run chooses anew when a step is due. No step is run, but where the file has a goal and no \
+subtasks, an agent that offers task-decomposition is asked for them: that may take two minutes and cost what the agent takes, and a run \
+asks again. Exit code 1 if some step has nobody.")]
 pub(super) struct Args {
     #[command(flatten)]
     given: Given,
@@ -62,7 +72,7 @@ struct Chosen {
 /// Asks for the plan.
 pub(super) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
     let task = definition(&args.given.file, args.given.input)?;
-    let answer = Client::new(global)?.post(&["aitp", "tasks", "plan"], &task, ANSWER_TIMEOUT).await?;
+    let answer = Client::new(global)?.post(&["aitp", "tasks", "plan"], &task, PLAN_TIMEOUT).await?;
     let plan: Plan = read(&answer)?;
     global.answer(&answer, || Ok(text(&plan, global.colour())))?;
     if plan.runnable {

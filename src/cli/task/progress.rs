@@ -1,10 +1,11 @@
-//! The live view of a running task: a heading and a line per subtask, as wide as the terminal.
+//! The live view of a running task: a heading and a line per subtask, each with a bar, as wide as the terminal.
 //!
-//! What stands in a line is decided by [`lines`], which knows no terminal and no clock; [`Live`] draws it over itself on stderr. When
-//! the terminal is narrow the node goes first, then attempts, then the cost, and what is left is cut; when there are many subtasks they are summed up
-//! in one line and only those that run or failed have their own.
+//! What stands in a line is decided by [`lines`], which knows no terminal and no clock; [`Live`] draws it over itself on stderr. A bar is
+//! heavy as far as the work is done. How far that is only some agents tell; for others a piece of it wanders, which says that they work and no
+//! more. When the terminal is narrow the node goes first, then attempts, then the word for what mark and bar show too, then the cost, and what
+//! is left is cut; when there are many subtasks they are summed up in one line and only those that run or failed have their own.
 
-use console::{Term, measure_text_width, pad_str, style, truncate_str};
+use console::{StyledObject, Term, measure_text_width, pad_str, style, truncate_str};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 
 use super::{
@@ -23,8 +24,17 @@ const NAME_WIDTH_MAX: usize = 24;
 /// How wide the name of the task may be.
 const TITLE_WIDTH_MAX: usize = 32;
 
-/// The width of the heading's bar.
+/// How wide the name of an agent may be: a longer one takes no other column's place.
+const AGENT_WIDTH_MAX: usize = 28;
+
+/// The width of a bar.
 const BAR_WIDTH: usize = 16;
+
+/// How much of a bar wanders while an agent works and does not tell how far it is.
+const WANDERER_WIDTH: usize = 3;
+
+/// How many drawings that piece stays where it is.
+const WANDERER_FRAMES: usize = 2;
 
 /// The same where figures need the room.
 const BAR_WIDTH_NARROW: usize = 8;
@@ -59,7 +69,7 @@ pub(super) struct Frame<'a> {
     pub(super) number: usize,
     /// Why the node cannot be asked at the moment.
     pub(super) lost: Option<&'a str>,
-    /// Whether marks are coloured.
+    /// Whether marks and bars are coloured.
     pub(super) colour: bool,
 }
 
@@ -162,7 +172,7 @@ fn heading(task: &Status, frame: &Frame<'_>) -> String {
         Some(why) => facts.push(format!("trying to reach the node: {}", printable(why, REASON_CHARS_MAX))),
         None if task.status.is_empty() => facts.push("waiting for the node".to_owned()),
         None => {
-            facts.extend([task.standing(), format!("{} {percent:.0} %", bar(percent, frame.width)), clock(frame.elapsed_ms)]);
+            facts.extend([task.standing(), format!("{} {percent:.0} %", bar(percent, frame)), clock(frame.elapsed_ms)]);
             facts.push(task.cost());
         }
     }
@@ -173,10 +183,35 @@ fn heading(task: &Status, frame: &Frame<'_>) -> String {
     format!("{mark} {}{GAP}{facts}", truncate_str(&title, room, "…"))
 }
 
-fn bar(percent: f64, columns: usize) -> String {
-    let width = if columns < NARROW { BAR_WIDTH_NARROW } else { BAR_WIDTH };
-    let full = (percent / 100.0 * width as f64).round() as usize;
+const fn bar_width(frame: &Frame<'_>) -> usize {
+    if frame.width < NARROW { BAR_WIDTH_NARROW } else { BAR_WIDTH }
+}
+
+fn bar(percent: f64, frame: &Frame<'_>) -> String {
+    let width = bar_width(frame);
+    let full = (percent.clamp(0.0, 100.0) / 100.0 * width as f64).round() as usize;
     "━".repeat(full) + &"╌".repeat(width.saturating_sub(full))
+}
+
+/// The bar of a subtask, and how many percent it is where that is known and not plain to see.
+fn gauge(task: &Status, step: &Step, frame: &Frame<'_>) -> String {
+    let works = step.status == "EXECUTING" && !task.has_ended();
+    let told = step.progress_percentage.filter(|_| works);
+    let text = match (step.status.as_str(), told) {
+        ("SUCCESS" | "COMPLETED", _) => bar(100.0, frame),
+        ("FAILED", _) => "─".repeat(bar_width(frame)),
+        (_, Some(percent)) => bar(percent, frame),
+        (_, None) if works => wanderer(frame),
+        (_, None) => bar(0.0, frame),
+    };
+    let percent = told.map(|percent| format!(" {:.0} %", percent.clamp(0.0, 100.0))).unwrap_or_default();
+    hue(&step.status, style(text)).force_styling(frame.colour).to_string() + &percent
+}
+
+fn wanderer(frame: &Frame<'_>) -> String {
+    let width = bar_width(frame);
+    let begins = frame.number / WANDERER_FRAMES % width;
+    (0..width).map(|place| if (place + width - begins) % width < WANDERER_WIDTH { '╍' } else { '╌' }).collect()
 }
 
 /// `12 done, 3 running, 40 waiting, 1 failed`.
@@ -190,11 +225,14 @@ fn sum(steps: &[Step]) -> String {
     if failed > 0 { format!("{text}, {failed} failed") } else { text }
 }
 
-/// The columns that a subtask has beside its mark and its name.
-const COLUMNS: usize = 6;
+/// The columns that a subtask has beside its mark and its name: bar, status, agent, node, time, cost, attempt.
+const COLUMNS: usize = 7;
 
-/// Columns in the order in which they are given up, by their place: the node, the number of the attempt, the cost.
-const GIVEN_UP: [usize; 3] = [2, 5, 4];
+/// The first of them that has nothing to show for who waits.
+const AGENT_COLUMN: usize = 2;
+
+/// Columns in the order in which they are given up, by their place.
+const GIVEN_UP: [usize; 5] = [3, 6, 1, 5, 0];
 
 fn rows(task: &Status, steps: &[&Step], frame: &Frame<'_>) -> Vec<String> {
     let cells: Vec<[String; COLUMNS]> = steps.iter().map(|step| cells(task, step, frame)).collect();
@@ -218,8 +256,8 @@ fn rows(task: &Status, steps: &[&Step], frame: &Frame<'_>) -> Vec<String> {
         let mut line = format!("  {} {}", mark(&step.status, frame), pad_str(&name, name_width, console::Alignment::Left, None));
         let note = note(task, step);
         for ((cell, width), column) in cells.iter().zip(widths).zip(0..) {
-            // Who waits has nothing in the columns after its status, and says there what for.
-            if width == 0 || column > 0 && !note.is_empty() {
+            // Who waits says there what for.
+            if width == 0 || column >= AGENT_COLUMN && !note.is_empty() {
                 continue;
             }
             line += GAP;
@@ -238,7 +276,7 @@ fn rows(task: &Status, steps: &[&Step], frame: &Frame<'_>) -> Vec<String> {
     lines
 }
 
-/// Status, agent, node, time, cost, attempt.
+/// What stands in the columns.
 fn cells(task: &Status, step: &Step, frame: &Frame<'_>) -> [String; COLUMNS] {
     let node = step.node();
     let spent_ms = step.duration_ms.or_else(|| {
@@ -246,8 +284,9 @@ fn cells(task: &Status, step: &Step, frame: &Frame<'_>) -> [String; COLUMNS] {
         step.started_ms.filter(|_| runs).map(|started_ms| (frame.elapsed_ms as f64 - started_ms).max(0.0))
     });
     [
-        step.state(),
-        step.who(),
+        gauge(task, step, frame),
+        figures::word(&step.status),
+        truncate_str(&step.who(), AGENT_WIDTH_MAX, "…").into_owned(),
         if node.is_empty() { node } else { format!("on {node}") },
         spent_ms.map(|ms| if step.has_ended() { figures::millis(ms) } else { clock(ms as u64) }).unwrap_or_default(),
         if step.cost.is_null() {
@@ -287,13 +326,23 @@ fn spinner(frame: &Frame<'_>) -> String {
 }
 
 fn mark(status: &str, frame: &Frame<'_>) -> String {
-    match status {
-        "SUCCESS" => style("✓").green(),
-        "FAILED" => style("✗").red(),
-        "RETRYING" => style("↻").yellow(),
+    let mark = match status {
+        "SUCCESS" => "✓",
+        "FAILED" => "✗",
+        "RETRYING" => "↻",
         "EXECUTING" | "COMPLETED" => return spinner(frame),
-        _ => style("·").dim(),
+        _ => "·",
+    };
+    hue(status, style(mark)).force_styling(frame.colour).to_string()
+}
+
+/// The colour of a status.
+fn hue<D>(status: &str, text: StyledObject<D>) -> StyledObject<D> {
+    match status {
+        "SUCCESS" => text.green(),
+        "FAILED" => text.red(),
+        "RETRYING" => text.yellow(),
+        "EXECUTING" | "COMPLETED" => text.cyan(),
+        _ => text.dim(),
     }
-    .force_styling(frame.colour)
-    .to_string()
 }

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::model::ErrorCode;
 
-/// The most tasks that one list shows.
-const LIMIT_MAX: u32 = 1_000;
+/// The most tasks that one list shows, in as many pages of the node as it takes.
+const LIMIT_MAX: usize = 1_000;
 
 /// Arguments of `task status`.
 #[derive(Debug, clap::Args)]
@@ -81,9 +81,9 @@ pub(super) struct ListArgs {
     /// Only those with this tag.
     #[arg(long, value_name = "T")]
     tag: Option<String>,
-    /// How many at most.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=LIMIT_MAX.into()))]
-    limit: Option<u32>,
+    /// How many at most, up to 1000; 50 without it.
+    #[arg(long, value_name = "N", value_parser = limit)]
+    limit: Option<usize>,
     /// Those after the last of another list, which names this.
     #[arg(long, value_name = "CURSOR")]
     after: Option<String>,
@@ -142,10 +142,19 @@ pub(super) async fn cancel(args: CancelArgs, global: &Global) -> Result<(), CliE
 
 /// Lists tasks.
 pub(super) async fn list(args: ListArgs, global: &Global) -> Result<(), CliError> {
-    let (limit, status) = (args.limit.map(|limit| limit.to_string()), args.status.map(|status| status.to_uppercase()));
-    let given = [("status", &status), ("tag", &args.tag), ("limit", &limit), ("after", &args.after)];
-    let query: Vec<(&str, &str)> = given.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))).collect();
-    let answer = Client::new(global)?.get(&["aitp", "tasks"], &query).await?;
+    let client = Client::new(global)?;
+    let mut answer = page(&client, &args, args.limit, args.after.as_deref()).await?;
+    // The node bounds its pages, wherever that bound lies.
+    while let (Some(limit), Some(next)) = (args.limit, answer["next"].as_str().map(str::to_owned)) {
+        let Some(missing) = limit.checked_sub(rows(&answer).len()).filter(|missing| *missing > 0) else { break };
+        let more = page(&client, &args, Some(missing), Some(&next)).await?;
+        let (listed, came) = (rows(&answer), rows(&more));
+        if came.is_empty() {
+            break;
+        }
+        let both = [listed, came].concat();
+        answer = json!({ "tasks": both, "next": more["next"] });
+    }
     global.answer(&answer, || {
         let listing: Listing = read(&answer)?;
         if listing.tasks.is_empty() {
@@ -169,6 +178,23 @@ pub(super) async fn list(args: ListArgs, global: &Global) -> Result<(), CliError
         let more = more.map(|next| format!("there are more: --after {}\n", figures::plain(&next))).unwrap_or_default();
         Ok(table.text(global.colour()) + &more)
     })
+}
+
+/// A page of the list, as the node gives it.
+async fn page(client: &Client, args: &ListArgs, limit: Option<usize>, after: Option<&str>) -> Result<Value, CliError> {
+    let (limit, status) = (limit.map(|limit| limit.to_string()), args.status.as_ref().map(|status| status.to_uppercase()));
+    let given = [("status", status.as_deref()), ("tag", args.tag.as_deref()), ("limit", limit.as_deref()), ("after", after)];
+    let query: Vec<(&str, &str)> = given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+    client.get(&["aitp", "tasks"], &query).await
+}
+
+fn rows(page: &Value) -> &[Value] {
+    page["tasks"].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn limit(text: &str) -> Result<usize, String> {
+    let limit = text.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+    limit.ok_or_else(|| format!("a list shows 1 to {LIMIT_MAX} tasks; --after gives those that come behind"))
 }
 
 fn summary(task: &Status) -> String {

@@ -339,40 +339,90 @@ async fn tasks_are_listed_page_by_page() {
         answer(200, json!({ "tasks": [task], "next": "c17" }))
     })
     .await;
-    let (exit, out, _) = node.run(&["task", "list", "--status", "failed", "--tag", "a&b", "--limit", "5", "--after", "c1"]).await;
+    let (exit, out, _) = node.run(&["task", "list", "--status", "failed", "--tag", "a&b", "--limit", "1", "--after", "c1"]).await;
     assert_eq!(exit, 0);
     assert!(out.contains("1f3a9c02  a\u{fffd}    FAILED (DEADLINE)  66 %  3      1970-01-01T00:16:40Z  1 min  0.051 USD  x, y\n"), "{out}");
     assert!(out.ends_with("there are more: --after c17\n"), "{out}");
-    assert_eq!(calls(&node), ["GET /aitp/tasks?status=FAILED&tag=a%26b&limit=5&after=c1"]);
+    assert_eq!(calls(&node), ["GET /aitp/tasks?status=FAILED&tag=a%26b&limit=1&after=c1"]);
     let node = Node::start(|_, _| answer(200, json!({ "tasks": [], "next": null }))).await;
     assert_eq!(node.run(&["task", "list"]).await, (0, "no tasks\n".to_owned(), String::new()));
 }
 
 #[tokio::test]
-async fn the_beginning_of_an_id_names_a_task_unless_it_fits_several() {
+async fn a_list_goes_on_until_it_is_as_long_as_was_asked() {
+    let node = Node::start(|call, _| {
+        let rows = |names: &[&str]| names.iter().map(|name| json!({ "task_id": name })).collect::<Vec<_>>();
+        answer(
+            200,
+            match call {
+                "GET /aitp/tasks?tag=x&limit=5" => json!({ "tasks": rows(&["a", "b"]), "next": "c2" }),
+                "GET /aitp/tasks?tag=x&limit=3&after=c2" => json!({ "tasks": rows(&["c", "d"]), "next": "c4" }),
+                "GET /aitp/tasks?tag=x&limit=1&after=c4" => json!({ "tasks": rows(&["e"]), "next": "c5" }),
+                "GET /aitp/tasks?tag=x&limit=6&after=c5" => json!({ "tasks": rows(&["f"]), "next": null }),
+                // A node that gives nothing and says that there is more is not asked for ever.
+                _ => json!({ "tasks": [], "next": "c5" }),
+            },
+        )
+    })
+    .await;
+    let ids = async |words: &[&str]| {
+        let (exit, out, _) = node.run(&[&["task", "list", "--json"], words].concat()).await;
+        let document: Value = serde_json::from_str(&out).expect("one document");
+        assert_eq!(exit, 0, "{out}");
+        let ids = document["tasks"].as_array().expect("rows").iter().map(|row| row["task_id"].as_str().expect("an id").to_owned());
+        (ids.collect::<String>(), document["next"].clone())
+    };
+    assert_eq!(ids(&["--tag", "x", "--limit", "5"]).await, ("abcde".to_owned(), json!("c5")));
+    assert_eq!(ids(&["--tag", "x", "--limit", "6", "--after", "c5"]).await, ("f".to_owned(), Value::Null));
+    assert_eq!(ids(&["--limit", "1000"]).await, (String::new(), json!("c5")));
+}
+
+#[tokio::test]
+async fn the_node_says_which_task_begins_so() {
     let node = Node::start(|call, _| match call {
-        "GET /aitp/tasks?limit=100" => answer(200, json!({ "tasks": [{ "task_id": "1f3b-1", "name": "one" }], "next": "p2" })),
-        "GET /aitp/tasks?limit=100&after=p2" => {
-            answer(200, json!({ "tasks": [{ "task_id": "1f3b-2", "name": "two" }, { "task_id": ID }] }))
-        }
+        "GET /aitp/tasks/1f3a" => answer(200, status()),
+        "GET /aitp/tasks/1f3b" => refusal(400, "INVALID_REQUEST", json!({ "candidates": ["1f3b-1", "1f3b-\u{1b}2"] })),
         call if call.starts_with("POST") => {
             let mut task = status();
             (task["status"], task["outcome"]) = (json!("FAILED"), json!("cancelled"));
             answer(200, task)
         }
-        _ => refusal(404, "TASK_NOT_FOUND", json!({})),
+        _ => refusal(404, "TASK_NOT_FOUND", json!({ "suggestion": "`meshwork task list` lists them" })),
     })
     .await;
     let (exit, out, _) = node.run(&["task", "cancel", "1f3a"]).await;
     assert_eq!((exit, out), (0, format!("cancelled Report on bees ({ID})\n")));
     assert_eq!(calls(&node).pop().as_deref(), Some("POST /aitp/tasks/ID/cancel"));
+    let asked = node.requests().len();
     let (exit, _, err) = node.run(&["task", "cancel", "1f3b"]).await;
-    assert!(exit == 2 && err.contains("1f3b-1 (one), 1f3b-2 (two)"), "{err}");
+    assert!(exit == 2 && err.contains("1f3b-1, 1f3b-\u{fffd}2\nhint: write more of the id"), "{err}");
     let (exit, _, err) = node.run(&["task", "cancel", "ffff"]).await;
     assert!(exit == 1 && err.starts_with("error: TASK_NOT_FOUND") && err.contains("`meshwork task list`"), "{err}");
-    let asked = node.requests().len();
-    assert_eq!(node.run(&["task", "cancel", "1f3"]).await.0, 2);
-    assert_eq!(node.requests().len(), asked, "too little of an id is not looked up");
+    assert_eq!(node.requests().len(), asked + 2, "nothing is cancelled then");
+    // None of these is put into a path.
+    for wrong in ["1f3", "plan", "../../v1/agents", "1f3a9c02/result", "Report", "", "1f3a9c02-5b1e-4c55-9d3f-0123456789ab?x=1"] {
+        assert_eq!(node.run(&["task", "status", wrong]).await.0, 2, "{wrong}");
+    }
+    assert_eq!(node.requests().len(), asked + 2, "what is no id is not looked up");
+}
+
+#[tokio::test]
+async fn a_plan_is_waited_for_as_long_as_an_agent_may_think_about_a_goal() {
+    let node = Node::start(|_, _| {
+        // The node says nothing for as long as it gives the agent. The clock stands still but for this wait, so that nobody waits.
+        let thinks = stream::once(async {
+            tokio::time::pause();
+            tokio::time::sleep(std::time::Duration::from_secs(125)).await;
+            tokio::time::resume();
+            Ok::<_, std::io::Error>(json!({ "decomposed_by": "agent", "subtasks": [], "runnable": true }).to_string())
+        });
+        Body::from_stream(thinks).into_response()
+    })
+    .await;
+    let file = file(&json!({ "goal": "g" }));
+    let (exit, out, err) = node.run(&["task", "plan", &file.path]).await;
+    assert_eq!((exit, err.as_str()), (0, ""));
+    assert!(out.contains("an agent's proposal for the goal"), "{out}");
 }
 
 #[tokio::test]
@@ -456,32 +506,68 @@ fn the_live_view_fits_the_terminal() {
         view(status(), 120, 20),
         [
             "⠋ Report on bees  1f3a9c02  EXECUTING  ━━━╌╌╌╌╌╌╌╌╌╌╌╌╌ 20 %  12 s  0.051 of 10 USD",
-            "  ✓ extract    SUCCESS    extractor@eXCES4on      on …vnc6iDEp  1.24 s  0.001 USD",
-            "  ⠋ analyse    EXECUTING  analyst@eXCES4on        on …vnc6iDEp  11 s",
-            "  ↻ translate  RETRYING   polyglot\u{fffd}[31m@eXCES4on  on …vnc6iDEp  11 s               attempt 2",
+            "  ✓ extract    ━━━━━━━━━━━━━━━━  SUCCESS    extractor@eXCES4on      on …vnc6iDEp  1.24 s  0.001 USD",
+            "  ⠋ analyse    ╍╍╍╌╌╌╌╌╌╌╌╌╌╌╌╌  EXECUTING  analyst@eXCES4on        on …vnc6iDEp  11 s",
+            "  ↻ translate  ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌  RETRYING   polyglot\u{fffd}[31m@eXCES4on  on …vnc6iDEp  11 s               attempt 2",
             "      AGENT_FAILED: the \u{fffd}model is gone",
-            "  · chart      PENDING    deferred for 298 s: no agent offers `draw-chart`",
-            "  · summarize  PENDING    after analyse, translate",
+            "  · chart      ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌  PENDING    deferred for 298 s: no agent offers `draw-chart`",
+            "  · summarize  ╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌  PENDING    after analyse, translate",
         ]
     );
     assert_eq!(
-        view(status(), 80, 20)[..3],
+        view(status(), 80, 20),
         [
             "⠋ Report on bees  1f3a9c02  EXECUTING  ━━╌╌╌╌╌╌ 20 %  12 s  0.051 of 10 USD",
-            "  ✓ extract    SUCCESS    extractor@eXCES4on      1.24 s  0.001 USD",
-            "  ⠋ analyse    EXECUTING  analyst@eXCES4on        11 s",
+            "  ✓ extract    ━━━━━━━━  SUCCESS    extractor@eXCES4on      1.24 s  0.001 USD",
+            "  ⠋ analyse    ╍╍╍╌╌╌╌╌  EXECUTING  analyst@eXCES4on        11 s",
+            "  ↻ translate  ╌╌╌╌╌╌╌╌  RETRYING   polyglot\u{fffd}[31m@eXCES4on  11 s",
+            "      AGENT_FAILED: the \u{fffd}model is gone",
+            "  · chart      ╌╌╌╌╌╌╌╌  PENDING    deferred for 298 s: no agent offers `dra…",
+            "  · summarize  ╌╌╌╌╌╌╌╌  PENDING    after analyse, translate",
         ]
     );
-    let mut delegated = status();
-    delegated["progress"]["steps"][1]["progress_percentage"] = json!(75);
-    delegated["progress"]["steps"][0]["progress_percentage"] = json!(100);
-    let shown = view(delegated, 120, 20).join("\n");
-    assert!(shown.contains("EXECUTING 75 %") && !shown.contains("100 %"), "{shown}");
+    assert_eq!(view(status(), 60, 20)[2], "  ⠋ analyse    ╍╍╍╌╌╌╌╌  analyst@eXCES4on        11 s", "the word goes before the bar");
     assert!(view(status(), 80, 5).iter().all(|line| !line.contains("AGENT_FAILED")), "rows come before reasons");
+    let mut named = status();
+    named["progress"]["steps"][0]["agent"] = json!("an agent with a name that goes on and on");
+    assert!(
+        view(named, 80, 20)[1].ends_with("an agent with a name that g…  1.24 s  0.001 USD"),
+        "no name takes the place of time and cost"
+    );
     for width in 10..130 {
         let wide = view(status(), width, 20).iter().map(|line| console::measure_text_width(line)).max();
         assert!(wide.is_some_and(|wide| wide + 2 < width), "{wide:?} of {width} leaves no room for ^C");
     }
+}
+
+#[test]
+fn the_bar_of_a_subtask_shows_how_far_it_is() {
+    let row = |place: usize, status_word: &str, percent: Value, number: usize| {
+        let mut task = status();
+        let step = &mut task["progress"]["steps"][place];
+        (step["status"], step["progress_percentage"]) = (json!(status_word), percent);
+        let task: Status = serde_json::from_value(task).expect("a status");
+        let frame = Frame { elapsed_ms: 12_300, width: 80, rows_max: 5, number, lost: None, colour: false };
+        lines(&task, &frame).swap_remove(place + 1)
+    };
+    for (percent, bar) in
+        [(0, "╌╌╌╌╌╌╌╌ 0 %"), (50, "━━━━╌╌╌╌ 50 %"), (75, "━━━━━━╌╌ 75 %"), (100, "━━━━━━━━ 100 %"), (255, "━━━━━━━━ 100 %")]
+    {
+        let row = row(1, "EXECUTING", json!(percent), 0);
+        assert!(row.contains(bar), "{percent}: {row}");
+    }
+    // Who does not tell how far it is shows that it works: a piece of the bar goes round.
+    let bars = [0, 1, 2, 12, 16].map(|number| row(1, "EXECUTING", Value::Null, number).chars().skip(15).take(8).collect::<String>());
+    assert_eq!(bars, ["╍╍╍╌╌╌╌╌", "╍╍╍╌╌╌╌╌", "╌╍╍╍╌╌╌╌", "╍╌╌╌╌╌╍╍", "╍╍╍╌╌╌╌╌"]);
+    for (status_word, bar) in [("COMPLETED", "━━━━━━━━"), ("SUCCESS", "━━━━━━━━"), ("FAILED", "────────"), ("RETRYING", "╌╌╌╌╌╌╌╌")]
+    {
+        let row = row(0, status_word, json!(100), 7);
+        assert!(row.contains(&format!("  {bar}  ")) && !row.contains('%'), "{status_word}: {row}");
+    }
+    // Nobody works for a task that has ended.
+    let mut over = status();
+    over["status"] = json!("FAILED");
+    assert!(view(over, 80, 20).iter().all(|line| !line.contains('╍')));
 }
 
 #[test]
@@ -497,7 +583,8 @@ fn many_subtasks_are_summed_up_and_those_that_run_are_shown() {
         .collect();
     task["progress"]["steps"] = json!(steps);
     let lines = view(task, 80, 20);
-    assert_eq!(lines[1..], ["  40 subtasks: 19 done, 1 running, 20 waiting", "  ⠋ s30  EXECUTING  analyst@eXCES4on  on …vnc6iDEp  11 s"]);
+    let row = "  ⠋ s30  ╍╍╍╌╌╌╌╌  EXECUTING  analyst@eXCES4on  on …vnc6iDEp  11 s";
+    assert_eq!(lines[1..], ["  40 subtasks: 19 done, 1 running, 20 waiting", row]);
 }
 
 #[test]
@@ -506,5 +593,6 @@ fn the_live_view_says_when_the_node_cannot_be_reached() {
     let frame = Frame { elapsed_ms: 1_000, width: 100, rows_max: 20, number: 3, lost: Some("no node \u{1b}answers"), colour: true };
     let lines = lines(&task, &frame);
     assert!(lines[0].contains("1f3a9c02  trying to reach the node: no node \u{fffd}answers"), "{lines:?}");
-    assert!(lines[1].contains("\u{1b}[32m✓\u{1b}[0m"), "only the marks are coloured: {lines:?}");
+    let row = "\u{1b}[32m✓\u{1b}[0m extract    \u{1b}[32m━━━━━━━━\u{1b}[0m  SUCCESS";
+    assert!(lines[1].contains(row), "only marks and bars are coloured: {lines:?}");
 }
