@@ -33,9 +33,6 @@ pub(super) struct Given {
     /// A value of the task's input: JSON, else a text; NAME=@FILE is the text of a file.
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     pub(super) input: Vec<(String, Value)>,
-    /// Idempotency key: the same task with the same key is one task, however often it is submitted.
-    #[arg(long, value_name = "KEY")]
-    key: Option<String>,
 }
 
 /// Arguments of `task run`.
@@ -52,6 +49,9 @@ task failed or was cancelled; 4 if --timeout ran out.")]
 pub(super) struct RunArgs {
     #[command(flatten)]
     given: Given,
+    /// Idempotency key: the same task with the same key is one task, however often it is submitted.
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
     /// Tell every event on stderr where no live view can be shown.
     #[arg(long)]
     watch: bool,
@@ -69,11 +69,14 @@ pub(super) struct RunArgs {
 pub(super) struct SubmitArgs {
     #[command(flatten)]
     given: Given,
+    /// Idempotency key: the same task with the same key is one task, however often it is submitted.
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
 }
 
 /// Submits, waits and prints the result.
 pub(super) async fn run(args: RunArgs, global: &Global, interrupt: impl Future<Output = ()>) -> Result<(), CliError> {
-    let (task, key) = (definition(&args.given.file, args.given.input)?, key(args.given.key));
+    let (task, key) = (definition(&args.given.file, args.given.input)?, key(args.key));
     let client = Client::new(global)?;
     let mut interrupt = pin!(interrupt);
     let answer = tokio::select! {
@@ -92,7 +95,7 @@ pub(super) async fn run(args: RunArgs, global: &Global, interrupt: impl Future<O
 
 /// Submits and prints the id.
 pub(super) async fn submit_only(args: SubmitArgs, global: &Global) -> Result<(), CliError> {
-    let (task, key) = (definition(&args.given.file, args.given.input)?, key(args.given.key));
+    let (task, key) = (definition(&args.given.file, args.given.input)?, key(args.key));
     let answer = submit(&Client::new(global)?, &task, &key).await?;
     global.answer(&answer, || Ok(super::figures::word(&read::<Status>(&answer)?.task_id) + "\n"))
 }
