@@ -289,13 +289,13 @@ async fn the_beginning_of_an_id_names_one_task_or_none() {
         assert!(count < 3_000, "ids are no longer drawn by chance");
     }
     let (beginning, both) = by_beginning.iter().find(|(_, ids)| ids.len() > 1).expect("two that begin alike");
-    let (oldest, alone) = by_beginning.iter().find(|(_, ids)| ids.len() == 1).expect("one that begins like no other");
+    let (unique, alone) = by_beginning.iter().find(|(_, ids)| ids.len() == 1).expect("one that begins like no other");
 
     for verb in ["cancel", "status", "watch"] {
         let refused = node.cli(&["task", verb, beginning]).await;
         assert_eq!((refused.code, refused.stdout.as_str()), (2, ""), "{refused:?}");
         assert!(both.iter().all(|id| refused.stderr.contains(id)) && refused.stderr.contains("write more of the id"), "{refused:?}");
     }
-    let shown = node.cli(&["task", "status", &oldest.to_uppercase(), "--json"]).await;
+    let shown = node.cli(&["task", "status", &unique.to_uppercase(), "--json"]).await;
     assert_eq!((shown.code, &shown.json()["task_id"]), (0, &json!(alone[0])));
 }
