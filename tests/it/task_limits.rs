@@ -131,3 +131,19 @@ async fn a_submission_is_repeated_under_its_key_after_its_deadline() {
     let changed = with(document.clone(), json!({ "description": "another" }));
     submit_as(&node, "late", &changed).await.refused(409, "CONFLICT");
 }
+
+/// AITP-5, F12: more steps than an agent can take at once are done at its pace: whoever was refused is tried when a step ends, the most urgent
+/// first, and not when a pause that has grown long is over.
+#[tokio::test]
+async fn many_steps_in_line_keep_an_agent_busy() {
+    const TASKS: usize = 200;
+    let agent = with(builtin("echo", "echo"), json!({ "concurrency": 1, "queue": 1 }));
+    let node = Node::builder().agent(agent).spawn().await;
+    let chain = task(&[step("a", "echo", json!("x")), step("b", "echo", json!("${a.output}"))]);
+    let submitted = futures::future::join_all((0..TASKS).map(|_| node.submit(&chain))).await;
+    let ended = async || node.get("/aitp/tasks?status=COMPLETED&limit=500").await.ok()["tasks"].as_array().map(Vec::len);
+    // By pauses alone, which grow to half a minute, it is more than a minute.
+    eventually("all of them end", SETTLE * 2, async || (ended().await == Some(TASKS)).then_some(())).await;
+    let refused = node.task_events(&submitted[TASKS - 1]).await.rest().await.into_iter().filter(|(name, _)| name == "deferred").count();
+    assert!(refused > 0, "the last of them had to wait");
+}

@@ -19,23 +19,24 @@ use rand::rngs::SmallRng;
 use serde_json::Value;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
-use tokio_util::task::AbortOnDropHandle;
 
 use super::archive::{Archive, Place, ended, ids_from};
 use super::callback::Callbacks;
 use super::clock::TaskClock;
 use super::door::{Command, Cursor, Listed, Listing, Receipt, Standing};
 use super::filing::{self, Filer, Word, Work};
+use super::live::{Answer, Durable, Live, Running};
 use super::read::{self, Reader, unknown};
 use super::replay::{Found, Unfinished};
 use super::step::{Orders, Report, Step};
+use super::waiting::{Waiting, capability_of};
 use super::{guard, plan};
 use crate::model::{CapabilityName, ErrorCode, Failure, TaskId, Timestamp};
 use crate::node::failpoint;
 use crate::node::shared::Shared;
 use crate::node::view::Event as NodeEvent;
-use crate::proto::task::machine::{Input, Machine, Output};
-use crate::proto::task::state::{Phase, State};
+use crate::proto::task::machine::{Finish, Input, Machine, Output};
+use crate::proto::task::state::State;
 use crate::proto::task::{result, unreadable, view};
 use crate::store::journal::{Committed, Index, Position, SegmentId};
 use crate::wire::task::{Entry, Event, Fence, Outcome};
@@ -54,40 +55,6 @@ const FORGET_AT_ONCE: usize = 256;
 const NAMED_MAX: usize = 8;
 /// How often tasks whose time is over are forgotten, and those that have ended are filed in the index.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
-
-/// A call under way, and the words that it waits for. Dropping it takes the call back.
-struct Running {
-    send: Option<oneshot::Sender<crate::proto::task::machine::Send>>,
-    begin: Option<oneshot::Sender<()>>,
-    _task: AbortOnDropHandle<()>,
-}
-
-/// A task that has not ended.
-struct Live {
-    machine: Machine,
-    /// Outputs of its subtasks, by their places.
-    outputs: Vec<Option<Arc<Value>>>,
-    running_by_subtask: BTreeMap<u32, Running>,
-    /// Planning or composing, of which there is one at a time.
-    work: Option<AbortOnDropHandle<()>>,
-    wake: Option<Timestamp>,
-    /// Where its entries lie.
-    positions: Vec<Position>,
-    /// How many of them are durable, for those who follow.
-    durable: watch::Sender<Durable>,
-    /// Answers that wait for the disk, with the number of events that it must have.
-    answers: Vec<(u64, Answer)>,
-}
-
-/// How far a task is durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Durable {
-    pub(super) events: u64,
-    pub(super) ended: bool,
-}
-
-/// An answer to a client, which goes out when what it tells is durable.
-type Answer = Box<dyn FnOnce(Result<(), Failure>) + Send>;
 
 /// Entries on their way to the disk.
 struct Pending {
@@ -126,6 +93,7 @@ pub(in crate::node) struct Book {
     offered_at: Option<Instant>,
     forget_at: Instant,
     callbacks: Callbacks,
+    waiting: Waiting,
     /// Tasks that are gone, and their blobs not yet.
     forgotten: Vec<TaskId>,
     rng: SmallRng,
@@ -161,6 +129,7 @@ impl Book {
             // The journal still has what was forgotten before.
             forget_at: Instant::now(),
             callbacks: Callbacks::default(),
+            waiting: Waiting::default(),
             forgotten: Vec::new(),
             rng: SmallRng::from_os_rng(),
         };
@@ -195,13 +164,11 @@ impl Book {
         if let Some((key, identity)) = state.key() {
             self.by_key.insert(key.into(), (task, identity));
         }
+        self.waiting.add_all(state);
         for before in state.waiting_for() {
             self.dependents.entry(*before).or_default().insert(task);
         }
-        let durable = watch::channel(Durable { events: machine.committed_events(), ended: false }).0;
-        let running_by_subtask = BTreeMap::new();
-        let live = Live { machine, outputs, running_by_subtask, work: None, wake: None, positions, durable, answers: Vec::new() };
-        self.live.insert(task, live);
+        self.live.insert(task, Live::new(machine, positions, outputs));
     }
 
     /// Runs until the node stops.
@@ -458,35 +425,32 @@ impl Book {
         let mut ended = false;
         for output in outputs {
             match output {
-                Output::Append(event) => events.push(event),
+                Output::Append(event) => {
+                    if let Event::Deferred { subtask, .. } = &event {
+                        self.waiting.add(live.machine.state(), *subtask);
+                    }
+                    events.push(event);
+                }
                 // What begins while the node stops would only be cut off; the next start takes it up.
                 Output::Choose(_) if self.shared.drain.is_cancelled() => {}
                 Output::Choose(choose) => {
                     let (send, sending) = oneshot::channel();
                     let (begin, beginning) = oneshot::channel();
                     let subtask = choose.subtask;
-                    let before = live.machine.state().definition().subtasks.get(usize::try_from(subtask).unwrap_or(usize::MAX));
-                    // A step is given what it may name, and not all that there is.
-                    let mut outputs = vec![None; live.outputs.len()];
-                    for index in before.into_iter().flat_map(|subtask| &subtask.after) {
-                        if let (Some(given), Some(output)) = (outputs.get_mut(*index), live.outputs.get(*index)) {
-                            given.clone_from(output);
-                        }
-                    }
                     let step = Step {
                         shared: Arc::clone(&self.shared),
                         blobs: self.reader.blobs.clone(),
                         reports: self.reports.clone(),
                         task,
                         definition: Arc::clone(live.machine.state().definition()),
-                        outputs,
+                        outputs: live.outputs_for(subtask),
                         choose,
                         clock: self.clock,
                     };
                     let orders = Orders { send: sending, begin: beginning };
                     let told = move |failure| Input::Broken(subtask, failure);
                     let running = guard::spawn(Box::pin(step.run(orders)), &self.reports, task, told);
-                    live.running_by_subtask.insert(subtask, Running { send: Some(send), begin: Some(begin), _task: running });
+                    live.running_by_subtask.insert(subtask, Running { send: Some(send), begin: Some(begin), _work: running });
                 }
                 Output::Send(send) => {
                     let running = live.running_by_subtask.get_mut(&send.fence.subtask);
@@ -502,22 +466,17 @@ impl Book {
                 Output::Withdraw(Fence { subtask, .. }) => drop(live.running_by_subtask.remove(&subtask)),
                 Output::Plan => {
                     let (shared, blobs) = (Arc::clone(&self.shared), self.reader.blobs.clone());
-                    let (definition, reports) = (Arc::clone(live.machine.state().definition()), self.reports.clone());
-                    let work = async move {
-                        let input = plan::decompose(shared, blobs, task, definition).await;
-                        let _ = reports.send(Report { task, input, output: None }).await;
-                    };
-                    live.work = Some(guard::spawn(Box::pin(work), &self.reports, task, Input::Unplanned));
+                    let work = Box::pin(plan::decompose(shared, blobs, task, Arc::clone(live.machine.state().definition())));
+                    live.work = Some(guard::report(work, &self.reports, task, Input::Unplanned));
                 }
                 Output::Compose => {
-                    let (shared, reports) = (Arc::clone(&self.shared), self.reports.clone());
+                    let shared = Arc::clone(&self.shared);
                     let (definition, outputs) = (Arc::clone(live.machine.state().definition()), live.outputs.clone());
                     let work = async move {
                         let value = result::compose(&definition, &|index| outputs.get(index)?.as_deref());
-                        let checked = read::check(&shared, &definition.output, &value, "result");
-                        let _ = reports.send(Report { task, input: Input::Composed(checked), output: None }).await;
+                        Input::Composed(read::check(&shared, &definition.output, &value, "result"))
                     };
-                    live.work = Some(guard::spawn(work, &self.reports, task, |failure| Input::Composed(Err(failure))));
+                    live.work = Some(guard::report(work, &self.reports, task, |failure| Input::Composed(Err(failure))));
                 }
                 Output::Ended => ended = true,
             }
@@ -641,7 +600,23 @@ impl Book {
         {
             live.outputs = vec![None; definition.subtasks.len()];
         }
+        let mut freed = None;
+        if let Input::Finished(fence, Finish::Done { .. } | Finish::Failed { .. }) = &input {
+            freed = capability_of(live.machine.state(), fence.subtask).cloned();
+        }
         self.drive(task, input);
+        if let Some(capability) = freed {
+            self.on_freed(capability);
+        }
+    }
+
+    /// Somebody has room: the next in line is tried.
+    fn on_freed(&mut self, capability: CapabilityName) {
+        let Some(task) = self.waiting.next(&capability) else { return };
+        self.drive(task, Input::Freed(capability.clone()));
+        if let Some(live) = self.live.get(&task) {
+            self.waiting.add_if_any(live.machine.state(), &capability);
+        }
     }
 
     fn on_timer(&mut self) {
@@ -666,16 +641,10 @@ impl Book {
     /// Somebody showed up: tasks that wait for what is now offered go on.
     fn tell_offered(&mut self) {
         let routes = self.shared.routes.load_full();
-        let mut offered: Vec<(TaskId, CapabilityName)> = Vec::new();
-        for (task, live) in &self.live {
-            let state = live.machine.state();
-            let parts = state.parts().iter().zip(&state.definition().subtasks);
-            let waiting = parts.filter(|(part, _)| matches!(part.phase, Phase::Paused { deferred: true, .. }));
-            let names: BTreeSet<&CapabilityName> = waiting.map(|(_, subtask)| &subtask.capability).collect();
-            offered.extend(names.into_iter().filter(|name| routes.offers(name)).map(|name| (*task, name.clone())));
-        }
-        for (task, name) in offered {
-            self.drive(task, Input::Offered(name));
+        for (capability, tasks) in self.waiting.take(|capability| routes.offers(capability)) {
+            for task in tasks {
+                self.drive(task, Input::Offered(capability.clone()));
+            }
         }
     }
 
@@ -685,6 +654,7 @@ impl Book {
         if let Some(at) = live.wake {
             self.wakes.remove(&(at, task));
         }
+        self.waiting.remove(live.machine.state());
         let Some(ended) = ended(live.machine.state(), &live.positions) else { return };
         live.durable.send_replace(Durable { events: live.machine.state().events(), ended: true });
         let outcome = ended.outcome;

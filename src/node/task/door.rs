@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 use tokio::sync::{oneshot, watch};
 
 use super::archive::Place;
-use super::book::Durable;
 use super::clock::TaskClock;
+use super::live::Durable;
 use super::read::{self, Reader};
 use super::replay::Started;
 use super::row::Row;

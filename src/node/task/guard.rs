@@ -20,6 +20,21 @@ pub(super) fn spawn(
     AbortOnDropHandle::new(tokio::spawn(guarded(work, reports.clone(), task, told)))
 }
 
+/// Begins work that comes to one thing that the task is told.
+pub(super) fn report(
+    work: impl Future<Output = Input> + Send + 'static,
+    reports: &mpsc::Sender<Report>,
+    task: TaskId,
+    told: impl FnOnce(Failure) -> Input + Send + 'static,
+) -> AbortOnDropHandle<()> {
+    let inbox = reports.clone();
+    let work = async move {
+        let input = work.await;
+        let _ = inbox.send(Report { task, input, output: None }).await;
+    };
+    spawn(work, reports, task, told)
+}
+
 /// Does `work`, which reports by itself how it ends; if it panics, what `told` makes of that is reported. Nobody looks at what it worked on
 /// after that, so it does not matter in which state that is.
 async fn guarded(

@@ -19,6 +19,7 @@ mod door;
 mod filed;
 mod filing;
 mod guard;
+mod live;
 mod nested;
 mod offers;
 mod plan;
@@ -27,6 +28,7 @@ mod replay;
 mod row;
 mod step;
 mod types;
+mod waiting;
 
 pub(super) use book::{Book, COMMANDS_MAX};
 pub(super) use clock::TaskClock;

@@ -92,6 +92,8 @@ pub enum Input {
     DependencyEnded(TaskId, Outcome),
     /// Somebody now offers this.
     Offered(CapabilityName),
+    /// Somebody who offers this has just done something else, and may have room for one step.
+    Freed(CapabilityName),
     /// A goal was decomposed: the subtasks, who did it and for how much, and the definition with them.
     Planned {
         /// The subtasks as JSON.
@@ -305,12 +307,12 @@ impl Machine {
                 end::decide(state, Outcome::Failed, Some(Reason::DependencyFailed), Some(failure.with("task_id", task.to_string())), now)
             }
             Input::Offered(capability) => {
-                let waiting = |part: &&(Timestamp, usize)| {
-                    let is_deferred =
-                        state.parts.get(part.1).is_some_and(|part| matches!(part.phase, Phase::Paused { deferred: true, .. }));
-                    is_deferred && state.definition.subtasks.get(part.1).is_some_and(|subtask| subtask.capability == capability)
-                };
-                let due: Vec<usize> = state.pauses.iter().filter(waiting).map(|(_, index)| *index).collect();
+                let due: Vec<usize> = state.deferred(&capability).collect();
+                due.into_iter().for_each(|index| state.enter(index, Phase::Ready));
+                Vec::new()
+            }
+            Input::Freed(capability) => {
+                let due = state.deferred(&capability).next();
                 due.into_iter().for_each(|index| state.enter(index, Phase::Ready));
                 Vec::new()
             }

@@ -11,7 +11,7 @@ use super::definition::Definition;
 use super::ledger::{Ledger, Line, PLAN};
 use super::transitions;
 use super::transitions::settle::Unsettled;
-use crate::model::{AgentId, Failure, NodeId, Priority, TaskId, Timestamp};
+use crate::model::{AgentId, CapabilityName, Failure, NodeId, Priority, TaskId, Timestamp};
 use crate::wire::task::{Bill, Charge, Event, Loss, Outcome, Reason, Submitted, Text};
 
 /// What AITP calls the state of a subtask (AITP 5.1).
@@ -458,6 +458,15 @@ impl State {
     /// How it ended, if it has.
     pub fn end(&self) -> Option<&End> {
         self.end.as_ref()
+    }
+
+    /// Subtasks that wait for somebody who does this, the one that has to wait for the shortest time first.
+    pub fn deferred(&self, capability: &CapabilityName) -> impl Iterator<Item = usize> {
+        let is_meant = |index: &usize| {
+            let is_deferred = self.parts.get(*index).is_some_and(|part| matches!(part.phase, Phase::Paused { deferred: true, .. }));
+            is_deferred && self.definition.subtasks.get(*index).is_some_and(|subtask| subtask.capability == *capability)
+        };
+        self.pauses.iter().map(|(_, index)| *index).filter(is_meant)
     }
 
     /// Tasks that it waits for.

@@ -858,6 +858,28 @@ fn nothing_leaves_the_node_before_it_is_durable() {
     assert_eq!(task.orders(), []);
 }
 
+/// AITP-5: somebody has room for one step, and of those that wait the one that would wait for the shortest time takes it.
+#[test]
+fn room_for_one_step_is_taken_by_one_step() {
+    let mut task = Task::of(definition(vec![step("a", &[]), step("b", &[]), step("c", &[])]));
+    for subtask in [1, 0, 2] {
+        task.chosen(subtask, 1);
+        task.rejects(subtask, ErrorCode::Busy);
+        task.takes(Input::Unavailable(subtask, Failure::new(ErrorCode::Busy, "full")));
+        task.waits(10);
+    }
+    task.orders();
+    let freed = |name: &str| Input::Freed(name.parse().expect("a capability"));
+    task.takes(freed("other"));
+    assert_eq!(task.choices(), []);
+    for subtask in [1, 0, 2] {
+        task.takes(freed("echo"));
+        assert_eq!(task.choices().iter().map(|choose| choose.subtask).collect::<Vec<_>>(), [subtask]);
+    }
+    task.takes(freed("echo"));
+    assert_eq!(task.choices(), [], "nobody waits");
+}
+
 /// AITP-4: whoever decomposes is not asked for a task that a crash could take back.
 #[test]
 fn no_goal_is_decomposed_before_its_task_is_durable() {
