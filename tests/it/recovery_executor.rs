@@ -5,7 +5,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Node, SETTLE,
+    Node, SETTLE, eventually,
     oracle::{Oracle, chain, count, id_of},
     tasks::{Workshop, step, task},
     with,
@@ -126,6 +126,80 @@ async fn a_step_whose_only_node_stood_still_has_one_result() {
     assert_eq!(home.task_result(&task).await["result"]["sum"], 2);
     let runs = count(&oracle.of("task"), "started")["task.a"];
     assert!((1..=2).contains(&runs), "{:?}", oracle.of("task"));
+}
+
+/// F10: the agent was done when the home node stood still, and so the result went nowhere; then the agent's node is killed. It answers from
+/// its disk, and nothing is done again.
+#[tokio::test]
+async fn a_result_that_nobody_heard_of_outlives_the_node_of_the_agent() {
+    let Scene { home, mut others, oracle } = Scene::start(1).await;
+    let free = oracle.beside("free");
+    let task = home.submit(&one_step(&json!({ "until": free }))).await;
+    oracle.until("task", "started", 1).await;
+    home.stop().await;
+    std::fs::write(&free, "").expect("the file is written");
+    let mut only = others.remove(0);
+    until_kept(&only, r#""sum""#).await;
+    only.kill().await;
+    // It joins through the home node, and is ready when that goes on.
+    let only = only.reborn().start();
+    home.cont();
+    let _only = only.ready().await;
+
+    assert_was_done_once(&home, &task, &oracle).await;
+}
+
+/// F10: the same, where the home node is dead meanwhile.
+#[tokio::test]
+async fn a_result_outlives_the_death_of_both_nodes() {
+    let Scene { mut home, mut others, oracle } = Scene::start(1).await;
+    let free = oracle.beside("free");
+    let task = home.submit(&one_step(&json!({ "until": free }))).await;
+    oracle.until("task", "started", 1).await;
+    home.kill().await;
+    std::fs::write(&free, "").expect("the file is written");
+    let mut only = others.remove(0);
+    until_kept(&only, r#""sum""#).await;
+    only.kill().await;
+    let home = home.reborn().spawn().await;
+    let _only = only.reborn().spawn().await;
+
+    assert_was_done_once(&home, &task, &oracle).await;
+}
+
+/// F10: the home node dies with a result in its hands that its journal does not have; it is given the same again.
+#[tokio::test]
+async fn a_result_that_the_home_node_lost_is_given_again() {
+    let builder = Node::builder();
+    let oracle = Oracle::new(builder.home());
+    let _host = builder.agent(oracle.agent("only", "test.work", 1)).spawn().await;
+    let mut home = Node::builder().join(&_host).failpoint(Some("result_received:1")).spawn().await;
+    home.knows("test.work", &["only"]).await;
+    let task = home.submit(&one_step(&json!({}))).await;
+    home.died().await;
+    assert_eq!(oracle.of("task").len(), 2, "the agent is done: {:?}", oracle.of("task"));
+    let home = home.reborn().spawn().await;
+
+    assert_was_done_once(&home, &task, &oracle).await;
+}
+
+/// Waits until the journal of a node holds this text.
+async fn until_kept(node: &Node, text: &str) {
+    let folder = node.data_dir().join("journal");
+    let holds = async || {
+        let mut files = std::fs::read_dir(&folder).expect("a journal is a folder").filter_map(|file| std::fs::read(file.ok()?.path()).ok());
+        files.any(|bytes| bytes.windows(text.len()).any(|found| found == text.as_bytes())).then_some(())
+    };
+    eventually(&format!("{text} is in the journal"), SETTLE, holds).await;
+}
+
+/// The task of one step has ended well, and its agent was told to do it once.
+async fn assert_was_done_once(home: &Node, task: &str, oracle: &Oracle) {
+    let history = home.history(task).await;
+    assert_eq!(home.task_result(task).await["result"]["sum"], 2, "{history:?}");
+    assert_eq!(history.iter().filter(|(name, _)| name == "validated").count(), 1, "{history:?}");
+    let noted = oracle.of("task");
+    assert_eq!((count(&noted, "started")["task.a"], count(&noted, "finished")["task.a"]), (1, 1), "{noted:?}\n{history:?}");
 }
 
 /// AITP-8: what must not be done twice, and had been accepted when the home node died, is not done again; nobody knows whether it was done.
