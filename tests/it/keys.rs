@@ -2,11 +2,17 @@
 //!
 //! The agents note what they do in a file, so nobody has to believe a node about how often something was done.
 
+use meshwork::{
+    model::ErrorCode,
+    wire::invocation::{Fence, Frame, Request},
+};
 use serde_json::{Value, json};
 
 use crate::support::{
     Node,
     oracle::{Oracle, count},
+    peer::{HostilePeer, RawLane, request},
+    target::{agent, failure},
     tasks::{Workshop, step, task},
     with,
 };
@@ -109,4 +115,98 @@ async fn a_step_that_waited_in_line_is_not_lost_with_its_owner() {
 
     assert_eq!((&desk.result(&first).await["result"], &desk.result(&second).await["result"]), (&json!(1), &json!(2)));
     assert_eq!(workshop.notes("started").len(), 2, "each was begun once");
+}
+
+/// An agent of a node, and a peer that asks it for the attempts of one step in whatever order it likes.
+struct Fenced {
+    host: Node,
+    peer: HostilePeer,
+    oracle: Oracle,
+    input: Value,
+}
+
+impl Fenced {
+    async fn start(input: Value) -> Self {
+        let builder = Node::builder();
+        let oracle = Oracle::new(builder.home());
+        let host = builder.agent(oracle.agent("noter", "noted", 2)).spawn().await;
+        let peer = HostilePeer::joined(&host).await;
+        Self { host, peer, oracle, input }
+    }
+
+    /// Asks for an attempt; the lane that it comes back on.
+    async fn ask(&self, attempt: u32) -> RawLane {
+        let call = request(agent(&self.host, "noter").await, "noted", &self.input);
+        let mut lane = self.peer.open_lane(&self.host).await;
+        let fence = Some(Fence { epoch: 1, attempt });
+        lane.call(1, Request { key: Some("step".to_owned()), fence, ..call }).await;
+        lane
+    }
+
+    /// What an attempt ends with.
+    async fn end(&self, attempt: u32) -> Frame {
+        self.ask(attempt).await.end().await.expect("the attempt has an end").1
+    }
+
+    /// The agent's node dies and comes back.
+    async fn reborn(mut self) -> Self {
+        self.host.kill().await;
+        self.peer.disconnected().await;
+        let host = self.host.reborn().spawn().await;
+        self.peer.connect(&host).await;
+        Self { host, ..self }
+    }
+
+    fn started(&self) -> usize {
+        self.oracle.of("fenced").iter().filter(|noted| noted.what == "started").count()
+    }
+}
+
+/// AITP-6: an attempt that comes after a later one of its step is refused, and neither told what that one came to nor run.
+#[tokio::test]
+async fn a_lower_fence_is_refused() {
+    let fenced = Fenced::start(json!({ "step": "fenced" })).await;
+    let second = fenced.end(2).await;
+    assert!(matches!(second, Frame::Result { .. }), "{second:?}");
+
+    let first = failure(&fenced.end(1).await);
+
+    assert_eq!((first.code, first.retryable), (ErrorCode::Conflict, false), "{first}");
+    assert!(matches!(fenced.end(2).await, Frame::Result { .. }), "the same attempt is answered again");
+    assert_eq!(fenced.started(), 1);
+}
+
+/// AITP-6: the same, where the agent's node was killed between the two.
+#[tokio::test]
+async fn a_lower_fence_is_refused_after_the_death_of_the_node() {
+    let fenced = Fenced::start(json!({ "step": "fenced" })).await;
+    let second = fenced.end(2).await;
+    assert!(matches!(second, Frame::Result { .. }), "{second:?}");
+    let fenced = fenced.reborn().await;
+
+    let first = failure(&fenced.end(1).await);
+
+    assert_eq!(first.code, ErrorCode::Conflict, "{first}");
+    assert!(matches!(fenced.end(2).await, Frame::Result { .. }), "the same attempt is answered again");
+    assert_eq!(fenced.started(), 1);
+}
+
+/// AITP-6: the same, where the later attempt had only begun: it may be made again, and the lower one may not.
+#[tokio::test]
+async fn a_lower_fence_is_refused_where_the_later_attempt_broke_off() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let free = folder.path().join("free");
+    let fenced = Fenced::start(json!({ "step": "fenced", "until": free })).await;
+    let mut lane = fenced.ask(2).await;
+    assert_eq!(lane.next().await, Some(Frame::Accepted { id: 1 }));
+    fenced.oracle.until("fenced", "started", 1).await;
+    let fenced = fenced.reborn().await;
+    std::fs::write(&free, "").expect("the file is written");
+
+    let first = failure(&fenced.end(1).await);
+
+    assert_eq!((first.code, fenced.started()), (ErrorCode::Conflict, 1), "{first}");
+    let second = fenced.end(2).await;
+    assert!(matches!(second, Frame::Result { .. }), "{second:?}");
+    assert_eq!(fenced.started(), 2);
 }
