@@ -176,3 +176,20 @@ fn read_some(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
 fn read_some(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
     std::os::windows::fs::FileExt::seek_read(file, bytes, offset)
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// F1: what is told to be durable was flushed by the system. It refuses that for what cannot be flushed; whoever did not ask it would not know.
+    #[test]
+    fn to_sync_a_file_is_to_ask_the_system() {
+        let device = files::options(MODE_SECRET).open("/dev/null").expect("every system has one");
+        Medium::write_at(&device, b"it takes anything", 0).expect("it takes anything");
+        assert_eq!(Medium::sync(&device).map_err(|error| error.kind()), Err(io::ErrorKind::InvalidInput));
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = Folder(folder.path().to_owned()).allocate("file", 8).expect("a file");
+        file.write_at(b"kept", 4).expect("room");
+        file.sync().expect("a file can be flushed");
+    }
+}
