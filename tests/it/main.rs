@@ -45,6 +45,7 @@ mod task_faults;
 mod task_limits;
 mod task_offers;
 mod task_retries;
+mod task_sizes;
 mod task_types;
 mod tasks;
 mod turns;
