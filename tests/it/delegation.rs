@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use meshwork::wire::invocation::HOPS_MAX;
 use serde_json::{Value, json};
 
 use crate::support::{Builder, Node, SETTLE, builtin, eventually, script, slow, with};
@@ -162,21 +163,24 @@ async fn cancel_reaches_the_child() {
     eventually("its agent is told", SETTLE, async || journal(&folder).contains("cancelled").then_some(())).await;
 }
 
-/// AMP-8: the end of the parent's time is the end of the child's.
+/// AMP-8: the end of the parent's time is the end of the child's, and travels with it: nobody is left to cancel this one.
 #[tokio::test]
 async fn a_child_has_no_more_time_than_its_parent() {
-    let home = Node::first().await;
-    let builder = host(&home);
-    let host = builder.spawn().await;
+    let first = Node::first().await;
+    let mut home = Node::builder().join(&first).spawn().await;
+    let host = host(&first).spawn().await;
     home.knows("task-execution", &["runner"]).await;
+    host.meets(&home).await;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
 
     let task = submit(&home, &with(within("inner", taking(60_000)), json!({ "metadata": { "deadline": now.as_secs() + 4 } }))).await;
     let child = child(&home, &task).await;
+    home.kill().await;
 
-    assert_eq!(result(&home, &task).await["reason"], "DEADLINE");
     let ended = result(&host, &child).await;
-    assert!(ended["reason"] == "DEADLINE" || ended["outcome"] == "cancelled", "{ended}");
+    assert_eq!((&ended["outcome"], &ended["reason"]), (&json!("failed"), &json!("DEADLINE")), "{ended}");
+    let home = home.restart().await;
+    assert_eq!(result(&home, &task).await["reason"], "DEADLINE");
 }
 
 /// AMP-8: the home node of the parent is killed; the child's work goes on, and the call that is made again finds it.
@@ -219,6 +223,35 @@ async fn a_circle_of_delegations_is_refused() {
     let done = result(&one, &task).await;
     assert_eq!(done["outcome"], "failed", "{done}");
     assert!(done["error"]["message"].as_str().is_some_and(|message| message.contains("close a circle")), "{done}");
+}
+
+/// AMP-8, threat T20: so many tasks in turn may lead to one, and no more, whether they are written within each other or given as values.
+#[tokio::test]
+async fn a_chain_of_delegations_is_as_long_as_it_may_be_and_no_longer() {
+    let builder = (0..=HOPS_MAX).fold(Node::builder(), |builder, number| builder.agent(runner(&format!("runner-{number}"))));
+    let node = builder.agent(builtin("echo", "echo")).spawn().await;
+    let names: Vec<String> = (0..=HOPS_MAX).map(|number| format!("runner-{number}")).collect();
+    node.knows("task-execution", &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let leaf = json!({ "name": "leaf", "subtasks": [{ "subtask_id": "a", "agent_capability": "echo", "input": { "x": 7 } }] });
+    // What is written within each other is counted when it is submitted; what is given as a value is not known to be a task before.
+    let call = |inner: Value| {
+        let step = json!({ "subtask_id": "in", "agent_capability": "task-execution", "input": { "definition": inner } });
+        json!({ "name": "around", "subtasks": [step] })
+    };
+    let wrap = |levels: usize, inner: Value| (0..levels).fold(inner, |inner, _| within("in", inner));
+    let nest = |depth: usize| wrap(5, call(wrap(depth - 6, leaf.clone())));
+
+    let task = submit(&node, &nest(HOPS_MAX)).await;
+    let done = result(&node, &task).await;
+    assert_eq!((&done["outcome"], &done["result"]["result"]), (&json!("success"), &json!({ "x": 7 })), "{done}");
+    assert_eq!(count(&node).await, HOPS_MAX + 1);
+
+    let task = submit(&node, &nest(HOPS_MAX + 1)).await;
+    let done = result(&node, &task).await;
+    let told = format!("{} calls in turn have led to this one, at most {HOPS_MAX} may", HOPS_MAX + 1);
+    assert_eq!(done["outcome"], "failed", "{done}");
+    assert!(done["error"]["message"].as_str().is_some_and(|message| message.contains(&told)), "{done}");
+    assert_eq!(done["error"]["details"]["cause"], "INVALID_REQUEST", "{done}");
 }
 
 /// Threat T20: money is split and not copied, so a fan-out of tasks of tasks spends no more than its root was given.

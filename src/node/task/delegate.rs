@@ -7,8 +7,8 @@
 //! for the call any more, it is cancelled.
 //!
 //! What it came to is answered as a document: the result, whose task it was, and what was spent under the call's key, which is also what the
-//! agent counts as units. A task that failed tells that too, and is a failure that another attempt does not mend: its own retries are
-//! behind it.
+//! agent counts as units. A task that failed tells that too, with what went wrong in the innermost task first, and is a failure that another
+//! attempt does not mend: its own retries are behind it.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -190,12 +190,19 @@ fn done(handle: &Handle, task: TaskId, spent_before: Decimal, mut result: Value,
     // Its time was that of the call which brought it; another has its own.
     let is_late = result["reason"] == "DEADLINE";
     if !matches!(outcome, "success" | "partial") {
-        let why = result["error"]["message"].as_str().map_or_else(|| "somebody there cancelled it".to_owned(), |why| printable(why, 400));
+        // Of tasks within that one, what the innermost says: a chain of words about others would be longer than any message.
+        let error = &result["error"];
+        let told = |inner: &str, own: &str, chars| {
+            error["details"][inner].as_str().or_else(|| error[own].as_str()).map(|text| printable(text, chars))
+        };
+        let (why, cause) = (told("why", "message", 400), told("cause", "code", 64));
+        let why = why.unwrap_or_else(|| "somebody there cancelled it".to_owned());
         let message = format!("task {task} of node {} ended {outcome}: {why}", handle.node_id().short());
         let failure =
             Failure::new(ErrorCode::AgentFailed, message).with("task_id", task.to_string()).with("reason", result["reason"].take());
         return Err(failure
-            .with("cause", result["error"]["code"].take())
+            .with("cause", cause)
+            .with("why", why)
             .with("spent", cost)
             .with("currency", result["currency"].take())
             .retryable(is_late));
