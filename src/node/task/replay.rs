@@ -497,6 +497,33 @@ mod tests {
         assert!(found.live.contains_key(&task(2)) && found.notes.len() == 1, "{:?}", found.notes);
     }
 
+    /// F4: a later release has written an event that this one does not know. Its task is not gone on with; the others are.
+    #[test]
+    fn an_event_of_a_later_release_makes_its_task_unreadable_and_no_other() {
+        const UNKNOWN: u8 = 23;
+        let home = home();
+        let mut later = entry(home, task(1), 1, Event::CalledBack { delivered: true }).to_vec();
+        // The event is an array of its number and its fields; below 24 a number is one byte.
+        let place = memchr::memmem::rfind(&later, &[0x82, 15, 0x81, 0xf5]).expect("the event");
+        later[place + 1] = UNKNOWN;
+        assert!(Entry::decode(&later).is_err_and(|error| error.to_string().contains(&UNKNOWN.to_string())), "{later:?}");
+        let entries = vec![
+            entry(home, task(1), 0, submitted()),
+            entry(home, task(2), 0, submitted()),
+            later.into(),
+            entry(home, task(2), 1, deferred()),
+            entry(home, task(3), 0, submitted()),
+            entry(home, task(3), 1, cancelled()),
+            entry(home, task(1), 2, deferred()),
+        ];
+        let found = found(entries, |_| {});
+        assert_eq!(reason(&found, task(1)), Some(json!("UNREADABLE")), "{:?}", found.notes);
+        assert_eq!(found.ended[&task(1)].positions.len(), 3, "its entries are kept, for the release that knows them");
+        assert_eq!(found.live.keys().copied().collect::<Vec<_>>(), [task(2)]);
+        assert_eq!(found.live[&task(2)].positions.len(), 2);
+        assert_eq!((reason(&found, task(3)), found.notes.len()), (Some(json!("CANCELLED")), 1), "{:?}", found.notes);
+    }
+
     /// F4: a file of the journal was deleted. Who has entries on both sides misses some, and who has none behind it may miss some.
     #[test]
     fn a_missing_segment_is_noticed_and_puts_those_in_doubt_who_have_nothing_behind_it() {
