@@ -53,6 +53,8 @@ const OFFERED_AFTER: Duration = Duration::from_millis(50);
 const FORGET_AT_ONCE: usize = 256;
 /// Tasks that are told of where a text may be the beginning of several.
 const NAMED_MAX: usize = 8;
+/// When whoever was refused may come again: a few hundred commits later.
+const RETRY_AFTER_MS: u64 = 200;
 /// How often tasks whose time is over are forgotten, and those that have ended are filed in the index.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 
@@ -350,11 +352,14 @@ impl Book {
             let message = "the disk of this node is full: tasks that run may end, and no new one is taken";
             return Err(Failure::new(ErrorCode::InsufficientResources, message).with("retry_after_ms", 5_000));
         }
-        let limits = &self.shared.config.task;
-        let live_max = usize::try_from(limits.live_max).unwrap_or(usize::MAX);
-        if self.live.len() >= live_max || !self.backlog.is_empty() {
+        if !self.backlog.is_empty() {
+            let message = "the journal of this node cannot keep up: no task is taken until its disk has what waits";
+            return Err(Failure::new(ErrorCode::Busy, message).with("retry_after_ms", RETRY_AFTER_MS));
+        }
+        let live_max = usize::try_from(self.shared.config.task.live_max).unwrap_or(usize::MAX);
+        if self.live.len() >= live_max {
             let failure = Failure::new(ErrorCode::Busy, format!("this node has its {live_max} tasks that have not ended (task.live_max)"));
-            return Err(failure.with("limit", live_max).with("retry_after_ms", 200));
+            return Err(failure.with("limit", live_max).with("retry_after_ms", RETRY_AFTER_MS));
         }
         let missing: Vec<String> = definition.dependencies.iter().filter(|task| !self.is_known(task)).map(ToString::to_string).collect();
         if let Some(first) = missing.first() {
@@ -762,3 +767,84 @@ impl Book {
 
 /// The epoch of a journal that one node keeps alone.
 pub(super) const EPOCH: u64 = 1;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::node::Node;
+    use crate::proto::task::definition::Definition;
+    use crate::store::DataDir;
+    use crate::store::journal::Config;
+    use crate::wire::task::{Submitted, Text};
+
+    const TINY: Config = Config { segment_bytes: 65_536, queue_entries_max: 8, queue_bytes_max: 65_536 };
+
+    type Answer = oneshot::Receiver<Result<(Receipt, bool), Failure>>;
+
+    /// A loop that does not run by itself, with a journal of its own on a node that is there for the rest.
+    async fn book(folder: &std::path::Path) -> (Node, Book) {
+        let mut config = crate::config::Config::default();
+        config.node.data_dir = folder.join("node");
+        config.mesh.listen = vec!["/ip4/127.0.0.1/tcp/0".to_owned()];
+        let node = Node::start(config.clone()).await.expect("a node");
+        let dir = DataDir::open(&folder.join("book")).expect("a data directory");
+        let (journal, replay) = dir.journal(TINY).expect("a journal");
+        replay.run(|_| {}).expect("an empty one");
+        let reader = Reader::new(journal, dir.blobs(), None, &config);
+        let book = Book::new(Arc::clone(&node.handle.shared), reader, Found::default(), mpsc::channel(1).1);
+        (node, book)
+    }
+
+    fn submit(book: &mut Book, number: u128) -> Answer {
+        let document = json!({ "name": "n", "subtasks": [{ "subtask_id": "a", "agent_capability": "test.nobody" }] });
+        let at = book.clock.now();
+        let definition = Box::new(Definition::read(&document, &book.reader.defaults, at).expect("a definition"));
+        let document = Text::Inline(document.to_string().into());
+        let event = Box::new(Event::Submitted(Submitted { document, key: None, identity: [0; 32], parent: None }));
+        let (reply, answer) = oneshot::channel();
+        book.handle(Command::Submit { task: TaskId::from_random(number), definition, event, at, reply });
+        answer
+    }
+
+    /// AITP-12, fault F3: while the journal has no room for what was decided, no task is taken, and who asks is told why and when to come
+    /// again; what was taken before is acknowledged as soon as it is durable, and then the next is taken.
+    #[tokio::test]
+    async fn a_journal_that_cannot_keep_up_refuses_tasks_by_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (node, mut book) = book(folder.path()).await;
+        let journal = book.reader.journal.clone();
+        let mut taken = Vec::new();
+        // The writer may be quicker than this once or twice.
+        while book.backlog.is_empty() {
+            while journal.append(vec![Bytes::from_static(b"of somebody else")]).is_ok() {}
+            taken.push(submit(&mut book, taken.len() as u128));
+            assert!(taken.len() < 1_000, "the queue of {} entries is never full", TINY.queue_entries_max);
+        }
+        let last = taken.last_mut().expect("one");
+        assert!(last.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty), "nothing is told that is not durable");
+
+        let live = book.live.len();
+        let refused = submit(&mut book, 1 << 100).await.expect("an answer").map(|_| ()).expect_err("no room");
+
+        assert_eq!((refused.code, refused.retryable, &refused.details["retry_after_ms"]), (ErrorCode::Busy, true, &json!(RETRY_AFTER_MS)));
+        assert!(refused.message.contains("journal") && !refused.message.contains("task.live_max"), "{refused}");
+        assert_eq!((book.live.len(), refused.details.get("limit")), (live, None));
+        while !book.backlog.is_empty() || !book.pending.is_empty() {
+            book.committed.changed().await.expect("the writer runs");
+            book.on_committed();
+        }
+        for answer in taken {
+            assert!(answer.await.expect("an answer").is_ok_and(|(_, is_new)| is_new), "it was taken");
+        }
+        let next = submit(&mut book, 1 << 100);
+        while !book.pending.is_empty() {
+            book.committed.changed().await.expect("the writer runs");
+            book.on_committed();
+        }
+        assert!(next.await.expect("an answer").is_ok_and(|(_, is_new)| is_new), "there is room again");
+        journal.close();
+        drop(node);
+    }
+}
