@@ -255,7 +255,7 @@ async fn a_goal_is_decomposed_by_an_agent_and_run() {
     assert_eq!(node.task(&id).await["progress"]["total_steps"], 2);
     let bill = &result["ledger"]["entries"][0];
     assert_eq!((&result["cost"], &bill["unit"], &bill["subtask_id"]), (&json!(0.3), &json!("plan"), &Value::Null), "{result}");
-    let poor = node.run_task(&with(goal.clone(), json!({ "metadata": { "cost_limit": "0.2", "currency": "USD" } }))).await;
+    let poor = node.run_task(&with(goal.clone(), json!({ "metadata": { "cost_limit": "0.2" } }))).await;
     assert_eq!((&poor["reason"], &poor["cost"]), (&json!("NO_PLAN"), &json!(0)), "{poor}");
     node.delete("/v1/agents/planner").await.ok();
 

@@ -57,6 +57,8 @@ const NAMED_MAX: usize = 8;
 const RETRY_AFTER_MS: u64 = 200;
 /// How often tasks whose time is over are forgotten, and those that have ended are filed in the index.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// How soon after that at the earliest, whatever has ended since.
+const FORGET_PAUSE: Duration = Duration::from_secs(2);
 
 /// Entries on their way to the disk.
 struct Pending {
@@ -94,6 +96,7 @@ pub(in crate::node) struct Book {
     /// When those who wait for an agent are told.
     offered_at: Option<Instant>,
     forget_at: Instant,
+    forgot_at: Instant,
     callbacks: Callbacks,
     waiting: Waiting,
     /// Tasks that are gone, and their blobs not yet.
@@ -130,6 +133,7 @@ impl Book {
             offered_at: None,
             // The journal still has what was forgotten before.
             forget_at: Instant::now(),
+            forgot_at: Instant::now(),
             callbacks: Callbacks::default(),
             waiting: Waiting::default(),
             forgotten: Vec::new(),
@@ -638,7 +642,8 @@ impl Book {
             self.tell_offered();
         }
         if self.forget_at <= Instant::now() {
-            self.forget_at = Instant::now() + FORGET_EVERY;
+            self.forgot_at = Instant::now();
+            self.forget_at = self.forgot_at + FORGET_EVERY;
             self.forget();
         }
     }
@@ -672,7 +677,7 @@ impl Book {
         let kept_max = usize::try_from(self.shared.config.task.kept_max).unwrap_or(usize::MAX);
         let is_crowded = self.ended.len() > kept_max.saturating_add(kept_max / 4).saturating_add(FORGET_AT_ONCE);
         if self.filing.is_none() && (is_crowded || self.ended.is_crowded()) {
-            self.forget_at = Instant::now();
+            self.forget_soon();
         }
         for dependent in self.dependents.remove(&task).unwrap_or_default() {
             self.drive(dependent, Input::DependencyEnded(task, outcome));
@@ -712,6 +717,11 @@ impl Book {
         Work { taken: self.ended.take(), watermark, oldest, forgotten }
     }
 
+    /// Forgets before it is time, but not again and again where that frees nothing.
+    fn forget_soon(&mut self) {
+        self.forget_at = self.forget_at.min(self.forgot_at + FORGET_PAUSE);
+    }
+
     /// What is heard of a checkpoint.
     fn on_word(&mut self, word: Word) {
         match word {
@@ -720,7 +730,7 @@ impl Book {
             Word::Over => {
                 self.filing = None;
                 if self.ended.is_crowded() {
-                    self.forget_at = Instant::now();
+                    self.forget_soon();
                 }
             }
         }

@@ -164,7 +164,8 @@ impl Known {
         if self.callbacks.remove(&task).is_some() {
             self.unwanted.push(callback_key(task));
         }
-        if let Some(key) = &filed.key {
+        // A later task may have it.
+        if let Some(key) = filed.key.as_ref().filter(|key| self.keys.get(*key).is_some_and(|(known, _)| *known == task)) {
             self.keys.remove(key);
         }
         Some(filed)

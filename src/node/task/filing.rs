@@ -90,18 +90,23 @@ impl Filer {
             self.shared.calls_by_key.visit_filed(see);
             self.shared.results_by_key.visit_filed(see);
         };
-        if let Some(index) = &self.reader.index
-            && let Err(error) = lock(&self.state).file(&self.reader.journal, index, taken, watermark, calls, words)
-        {
-            tracing::warn!(%error, "tasks that have ended could not be filed: a start reads more of the journal until they are");
-        }
+        let filed = match &self.reader.index {
+            Some(index) => lock(&self.state).file(&self.reader.journal, index, taken, watermark, calls, words),
+            None => {
+                let _ = words.blocking_send(Word::Unfiled(taken.unwanted));
+                Ok(())
+            }
+        };
         for task in forgotten {
             if let Err(error) = blobs.remove_all(&task.to_string()) {
                 tracing::warn!(%error, %task, "large texts of a forgotten task could not be removed");
             }
         }
-        if let Err(error) = self.reader.journal.forget_segments(|segment| oldest.is_some_and(|oldest| segment < oldest)) {
-            tracing::warn!(%error, "segments that nobody needs could not be removed");
+        match filed.and_then(|()| self.reader.journal.forget_segments(|segment| oldest.is_some_and(|oldest| segment < oldest))) {
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "what has ended could not be filed or freed: a start reads more of the journal until it is")
+            }
         }
         let _ = words.blocking_send(Word::Over);
     }
@@ -154,9 +159,16 @@ impl State {
         let (changes, known) = changes_of_calls(&self.calls, calls);
         let mut changes = changes.into_iter().peekable();
         while changes.peek().is_some() {
-            file(&changes.by_ref().take(PER_BATCH).collect(), before)?;
+            let batch: Changes = changes.by_ref().take(PER_BATCH).collect();
+            file(&batch, before)?;
+            // One by one: should the next not be filed, it is known what has been.
+            for key in batch.into_keys() {
+                match known.get(&key) {
+                    Some(hash) => drop(self.calls.insert(key, *hash)),
+                    None => drop(self.calls.remove(&key)),
+                }
+            }
         }
-        self.calls = known;
         if self.watermark != Some(watermark) && file(&Changes::new(), watermark)? {
             self.watermark = Some(watermark);
         }

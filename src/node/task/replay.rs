@@ -127,8 +127,8 @@ impl Gathering<'_> {
         }
         self.next = Some(index.saturating_add(1));
         if kept::Subject::of(bytes) == Some(kept::Subject::Call) {
-            // One that cannot be read is a result that nobody finds: its key is free.
-            let Ok(entry) = kept::Entry::decode(bytes) else { return };
+            // One that cannot be read is a result that nobody finds: its key is free. What it may own is left alone.
+            let Ok(entry) = kept::Entry::decode(bytes) else { return self.nameless.push(position) };
             let found = FoundCall::new(entry, position);
             // What led to a result that is known would undo it.
             if self.known_calls.get(&found.filed_key()).is_none_or(|known| *known < position) {
@@ -351,7 +351,7 @@ pub(in crate::node) fn run(reader: &Reader, mut replay: Replay, now: Timestamp) 
     let findings = replay.run(|entry| gathering.take(entry.index.0, entry.position, entry.payload))?;
     let lost = lost(&findings, &gathering.gaps);
     let mut notes: Vec<String> = findings.iter().map(ToString::to_string).collect();
-    notes.extend(misfit);
+    notes.extend(misfit.clone());
     notes.extend(lost.iter().map(|lost| lost.told.clone()).filter(|told| !notes.contains(told)).collect::<Vec<_>>());
     for position in &gathering.nameless {
         let file = position.segment.file_name();
@@ -370,7 +370,8 @@ pub(in crate::node) fn run(reader: &Reader, mut replay: Replay, now: Timestamp) 
     if lost.iter().all(|lost| lost.range.end <= watermark.0) {
         gathering.broken.retain(|_, broken| !broken.is_rest);
     }
-    let is_whole = lost.is_empty() && gathering.nameless.is_empty() && gathering.next.is_some();
+    // An index that tells of more than is there says that something is not.
+    let is_whole = misfit.is_none() && lost.is_empty() && gathering.nameless.is_empty() && gathering.next.is_some();
     let mut found = Found { calls: std::mem::take(&mut gathering.calls), started, is_whole, ..Found::default() };
     for (task, Open { state, positions, last }) in std::mem::take(&mut gathering.live) {
         match reader.outputs(&state) {

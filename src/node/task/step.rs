@@ -329,6 +329,7 @@ async fn choose_agent<'a>(
     }
     let mut avoid: Vec<AgentId> = choose.refused_by.iter().chain(&choose.failed_on).copied().collect();
     let mut foreign: Option<Failure> = None;
+    let may_again = |agent: &AgentId| choose.failed_on.contains(agent) && !choose.refused_by.contains(agent);
     loop {
         let found = Box::pin(routing::choose(shared, &request, &avoid, deadline)).await;
         match found {
@@ -339,10 +340,10 @@ async fn choose_agent<'a>(
                     foreign = Some(failure);
                 }
             },
-            Err(failure) if avoid.iter().any(|agent| choose.failed_on.contains(agent)) => {
-                // Nobody else is left, so whoever failed may try again.
+            Err(failure) if avoid.iter().any(may_again) => {
+                // Nobody else is left, so whoever failed may try again, unless it has just refused.
                 tracing::trace!(%failure, subtask = %subtask.id, "nobody but those who failed");
-                avoid.retain(|agent| !choose.failed_on.contains(agent));
+                avoid.retain(|agent| !may_again(agent));
                 request.agent = subtask.agent;
             }
             Err(failure) => return Err(foreign.unwrap_or(failure)),

@@ -445,7 +445,7 @@ impl Machine {
             state.enter(index, Phase::Ready);
         }
         // Who waits for money keeps its place: else all would be chosen for anew whenever some of it is given back.
-        while state.busy + state.held.len() < state.config.parallel_max {
+        while state.busy == 0 || state.busy + state.held.len() < state.config.parallel_max {
             let Some((_, index)) = state.ready.first().copied() else { break };
             state.enter(index, Phase::Choosing);
             let (Some(part), Some(subtask)) = (state.parts.get(index), state.definition.subtasks.get(index)) else { break };
@@ -460,6 +460,14 @@ impl Machine {
                 cost_max: left,
                 turn: retry::turn(part),
             }));
+        }
+        // What lost attempts may still spend is held back although nobody works. Where only such money is left, nobody gives any back.
+        let is_stuck = state.busy == 0 && state.ready.is_empty() && state.pauses.is_empty();
+        if is_stuck && let Some(index) = state.held.first().copied() {
+            let told = dispatch::over_budget(state, "what is left of the budget is held back for attempts that were lost");
+            let events = fail::decide(state, number(index), Reason::Cost, told, now);
+            self.record(events, now, outputs);
+            return self.advance(now, outputs);
         }
         if state.all_over() && !state.composing {
             state.composing = true;

@@ -858,6 +858,41 @@ fn nothing_leaves_the_node_before_it_is_durable() {
     assert_eq!(task.orders(), []);
 }
 
+/// Threat T20, AITP-10: two lost shares hold all the money back from each other: one of the two is given up, and nobody waits for ever.
+#[test]
+fn steps_that_hold_back_each_others_money_do_not_wait_for_ever() {
+    let mut both = definition(vec![step("a", &[]), step("b", &[])]);
+    both.budget = budget("1.2");
+    both.fallback.on_failure = OnFailure::Degrade;
+    for subtask in &mut both.subtasks {
+        (subtask.task, subtask.cost_limit) = (Some(json!({})), Some(dec("0.6")));
+    }
+    let mut task = Task::of(both);
+    for subtask in [0, 1] {
+        task.chosen_for(subtask, 1, Some("0.6"));
+        task.accepts(subtask);
+    }
+    for subtask in [0, 1] {
+        task.loses(subtask, Loss::AgentLost, Failure::new(ErrorCode::Unavailable, "gone"));
+    }
+    task.waits(10_000);
+    for subtask in [0, 1] {
+        task.chosen_for(subtask, 2, Some("0.6"));
+    }
+    let reasons: Vec<Option<Reason>> = [0, 1].into_iter().map(|subtask| task.gave_up(subtask)).collect();
+    assert!(reasons.contains(&Some(Reason::Cost)), "{reasons:?}");
+    for _ in 0..3 {
+        for choose in task.choices() {
+            task.chosen_for(choose.subtask, 2, Some("0.6"));
+            if task.phase(choose.subtask) == Phase::Sent {
+                task.accepts(choose.subtask);
+                task.does_for(choose.subtask, None);
+            }
+        }
+    }
+    assert!(task.end().is_some(), "{:?} {:?}", task.phase(0), task.phase(1));
+}
+
 /// AITP-5: somebody has room for one step, and of those that wait the one that would wait for the shortest time takes it.
 #[test]
 fn room_for_one_step_is_taken_by_one_step() {
