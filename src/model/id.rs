@@ -24,6 +24,18 @@ pub enum ParseError {
     /// The text is not a subtask's name.
     #[error("`{0}` is not a name of a subtask: expected 1 to 64 letters, digits, `_` and `-`, and not `parent`")]
     SubtaskId(String),
+    /// The text is not a context id.
+    #[error("`{0}` is not a context id: expected 64 hexadecimal digits")]
+    ContextId(String),
+    /// The text is not an operation id.
+    #[error("`{0}` is not an operation id: expected 64 hexadecimal digits")]
+    OperationId(String),
+    /// The text names neither an agent's key nor a node.
+    #[error("`{0}` is not a principal: expected did:key:z6Mk... or a libp2p peer id such as 12D3KooW...")]
+    Principal(String),
+    /// The text is not a place in a context.
+    #[error("`{0}` is not a path in a context: expected a JSON Pointer that begins with /shared_memory or /agent_memory/did:key:..., at most 32 names and 512 bytes")]
+    Path(String),
 }
 
 /// The fewest characters that stand for a node: among thousands of nodes they rarely mean two.

@@ -7,6 +7,7 @@ mod agent;
 mod balance;
 mod capability;
 mod claims;
+mod context;
 mod error_code;
 mod failure;
 mod figure;
@@ -22,6 +23,7 @@ pub use agent::{Adapter, CapabilityDefinition, Constraints, Definition, Framewor
 pub use balance::Balance;
 pub use capability::{CapabilityName, CapabilityVersion, Shard, TAXONOMY, VersionRequirement};
 pub use claims::{Claims, Fact};
+pub use context::{AGENT_MEMORY, CONTEXT_DEPTH_MAX, ContextId, OperationId, PATH_BYTES_MAX, Path, Principal, SHARED_MEMORY};
 pub use error_code::ErrorCode;
 pub use failure::Failure;
 pub use figure::{Figure, Source};

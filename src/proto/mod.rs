@@ -8,6 +8,7 @@
 //! One contract for all: after each input the caller drains the outputs completely before it hands over the next. Methods that take a
 //! person's or this node's wish are called `handle_`, those that take what a peer said or did are called `on_`.
 
+pub mod context;
 pub mod directory;
 pub mod invocation;
 pub mod peers;

@@ -11,6 +11,7 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 pub mod blob;
+pub mod context;
 pub mod directory;
 pub mod invocation;
 pub mod kept;

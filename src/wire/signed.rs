@@ -23,6 +23,10 @@ impl AgentKey {
     pub fn id(&self) -> AgentId {
         AgentId::from_public_key(self.0.verifying_key().to_bytes())
     }
+
+    pub(super) fn signing(&self) -> &SigningKey {
+        &self.0
+    }
 }
 
 impl std::fmt::Debug for AgentKey {
@@ -173,7 +177,8 @@ impl<T: Signable> Signed<T> {
     }
 }
 
-fn is_signed(key: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
+/// Whether `signature` is that of `key` under `message`; a weak key has none.
+pub(super) fn is_signed(key: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
     let key = VerifyingKey::from_bytes(key);
     let signature = Signature::from_slice(signature);
     key.is_ok_and(|key| signature.is_ok_and(|signature| key.verify_strict(message, &signature).is_ok()))

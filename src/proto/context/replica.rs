@@ -1,0 +1,585 @@
+//! One replica of a context: it takes statements in any order and decides which of them count (design/contexts.md "Accept order").
+//!
+//! An operation is taken in once the change of access that it names and all that it builds on are here; until then it is *early*, and parked.
+//! It is refused for good if its author could not write there at the change that it names, if its numbers are not exactly those that follow
+//! from what it builds on, or if it does not open. What lies behind a cut does not count; it is set aside, and takes its place in the graph
+//! only if something that counts builds on it, since its author's fault must not be that of others.
+//!
+//! A change of access can take back what counted. The fold cannot; the replica then says that it [is stale](Replica::is_stale), and the
+//! shell makes it anew from what it kept ([`Replica::foresee`]). What it shows meanwhile is what it showed before.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use rand::CryptoRng;
+use serde_json::Value;
+
+use super::chain::{self, Chain, Step};
+use super::fold::{Fold, Stamp};
+use super::operations::{Entry, Operations, Tip};
+use super::park::Park;
+use crate::model::{ContextId, OperationId, Path, Principal, Timestamp};
+use crate::wire;
+use crate::wire::context::seal::ContextKey;
+use crate::wire::context::{
+    Access, Body, Cut, DEPENDENCIES_MAX, Genesis, Header, Last, Operation, PrincipalKey, Reader, Signed, Statement as _, Verified, Writer,
+};
+
+/// How many operations an author may write in one context.
+pub const OPERATIONS_PER_AUTHOR_MAX: u64 = 100_000;
+/// How many bytes the operations of an author may have in one context.
+pub const BYTES_PER_AUTHOR_MAX: u64 = 16 * 1024 * 1024;
+
+/// A context as one node has it.
+#[derive(Debug)]
+pub struct Replica {
+    id: ContextId,
+    genesis: Verified<Genesis>,
+    chain: Chain,
+    own: Vec<PrincipalKey>,
+    keys: BTreeMap<u64, ContextKey>,
+    operations: Operations,
+    shared: Fold,
+    private: BTreeMap<Principal, Fold>,
+    early: Park,
+    cut: Park,
+    /// Author's lines that are known beforehand, while the replica is made anew.
+    foreseen: Operations,
+    is_stale: bool,
+}
+
+/// What a replica did with what it was given.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// What is to be kept and passed on, in this order.
+    pub kept: Vec<Verified<Operation>>,
+    /// Two operations that one author signed for one number.
+    pub twins: Vec<(OperationId, OperationId)>,
+    /// Operations that it waits for.
+    pub missing: BTreeSet<OperationId>,
+    /// Operations that had been parked and do not count after all.
+    pub refused: Vec<(Principal, Refusal)>,
+}
+
+/// Why an operation does not count.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// It belongs to another context.
+    #[error("the operation belongs to another context")]
+    Foreign,
+    /// Its author may not write there.
+    #[error("the author may not write there")]
+    Access,
+    /// The line of access was split before the change that it names.
+    #[error("the operation names a change of access after the one at which access stands still")]
+    Frozen,
+    /// Its key is not known here, or it was sealed with another.
+    #[error("the operation does not open: {0}")]
+    Shut(#[source] wire::Error),
+    /// Its numbers do not follow from what it builds on.
+    #[error("{0} is not what follows from what the operation builds on")]
+    Numbers(&'static str),
+    /// Its author has written too much.
+    #[error(
+        "the author has written all that one may in one context: {OPERATIONS_PER_AUTHOR_MAX} operations, {} MiB",
+        BYTES_PER_AUTHOR_MAX / 1024 / 1024
+    )]
+    Quota,
+    /// This node has no key of the author, or the author is not a reader.
+    #[error("nobody who may read the context is on this node")]
+    NotReader,
+    /// It breaks a rule of its format.
+    #[error(transparent)]
+    Malformed(wire::Error),
+}
+
+enum One {
+    Known,
+    Early(OperationId),
+    Waits,
+    Cut,
+    Counts,
+}
+
+/// Who may do what, as people write it (AMP `access_control`): the owner may do all.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rights {
+    /// Who may read; whoever may write may read as well.
+    pub read: BTreeSet<Principal>,
+    /// Who may write below which paths.
+    pub write: BTreeMap<Principal, BTreeSet<Path>>,
+}
+
+impl Replica {
+    /// A replica that knows how the context began, for the readers whose keys are `own`.
+    pub fn new(genesis: Verified<Genesis>, own: Vec<PrincipalKey>) -> Self {
+        let id = ContextId::from_bytes(genesis.name());
+        let chain = Chain::new(id, &genesis);
+        Self {
+            id,
+            genesis,
+            chain,
+            own,
+            keys: BTreeMap::new(),
+            operations: Operations::default(),
+            shared: Fold::default(),
+            private: BTreeMap::new(),
+            early: Park::default(),
+            cut: Park::default(),
+            foreseen: Operations::default(),
+            is_stale: false,
+        }
+    }
+
+    /// Which context it is.
+    pub fn id(&self) -> ContextId {
+        self.id
+    }
+
+    /// How it began.
+    pub fn genesis(&self) -> &Verified<Genesis> {
+        &self.genesis
+    }
+
+    /// The access to it.
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// What was written to it.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    /// How many operations are parked.
+    pub fn parked(&self) -> usize {
+        self.early.len() + self.cut.len()
+    }
+
+    /// Whether something counts in what it shows that does not count any more, or the other way round: it must be made anew.
+    pub fn is_stale(&self) -> bool {
+        self.is_stale
+    }
+
+    /// Prepares a fresh replica for all that one kept: the lines of authors are then known before the first operation is judged.
+    pub fn foresee<'k>(&mut self, kept: impl Iterator<Item = &'k Verified<Operation>>) {
+        for operation in kept {
+            let Header { author, seq, prev, lamport, acl_epoch, .. } = operation.header;
+            let entry = Entry { author, seq, prev, lamport, acl_epoch, line_bytes: 0, counts: false };
+            self.foreseen.insert(operation.id(), entry, &operation.header);
+        }
+    }
+
+    /// Ends what [`Replica::foresee`] began.
+    pub fn settle(&mut self) {
+        self.foreseen = Operations::default();
+        self.is_stale = false;
+    }
+
+    /// What its readers share.
+    pub fn shared(&self) -> Value {
+        self.shared.value()
+    }
+
+    /// What is at `path`, as far as `reader` may see it.
+    pub fn get(&self, path: &Path, reader: Principal) -> Option<Value> {
+        match (path.private_to(), path.segments()) {
+            (None, [_, below @ ..]) => self.shared.get(below),
+            (Some(owner), [_, _, below @ ..]) if owner == reader => self.private.get(&owner)?.get(below),
+            _ => None,
+        }
+    }
+
+    /// The memory of `agent`, if it is one of this node's and has written to it.
+    pub fn private(&self, agent: Principal) -> Option<Value> {
+        self.private.get(&agent).map(Fold::value)
+    }
+
+    /// The hash of what its readers share; the same on all replicas that hold the same.
+    pub fn state_hash(&self) -> [u8; 32] {
+        blake3::derive_key("meshwork 2026-11 context state", self.shared().to_string().as_bytes())
+    }
+
+    /// Takes in a change of access.
+    ///
+    /// # Errors
+    /// If it does not count; nothing was changed.
+    pub fn on_access(&mut self, access: Verified<Access>) -> Result<(Step, Taken), chain::Refusal> {
+        let before = self.chain.tip().cloned();
+        let step = self.chain.on_change(access)?;
+        let mut taken = Taken::default();
+        match step {
+            Step::Added => {
+                self.learn_keys();
+                if let (Some(before), Some(after)) = (before, self.chain.tip()) {
+                    self.is_stale |= self.takes_back(&before, after);
+                }
+                let parked = self.early.take_all();
+                self.take(parked, &mut taken);
+            }
+            Step::Split => {
+                let epoch = self.chain.epoch();
+                self.is_stale |= !self.operations.is_empty() && before.is_some_and(|before| before.epoch > epoch);
+            }
+            Step::Known | Step::Early => {}
+        }
+        Ok((step, taken))
+    }
+
+    /// Whether something that counted does not count after this change.
+    fn takes_back(&self, before: &Access, after: &Access) -> bool {
+        let writers = before.writers.iter().map(|writer| writer.principal);
+        let authors: BTreeSet<Principal> = before.readers.iter().map(|reader| reader.principal).chain(writers).collect();
+        authors.into_iter().any(|author| {
+            let prefixes = |access: &Access| access.writers.iter().find(|writer| writer.principal == author).map(|writer| writer.prefixes.clone());
+            let has_lost = !after.may_read(author) || prefixes(before).is_some_and(|prefixes_before| {
+                let after = prefixes(after).unwrap_or_default();
+                prefixes_before.iter().any(|prefix| !after.iter().any(|wider| wider.covers(prefix)))
+            });
+            let cut = after.cuts.iter().find(|cut| cut.author == author).and_then(|cut| cut.last);
+            let wrote_beyond = self.operations.last(author).is_some_and(|last| cut.is_none_or(|cut| cut.seq < last.seq));
+            has_lost && (wrote_beyond || self.operations.has_twins(author))
+        })
+    }
+
+    /// The keys that the newest change gives to this node, and all that they lead back to.
+    fn learn_keys(&mut self) {
+        let Some(tip) = self.chain.tip() else { return };
+        if !self.keys.contains_key(&tip.key_epoch) {
+            let Some(key) = self.own.iter().find_map(|own| ContextKey::of(tip, own).ok()) else { return };
+            self.keys.insert(tip.key_epoch, key);
+        }
+        for access in self.chain.changes().iter().rev() {
+            let before = access.key_epoch.saturating_sub(1);
+            if let Some(sealed) = &access.previous_key
+                && !self.keys.contains_key(&before)
+                && let Some(previous) = self.keys.get(&access.key_epoch).and_then(|key| key.open_previous(sealed).ok())
+            {
+                self.keys.insert(before, previous);
+            }
+        }
+    }
+
+    /// Takes in an operation, and all that waited for it.
+    ///
+    /// # Errors
+    /// If it does not count; nothing was changed.
+    pub fn on_operation(&mut self, operation: Verified<Operation>) -> Result<Taken, Refusal> {
+        let mut taken = Taken::default();
+        let id = operation.id();
+        match self.take_one(operation, &mut taken)? {
+            One::Counts => {
+                let freed = self.early.freed_by(id);
+                self.take(freed, &mut taken);
+            }
+            One::Early(missing) => drop(taken.missing.insert(missing)),
+            One::Known | One::Waits | One::Cut => {}
+        }
+        Ok(taken)
+    }
+
+    fn take(&mut self, operations: Vec<Verified<Operation>>, taken: &mut Taken) {
+        let mut queue = VecDeque::from(operations);
+        while let Some(operation) = queue.pop_front() {
+            let (id, author) = (operation.id(), operation.header.author);
+            match self.take_one(operation, taken) {
+                Ok(One::Counts) => queue.extend(self.early.freed_by(id)),
+                Ok(One::Early(missing)) => drop(taken.missing.insert(missing)),
+                Ok(One::Known | One::Waits | One::Cut) => {}
+                Err(refusal) => taken.refused.push((author, refusal)),
+            }
+        }
+    }
+
+    fn take_one(&mut self, operation: Verified<Operation>, taken: &mut Taken) -> Result<One, Refusal> {
+        let (id, author) = (operation.id(), operation.header.author);
+        if self.operations.get(id).is_some() {
+            return Ok(One::Known);
+        }
+        if operation.header.context != self.id {
+            return Err(Refusal::Foreign);
+        }
+        if operation.header.acl_epoch > self.chain.epoch() {
+            if self.chain.split().is_some() {
+                return Err(Refusal::Frozen);
+            }
+            self.early.put(operation, None);
+            return Ok(One::Waits);
+        }
+        let body = self.open(&operation)?;
+        let paths: BTreeSet<&Path> = body.iter().flat_map(|body| &body.items).map(|item| item.path()).collect();
+        if !self.had_right(&operation.header, &paths) {
+            return Err(Refusal::Access);
+        }
+        let is_cut = self.is_cut(id, &operation.header, &paths);
+        let hollow = match self.hollow_parents(&operation.header) {
+            Ok(hollow) => hollow,
+            Err(missing) => {
+                self.early.put(operation, Some(missing));
+                return Ok(One::Early(missing));
+            }
+        };
+        if is_cut {
+            // What it builds on is looked at when something that counts builds on it.
+            self.cut.put(operation, None);
+            return Ok(One::Cut);
+        }
+        // All of it is judged before any of it is taken in.
+        let mut hollow_entries = BTreeMap::new();
+        for parent in hollow {
+            let Some(parent) = self.cut.get(parent) else { continue };
+            let entry = self.follows(parent, false, &hollow_entries)?;
+            hollow_entries.insert(parent.id(), entry);
+        }
+        let entry = self.follows(&operation, true, &hollow_entries)?;
+        let mut hollow_entries: Vec<_> = hollow_entries.into_iter().collect();
+        hollow_entries.sort_by_key(|(id, entry)| (entry.lamport, *id));
+        for (id, entry) in hollow_entries {
+            if let Some(parent) = self.cut.take(id) {
+                self.insert(parent, entry, taken);
+            }
+        }
+        let stamp = |item: usize| Stamp { lamport: operation.header.lamport, id, item: u16::try_from(item).unwrap_or(u16::MAX) };
+        for (at, item) in body.iter().flat_map(|body| &body.items).enumerate() {
+            match item.path().segments() {
+                [_, _, below @ ..] if operation.header.is_private => self.private.entry(author).or_default().apply(stamp(at), below, item),
+                [_, below @ ..] => self.shared.apply(stamp(at), below, item),
+                [] => {}
+            }
+        }
+        self.insert(operation, entry, taken);
+        Ok(One::Counts)
+    }
+
+    fn insert(&mut self, operation: Verified<Operation>, entry: Entry, taken: &mut Taken) {
+        let (id, author) = (operation.id(), operation.header.author);
+        self.operations.insert(id, entry, &operation.header);
+        taken.twins.extend(self.operations.twin(id).map(|twin| (twin, id)));
+        // Which of two branches lies before a cut is known only once the whole line is.
+        self.is_stale |= self.operations.has_twins(author) && self.has_cut(author);
+        taken.kept.push(operation);
+    }
+
+    fn has_cut(&self, author: Principal) -> bool {
+        self.chain.changes().iter().any(|access| access.cuts.iter().any(|cut| cut.author == author))
+    }
+
+    /// What stands in an operation; nothing that this node can read if it is in the memory of somebody else's agent.
+    fn open(&self, operation: &Operation) -> Result<Option<Body>, Refusal> {
+        let header = &operation.header;
+        if header.is_private {
+            let Some(own) = self.own.iter().find(|own| own.principal() == header.author) else { return Ok(None) };
+            let body = ContextKey::private(own, self.id).open_operation(operation).map_err(Refusal::Shut)?;
+            return if body.private_to() == Some(header.author) { Ok(Some(body)) } else { Err(Refusal::Access) };
+        }
+        let key = self.key_at(header.acl_epoch).ok_or(Refusal::NotReader)?;
+        let body = key.open_operation(operation).map_err(Refusal::Shut)?;
+        if body.private_to().is_none() { Ok(Some(body)) } else { Err(Refusal::Access) }
+    }
+
+    fn key_at(&self, epoch: u64) -> Option<&ContextKey> {
+        self.keys.get(&self.chain.at(epoch)?.key_epoch)
+    }
+
+    fn had_right(&self, header: &Header, paths: &BTreeSet<&Path>) -> bool {
+        if header.is_private {
+            self.chain.could_read(header.author, header.acl_epoch)
+        } else {
+            self.chain.could_write(header.author, header.acl_epoch, paths.iter().copied())
+        }
+    }
+
+    fn is_cut(&self, id: OperationId, header: &Header, paths: &BTreeSet<&Path>) -> bool {
+        let (author, seq) = (header.author, header.seq);
+        // Who can open a private memory and who cannot must judge alike: all that counts there is whether its author may read.
+        let shared = if header.is_private { BTreeSet::new() } else { paths.clone() };
+        let lines = if self.foreseen.is_empty() { &self.operations } else { &self.foreseen };
+        let is_before = |cut: &Cut| cut.last.is_some_and(|last| lines.is_on_line(id, seq, author, last));
+        !self.chain.cuts(author, header.acl_epoch, &shared).iter().all(is_before)
+    }
+
+    /// What it builds on that lies behind a cut and is not in the graph yet, in an order in which each builds on those before it.
+    ///
+    /// # Errors
+    /// With an operation that is not here at all.
+    fn hollow_parents(&self, header: &Header) -> Result<Vec<OperationId>, OperationId> {
+        let mut found: BTreeSet<(u64, OperationId)> = BTreeSet::new();
+        let mut open: Vec<OperationId> = header.parents().collect();
+        while let Some(id) = open.pop() {
+            if self.operations.get(id).is_some() {
+                continue;
+            }
+            let parent = self.cut.get(id).ok_or(id)?;
+            if found.insert((parent.header.lamport, id)) {
+                open.extend(parent.header.parents());
+            }
+        }
+        Ok(found.into_iter().map(|(_, id)| id).collect())
+    }
+
+    /// Its place in the graph, if its numbers are those that follow from what it builds on: what is in the graph, and what comes with it.
+    fn follows(&self, operation: &Verified<Operation>, counts: bool, with: &BTreeMap<OperationId, Entry>) -> Result<Entry, Refusal> {
+        let header = &operation.header;
+        let entry_of = |id| self.operations.get(id).or_else(|| with.get(&id));
+        let mut lamport = 0;
+        for parent in header.parents() {
+            let parent = entry_of(parent).ok_or(Refusal::Numbers("prev"))?;
+            lamport = lamport.max(parent.lamport);
+            if parent.acl_epoch > header.acl_epoch {
+                return Err(Refusal::Numbers("acl_epoch"));
+            }
+        }
+        if header.lamport.checked_sub(1) != Some(lamport) {
+            return Err(Refusal::Numbers("lamport"));
+        }
+        let prev = header.prev.and_then(entry_of);
+        if prev.is_some_and(|prev| prev.author != header.author || prev.seq.checked_add(1) != Some(header.seq)) {
+            return Err(Refusal::Numbers("seq"));
+        }
+        let bytes = u64::try_from(operation.len_bytes()).unwrap_or(u64::MAX);
+        let line_bytes = prev.map_or(0, |prev| prev.line_bytes).saturating_add(bytes);
+        if header.seq >= OPERATIONS_PER_AUTHOR_MAX || line_bytes > BYTES_PER_AUTHOR_MAX {
+            return Err(Refusal::Quota);
+        }
+        let Header { author, seq, prev, lamport, acl_epoch, .. } = *header;
+        Ok(Entry { author, seq, prev, lamport, acl_epoch, line_bytes, counts })
+    }
+
+    /// The next operation of the author with `key`, which does what `body` says, to be taken in like any other.
+    ///
+    /// # Errors
+    /// If the author may not, or `body` breaks a rule.
+    pub fn draft(&self, key: &PrincipalKey, body: &Body, at: Timestamp, rng: &mut impl CryptoRng) -> Result<Verified<Operation>, Refusal> {
+        let author = key.principal();
+        let last = self.operations.last(author);
+        let prev = last.map(|last| last.id);
+        let mut deps: Vec<(u64, OperationId)> = self.operations.heads().iter().filter(|id| Some(**id) != prev).filter_map(|id| {
+            self.operations.get(*id).map(|entry| (entry.lamport, *id))
+        }).collect();
+        // Of too many, those that are ahead of the others.
+        deps.sort_unstable_by(|a, b| b.cmp(a));
+        deps.truncate(DEPENDENCIES_MAX);
+        let lamport_before = prev.and_then(|prev| self.operations.get(prev)).map_or(0, |entry| entry.lamport);
+        let lamport = deps.first().map_or(0, |(lamport, _)| *lamport).max(lamport_before);
+        let mut deps: Vec<OperationId> = deps.into_iter().map(|(_, id)| id).collect();
+        deps.sort_unstable();
+        let header = Header {
+            v: wire::VERSION,
+            context: self.id,
+            author,
+            seq: last.map_or(0, |last| last.seq.saturating_add(1)),
+            prev,
+            deps,
+            lamport: lamport.saturating_add(1),
+            acl_epoch: self.chain.epoch(),
+            is_private: body.private_to().is_some(),
+            at,
+        };
+        let paths: BTreeSet<&Path> = body.items.iter().map(|item| item.path()).collect();
+        let right = body.private_to().is_none_or(|owner| owner == author) && self.had_right(&header, &paths);
+        if !right {
+            return Err(Refusal::Access);
+        }
+        let sealed_with = if header.is_private {
+            ContextKey::private(key, self.id)
+        } else {
+            self.key_at(header.acl_epoch).cloned().ok_or(Refusal::NotReader)?
+        };
+        let operation = sealed_with.seal_operation(header, body, rng).map_err(Refusal::Malformed)?;
+        Signed::sign(operation, key).map_err(Refusal::Malformed)
+    }
+
+    /// What the owner's next change of access says, to be taken in like any other.
+    ///
+    /// # Errors
+    /// If `key` is not the owner's, or the rights break a rule.
+    pub fn draft_access(
+        &self,
+        key: &PrincipalKey,
+        rights: &Rights,
+        expires_at: Timestamp,
+        at: Timestamp,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Verified<Access>, Refusal> {
+        if self.chain.split().is_some() {
+            return Err(Refusal::Frozen);
+        }
+        let owner = self.genesis.owner;
+        if key.principal() != owner {
+            return Err(Refusal::Access);
+        }
+        let before = self.chain.tip();
+        let readers: BTreeSet<Principal> = rights.read.iter().chain(rights.write.keys()).copied().chain([owner]).collect();
+        let writers: Vec<Writer> = rights.write.iter().filter(|(principal, _)| **principal != owner).map(|(principal, prefixes)| Writer {
+            principal: *principal,
+            prefixes: prefixes.iter().cloned().collect(),
+        }).collect();
+        let loses_reader = before.is_some_and(|before| before.readers.iter().any(|reader| !readers.contains(&reader.principal)));
+        let (context_key, key_epoch, previous_key) = match before {
+            Some(before) if !loses_reader => {
+                let key = self.keys.get(&before.key_epoch).cloned().ok_or(Refusal::NotReader)?;
+                (key, before.key_epoch, before.previous_key)
+            }
+            Some(before) => {
+                let previous = self.keys.get(&before.key_epoch).ok_or(Refusal::NotReader)?;
+                let key = ContextKey::random(rng);
+                let sealed = key.seal_previous(previous);
+                (key, before.key_epoch + 1, Some(sealed))
+            }
+            None => (ContextKey::random(rng), 1, None),
+        };
+        let seal = |principal: Principal, rng: &mut _| {
+            let sealed_key = context_key.seal_to(principal, self.id, rng).map_err(Refusal::Malformed)?;
+            Ok(Reader { principal, sealed_key })
+        };
+        let mut access = Access {
+            v: wire::VERSION,
+            context: self.id,
+            owner,
+            epoch: self.chain.epoch().saturating_add(1),
+            prev: before.map_or_else(|| self.id.to_bytes(), Verified::name),
+            writers,
+            readers: readers.into_iter().map(|principal| seal(principal, rng)).collect::<Result<_, Refusal>>()?,
+            key_epoch,
+            key_check: context_key.check(),
+            previous_key,
+            cuts: Vec::new(),
+            expires_at: expires_at.max(self.chain.expires_at()),
+            at,
+        };
+        access.cuts = before.map(|before| self.cuts_between(before, &access)).unwrap_or_default();
+        Signed::sign(access, key).map_err(Refusal::Malformed)
+    }
+
+    /// A cut for everybody who may less after the change than before.
+    fn cuts_between(&self, before: &Access, after: &Access) -> Vec<Cut> {
+        let prefixes = |access: &Access, author: Principal| {
+            access.writers.iter().find(|writer| writer.principal == author).map(|writer| writer.prefixes.clone()).unwrap_or_default()
+        };
+        let loses = |author: Principal| {
+            let still = prefixes(after, author);
+            !after.may_read(author) || prefixes(before, author).iter().any(|prefix| !still.iter().any(|wider| wider.covers(prefix)))
+        };
+        let losers = before.readers.iter().map(|reader| reader.principal).filter(|author| loses(*author));
+        losers.map(|author| Cut { author, last: self.operations.last(author) }).collect()
+    }
+
+    /// The last operations of all authors.
+    pub fn tips(&self) -> Vec<Tip> {
+        self.operations.tips()
+    }
+
+    /// The last operation of an author.
+    pub fn last(&self, author: Principal) -> Option<Last> {
+        self.operations.last(author)
+    }
+}
+
+/// How a context begins: what its owner signs, to be followed by the first change of access.
+///
+/// # Errors
+/// If what it says breaks a rule.
+pub fn begin(key: &PrincipalKey, genesis: Genesis) -> Result<Verified<Genesis>, Refusal> {
+    debug_assert_eq!(genesis.signer(), key.principal(), "an owner signs for itself");
+    Signed::sign(genesis, key).map_err(Refusal::Malformed)
+}
