@@ -224,7 +224,7 @@ fn whole_ms(seconds: f64) -> Value {
     json!(Duration::from_secs_f64(seconds).as_millis().max(1))
 }
 
-fn input(text: &str) -> Result<Value, CliError> {
+pub(super) fn input(text: &str) -> Result<Value, CliError> {
     let (place, json) = match text.strip_prefix('@') {
         Some(file) => (format!("what stands in {file}"), text_of(file)?),
         None if text == "-" => ("what stands on stdin".to_owned(), text_of("-")?),

@@ -80,6 +80,16 @@ impl Client {
         self.send(self.http.put(self.url(path)).timeout(timeout)).await
     }
 
+    /// Sets what its path names to a document.
+    pub(crate) async fn put_document(&self, path: &[&str], query: &[(&str, &str)], body: &Value) -> Result<Value, CliError> {
+        self.send(self.http.put(self.url_with(path, query)).json(body).timeout(ANSWER_TIMEOUT)).await
+    }
+
+    /// Changes something.
+    pub(crate) async fn patch(&self, path: &[&str], query: &[(&str, &str)], body: &Value) -> Result<Value, CliError> {
+        self.send(self.http.patch(self.url_with(path, query)).json(body).timeout(ANSWER_TIMEOUT)).await
+    }
+
     /// Removes or cancels something.
     pub(crate) async fn delete(&self, path: &[&str], timeout: Duration) -> Result<Value, CliError> {
         self.send(self.http.request(Method::DELETE, self.url(path)).timeout(timeout)).await

@@ -16,6 +16,7 @@ mod bench;
 mod call;
 mod client;
 mod config;
+mod context;
 mod demo;
 mod doctor;
 mod error;
@@ -89,6 +90,8 @@ enum Verb {
     Call(call::Args),
     /// Run tasks of several steps, each by whoever in the mesh does it best, and follow them.
     Task(task::Args),
+    /// Share documents between agents on several nodes; they merge without a server.
+    Context(context::Args),
     /// List the nodes that this one is connected to.
     Peers(peers::Args),
     /// Sum up the node: who it is, where it listens, what it carries.
@@ -137,6 +140,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Offers(args) => offers::run(args, global).await,
         Verb::Call(args) => call::run(args, global).await,
         Verb::Task(args) => Box::pin(task::run(args, global)).await,
+        Verb::Context(args) => Box::pin(context::run(args, global)).await,
         Verb::Peers(args) => peers::run(args, global).await,
         Verb::Status(args) => status::run(args, global).await,
         Verb::Trust(args) => trust::run(args, global).await,

@@ -141,7 +141,7 @@ const fn fraction(key: &'static str, max: f64) -> Bounds {
 const DAY_MS: f64 = 86_400_000.0;
 
 /// The bounds of every number among the settings.
-pub(super) const BOUNDS: [Bounds; 47] = [
+pub(super) const BOUNDS: [Bounds; 49] = [
     between("mesh.limits.pending_in_max", 1.0, 4_096.0),
     between("mesh.limits.pending_out_max", 1.0, 4_096.0),
     between("mesh.limits.established_in_max", 1.0, 65_536.0),
@@ -193,6 +193,8 @@ pub(super) const BOUNDS: [Bounds; 47] = [
     between("task.start_within_ms", 1.0, DAY_MS),
     between("task.defer_ms", 1.0, DAY_MS),
     between("task.attempt_timeout_ms_default", 1.0, DAY_MS),
+    between("context.contexts_max", 0.0, 1_000_000.0),
+    between("context.hot_max", 1.0, 1_000_000.0),
 ];
 
 /// The bounds of the number at `key`, if one stands there.

@@ -28,6 +28,8 @@ pub struct Config {
     pub limits: Limits,
     /// The tasks that it owns.
     pub task: Task,
+    /// The shared contexts that it keeps.
+    pub context: Context,
     /// What it writes about itself.
     pub telemetry: Telemetry,
     /// The agents that it hosts from the start: the `[[agent]]` tables.
@@ -340,6 +342,22 @@ impl Default for Task {
             attempt_timeout_ms_default: 3_600_000,
             callback_allow: Vec::new(),
         }
+    }
+}
+
+/// `[context]`: the shared contexts of which this node keeps a replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Context {
+    /// Contexts that this node keeps, its own and those that others share with it; each is a file.
+    pub contexts_max: u32,
+    /// Contexts that are in memory at once; the others are read when they are needed.
+    pub hot_max: u32,
+}
+
+impl Default for Context {
+    fn default() -> Self {
+        Self { contexts_max: 100_000, hot_max: 10_000 }
     }
 }
 

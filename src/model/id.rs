@@ -24,6 +24,9 @@ pub enum ParseError {
     /// The text is not a subtask's name.
     #[error("`{0}` is not a name of a subtask: expected 1 to 64 letters, digits, `_` and `-`, and not `parent`")]
     SubtaskId(String),
+    /// The text is not a moment since 1970.
+    #[error("`{0}` is not a time: expected one such as 2026-12-24T18:00:00Z")]
+    Timestamp(String),
     /// The text is not a context id.
     #[error("`{0}` is not a context id: expected 64 hexadecimal digits")]
     ContextId(String),
@@ -53,6 +56,12 @@ impl NodeId {
     /// The libp2p name of the same key.
     pub fn peer_id(&self) -> PeerId {
         self.0
+    }
+
+    /// The id that embeds an ed25519 public key, if it is one.
+    pub fn from_public_key(key: [u8; 32]) -> Option<Self> {
+        let key = libp2p_identity::ed25519::PublicKey::try_from_bytes(&key).ok()?;
+        Some(Self(libp2p_identity::PublicKey::from(key).to_peer_id()))
     }
 
     /// The ed25519 public key inside the id, if the id embeds one (every id that Meshwork makes does).
@@ -199,6 +208,7 @@ mod tests {
         let node = NodeId::from(keypair.public().to_peer_id());
         let key = keypair.public().try_into_ed25519().expect("made as ed25519").to_bytes();
         assert_eq!(node.public_key(), Some(key));
+        assert_eq!(NodeId::from_public_key(key), Some(node));
         assert_eq!(node.to_string().parse(), Ok(node));
     }
 

@@ -31,6 +31,16 @@ impl Timestamp {
     }
 }
 
+impl std::str::FromStr for Timestamp {
+    type Err = super::ParseError;
+
+    /// RFC 3339, with any offset.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let moment = text.parse::<jiff::Timestamp>().ok().and_then(|moment| u64::try_from(moment.as_millisecond()).ok());
+        moment.map(Self).ok_or_else(|| super::ParseError::Timestamp(super::printable(text, 80)))
+    }
+}
+
 impl fmt::Display for Timestamp {
     /// RFC 3339 in UTC.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -199,7 +199,13 @@ impl Handle {
         let output_bytes_max = usize::try_from(self.shared.config.limits.payload_bytes_max).unwrap_or(usize::MAX);
         let agent = Agent::start(Arc::new(key), checked, self.disk.dir.path(), output_bytes_max, Arc::new(task::Delegate::of(self)));
         let id = agent.id();
+        let is_new = self.shared.registry.get(id).is_none();
         self.shared.registry.insert(agent);
+        if is_new {
+            // It may be a reader, and its key opens what nobody here could open.
+            let shared = Arc::clone(&self.shared);
+            tokio::task::spawn_blocking(move || shared.contexts.reopen()).await.map_err(|_| stopping())?;
+        }
         self.agent_changed(id).await?;
         self.agent(&id.to_string()).await
     }

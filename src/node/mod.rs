@@ -6,6 +6,7 @@
 //! lanes that have tasks of their own, and report how they ended in batches.
 
 mod clock;
+mod context;
 mod event_loop;
 pub(crate) mod explain;
 mod failpoint;
@@ -23,6 +24,7 @@ mod start;
 mod task;
 mod view;
 
+pub use context::{ContextRequest, Rights};
 pub use explain::Explanation;
 pub use handle::{AgentView, Handle, TrustView};
 pub use invocation::invoke::{InvokeReply, InvokeRequest};

@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, wat
 use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
+use super::context;
 use super::invocation::blobs::Blobs;
 use super::invocation::invoke::InvokeReply;
 use super::invocation::keyed::Calls;
@@ -23,7 +24,7 @@ use super::task;
 use super::view::{Event, State};
 use crate::agents::Registry;
 use crate::config::Config;
-use crate::mesh::Peer;
+use crate::mesh::{Peer, ReplyTo};
 use crate::mesh::foreground::Foreground;
 use crate::mesh::lanes::Lane;
 use crate::model::{AgentId, CapabilityName, Failure, InvocationId, NodeId, Priority};
@@ -33,7 +34,7 @@ use crate::proto::invocation::offer::Timings;
 use crate::proto::peers::trust::{Ledger, Outcome};
 use crate::telemetry::Metrics;
 use crate::wire::NodeKey;
-use crate::wire::directory::{Query, SchemaHash};
+use crate::wire::directory::{Query, Reply, SchemaHash};
 use crate::wire::invocation::Success;
 use crate::wire::offer::{Inquiry, Offers};
 
@@ -58,6 +59,16 @@ pub(super) enum Command {
     Penalise { node: NodeId, what: &'static str },
     /// Schemas that this node's records name.
     Schemas { node: NodeId, hashes: Vec<SchemaHash>, reply: oneshot::Sender<Result<Vec<String>, Failure>> },
+    /// What a node answers about shared contexts.
+    Context { node: NodeId, question: Vec<u8>, reply: oneshot::Sender<Result<Vec<u8>, Failure>> },
+    /// The answer to a request that was not answered in the loop.
+    Answer { to: ReplyTo, reply: Box<Reply> },
+    /// The agents that live on a node, by their records.
+    AgentsOf { node: NodeId, reply: oneshot::Sender<Vec<AgentId>> },
+    /// The nodes on which these agents live, by their records.
+    HostsOf { agents: Vec<AgentId>, reply: oneshot::Sender<Vec<NodeId>> },
+    /// The nodes that are connected and speak this protocol.
+    Connected { reply: oneshot::Sender<Vec<NodeId>> },
     /// What agents of this node could do.
     Offers { node: NodeId, inquiry: Box<Inquiry>, reply: oneshot::Sender<Result<Offers, Failure>> },
     /// Everything in the directory.
@@ -130,6 +141,9 @@ pub(super) struct Shared {
     pub(super) tasks: mpsc::Sender<task::Command>,
     pub(super) tasks_stop: CancellationToken,
     pub(super) notes: Mutex<Vec<String>>,
+    pub(super) contexts: context::Book,
+    /// Room for questions of peers about contexts.
+    pub(super) context_questions: Arc<Semaphore>,
 }
 
 impl Shared {

@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use super::clock::Clock;
 use super::event_loop::{EventLoop, Inputs, REPORTS_MAX};
 use super::find::SCANS_MAX;
+use super::context;
 use super::handle::Handle;
 use super::invocation::blobs::Blobs;
 use super::invocation::kept::{Commits, Results};
@@ -50,6 +51,8 @@ use crate::wire::{AgentKey, NodeKey};
 
 /// How long the system may take to let the node listen.
 const LISTEN_MAX: Duration = Duration::from_secs(5);
+/// Questions of peers about contexts that are answered at once: each holds a worker while it reads a file.
+const CONTEXT_QUESTIONS_MAX: usize = 32;
 /// How far ahead of the clock sequence numbers are made durable.
 const RESERVED: Duration = Duration::from_secs(600);
 /// Agents that are attached at once while the node starts.
@@ -155,6 +158,7 @@ struct Opened {
     definitions: Vec<Definition>,
     pins: BTreeSet<NodeId>,
     tasks: (task::Reader, task::Found),
+    contexts: context::Book,
     /// Who has blobs, before anybody gets more.
     owners: Vec<String>,
     notes: Vec<String>,
@@ -194,8 +198,12 @@ fn open(config: &Config, wall: Timestamp) -> Result<Opened, StartError> {
     let mut found = task::replay(&reader, replay, wall)?;
     notes.append(&mut found.notes);
     let owners = leftovers::owners(reader.blobs(), &found);
+    let hot_max = usize::try_from(config.context.hot_max).unwrap_or(usize::MAX);
+    let contexts_max = usize::try_from(config.context.contexts_max).unwrap_or(usize::MAX);
+    let contexts = context::Book::open(dir.contexts(), hot_max, contexts_max)?;
     let disk = Disk { dir, token, index, pinning: tokio::sync::Mutex::default(), reserved: Mutex::default() };
-    Ok(Opened { disk, key, peers, bans, definitions: loaded.definitions, pins, tasks: (reader, found), owners, notes })
+    let definitions = loaded.definitions;
+    Ok(Opened { disk, key, peers, bans, definitions, pins, tasks: (reader, found), contexts, owners, notes })
 }
 
 fn addresses(texts: &[String]) -> Result<Vec<Multiaddr>, StartError> {
@@ -214,7 +222,7 @@ impl Node {
             let config = config.clone();
             tokio::task::spawn_blocking(move || open(&config, wall)).await.map_err(|_| StartError::Worker)??
         };
-        let Opened { disk, key, peers, bans, definitions, pins, tasks: (reader, found), owners, notes } = opened;
+        let Opened { disk, key, peers, bans, definitions, pins, tasks: (reader, found), contexts, owners, notes } = opened;
         let node = key.id();
         let join = addresses(&config.mesh.join)?;
         let remembered =
@@ -286,6 +294,8 @@ impl Node {
             tasks,
             tasks_stop: CancellationToken::new(),
             notes: Mutex::new(notes),
+            contexts,
+            context_questions: Arc::new(Semaphore::new(CONTEXT_QUESTIONS_MAX)),
             config,
         });
         let inputs = Inputs {
@@ -309,6 +319,8 @@ impl Node {
         let book = task::Book::new(Arc::clone(&shared), reader, found, task_inbox);
         let node = Self { handle: Handle { shared, disk, tasks: access, started_at: wall }, task };
         node.attach_all(definitions).await?;
+        // Contexts are read with the keys of this node's own agents.
+        tokio::spawn(context::run(Arc::clone(&node.handle.shared)));
         // Tasks go on once this node's own agents are there.
         tokio::spawn(book.run());
         Ok(node)

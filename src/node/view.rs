@@ -119,6 +119,8 @@ pub enum Event {
     PeerBanned(NodeId, &'static str),
     /// A task of this node has ended; its row in the list.
     TaskEnded(Arc<Value>),
+    /// A shared context has changed (AMP 4).
+    ContextUpdate(Arc<Value>),
     /// The node stops.
     Draining(Timestamp),
 }
@@ -134,6 +136,7 @@ impl Event {
             Self::AgentDown { agent, name, node } => ("agent_down", json!({ "agent_id": agent, "name": name, "node_id": node })),
             Self::PeerBanned(node, reason) => ("peer_banned", json!({ "node_id": node, "reason": reason })),
             Self::TaskEnded(row) => ("task_ended", row.as_ref().clone()),
+            Self::ContextUpdate(update) => ("context_update", update.as_ref().clone()),
             Self::Draining(at) => ("draining", json!({ "at": at.to_string() })),
         }
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Blobs, Definitions, Error, Index, Keystore, Pins, Sequences,
+    Blobs, Contexts, Definitions, Error, Index, Keystore, Pins, Sequences,
     files::{self, MODE_SECRET, fail},
     journal::{self, Journal, Replay},
 };
@@ -88,6 +88,11 @@ impl DataDir {
     /// Damage to entries is no error; [`Replay::run`] reports it.
     pub fn journal(&self, config: journal::Config) -> Result<(Journal, Replay), Error> {
         Journal::open(&self.path, config)
+    }
+
+    /// The shared contexts.
+    pub fn contexts(&self) -> Contexts {
+        Contexts::new(&self.path)
     }
 
     /// The bodies that are too large for the journal.

@@ -4,7 +4,8 @@
 //! (`agents/NAME/key`, `sequence`, `definition.json`), the token of the API (`api-token`), whose word counts (`pins`). Each is a small file that is replaced as a whole and
 //! flushed, with its folder, before the call returns; a damaged one is a named error, never silently replaced and never deleted.
 //!
-//! So are the [`journal`] of what the node has acknowledged, in `journal/`, and the bodies too large for it, in `blobs/OWNER/HASH`.
+//! So are the [`journal`] of what the node has acknowledged, in `journal/`, and the bodies too large for it, in `blobs/OWNER/HASH`; and the
+//! shared contexts, in `contexts/ID.log`.
 //!
 //! *Index* is what can be learnt again: good peers, bans, receipts, and what a start need not read of the journal, in sled under `index/`. sled does not flush to the platter on Linux when asked
 //! to, so nothing that was acknowledged may depend on it; a damaged index is moved aside and begun anew.
@@ -18,6 +19,7 @@
 
 mod agents;
 mod blobs;
+mod contexts;
 mod error;
 mod files;
 mod index;
@@ -31,6 +33,7 @@ use std::path::{Path, PathBuf};
 
 pub use agents::{Definitions, Loaded};
 pub use blobs::Blobs;
+pub use contexts::{CONTEXT_FILE_BYTES_MAX, Contexts, Kept, Kind as KeptKind, Loaded as LoadedContext, Log};
 pub use error::Error;
 pub use files::{MODE_SECRET, create_durable, read_bounded, remove_durable, write_durable};
 pub use index::{Ban, Changes, Checkpoint, GoodPeer, Index, KeptReceipt};

@@ -8,6 +8,7 @@ use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use super::context::sync::{ANSWER_BYTES_MAX, QUESTION_BYTES_MAX};
 use super::offer::{Inquiry, Offers};
 use super::receipt::{RECEIPT_AGENTS_MAX, RECEIPTS_MAX};
 use super::{Document, Error, VERSION, rule, short, signed::Signable, version};
@@ -353,6 +354,8 @@ pub enum Control {
     Receipts(#[serde(deserialize_with = "at_most::<RECEIPT_AGENTS_MAX, _, _>")] Vec<AgentId>),
     /// Could your agents do this, when, for how much?
     Offers(Inquiry),
+    /// About shared contexts: a [`super::context::sync::Question`].
+    Context(ByteBuf),
 }
 
 impl Document for Control {
@@ -368,6 +371,8 @@ impl Document for Control {
             Self::Schemas(hashes) => rule(hashes.len() <= SCHEMAS_MAX, kind, "schemas", "has at most 64 entries"),
             Self::Receipts(agents) => rule(agents.len() <= RECEIPT_AGENTS_MAX, kind, "receipts", "names at most 64 agents"),
             Self::Offers(inquiry) => inquiry.check(),
+            // Read where it is answered, away from the loop.
+            Self::Context(question) => rule(question.len() <= QUESTION_BYTES_MAX, kind, "context", "has at most 30 KiB"),
         }
     }
 }
@@ -399,6 +404,8 @@ pub enum Reply {
     Receipts(#[serde(deserialize_with = "at_most::<RECEIPTS_MAX, _, _>")] Vec<ByteBuf>),
     /// What the agents that were named could do.
     Offers(Offers),
+    /// About shared contexts: a [`super::context::sync::Answer`].
+    Context(ByteBuf),
     /// Not now.
     Busy {
         /// When to come back, in milliseconds.
@@ -426,6 +433,7 @@ impl Document for Reply {
             }
             Self::Receipts(receipts) => rule(receipts.len() <= RECEIPTS_MAX, kind, "receipts", "has at most 128 entries"),
             Self::Offers(offers) => offers.check(),
+            Self::Context(answer) => rule(answer.len() <= ANSWER_BYTES_MAX, kind, "context", "has at most 1.5 MiB"),
             Self::Busy { .. } => Ok(()),
             Self::Refused(reason) => rule(short(reason, 200), kind, "refused", "has at most 200 printable characters"),
         }

@@ -5,6 +5,7 @@
 
 mod agents;
 pub(super) mod body;
+mod contexts;
 mod events;
 mod find;
 mod invoke;
@@ -29,6 +30,7 @@ pub(super) const PATHS: &[&str] = &[
     "/v1/find",
     "/v1/offers",
     "/v1/invoke",
+    "/v1/contexts",
     "/v1/trust",
     "/v1/trust/receipts",
     "/v1/trust/pins",
@@ -72,6 +74,10 @@ fn described() -> (Router<Handle>, utoipa::openapi::OpenApi) {
         .routes(routes!(offers::offers))
         .routes(routes!(invoke::invoke))
         .routes(routes!(invoke::cancel))
+        .routes(routes!(contexts::list, contexts::create))
+        .routes(routes!(contexts::show, contexts::change))
+        .routes(routes!(contexts::share))
+        .routes(routes!(contexts::history))
         .routes(routes!(events::events))
         .merge(super::aitp::routes())
         .split_for_parts()

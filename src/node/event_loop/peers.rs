@@ -12,7 +12,9 @@ use crate::mesh::substreams::OpenError;
 use crate::mesh::{ControlId, Event, ReplyTo, Stamp};
 use crate::model::{AgentId, ErrorCode, Failure, NodeId, Now, Shard};
 use crate::node::gossip::{self, Document, Purpose, Report, VERIFYING_MAX};
+use crate::node::context;
 use crate::node::invocation::offers;
+use crate::node::shared::Command;
 use crate::node::view::Event as NodeEvent;
 use crate::proto::directory::{Digest, Verdict};
 use crate::proto::invocation::offer;
@@ -26,6 +28,8 @@ use crate::wire::{self, Document as _, Signed, Verified};
 const REPLY_SPARE_BYTES: usize = 4 * 1024;
 /// Room that a document takes beside its own bytes.
 const DOCUMENT_SPARE_BYTES: usize = 8;
+/// When to come back with a question about contexts that there is no room for.
+const CONTEXT_PAUSE_MS: u64 = 200;
 
 impl EventLoop {
     pub(super) fn on_mesh(&mut self, event: Event) {
@@ -271,8 +275,25 @@ impl EventLoop {
             Control::Schemas(hashes) => Reply::Schemas(hashes.iter().map(|hash| self.schema_text(*hash)).collect()),
             Control::Receipts(agents) => self.answer_receipts(&agents, now),
             Control::Offers(inquiry) => Reply::Offers(offers::answer(&self.shared, &inquiry)),
+            Control::Context(question) => return self.answer_context(node, to, question),
         };
         self.mesh.reply(to, reply);
+    }
+
+    /// Answers a question about contexts beside the loop: disk and signatures take their time.
+    fn answer_context(&mut self, node: NodeId, to: ReplyTo, question: ByteBuf) {
+        let Ok(room) = Arc::clone(&self.shared.context_questions).try_acquire_owned() else {
+            self.shared.metrics.dropped(Kind::Control, "busy");
+            self.mesh.reply(to, Reply::Busy { retry_after_ms: CONTEXT_PAUSE_MS });
+            return;
+        };
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            let reply = Box::new(context::answer(Arc::clone(&shared), node, question).await);
+            drop(room);
+            // Without a loop there is no peer either.
+            let _ = shared.commands.send(Command::Answer { to, reply }).await;
+        });
     }
 
     pub(super) fn schema_text(&self, hash: SchemaHash) -> String {
@@ -318,7 +339,7 @@ impl EventLoop {
                 Err(Failure::new(ErrorCode::RateLimitExceeded, message).with("retry_after_ms", retry_after_ms))
             }
             Ok(Reply::Refused(reason)) => Err(unusable(&reason)),
-            Ok(Reply::Records { .. } | Reply::Differences { .. } | Reply::Schemas(_) | Reply::Receipts(_)) => {
+            Ok(Reply::Records { .. } | Reply::Differences { .. } | Reply::Schemas(_) | Reply::Receipts(_) | Reply::Context(_)) => {
                 Err(unusable("another answer than offers"))
             }
             Err(reason) => Err(unusable(&reason)),
@@ -356,6 +377,12 @@ impl EventLoop {
                 let reason = reply.err().unwrap_or_else(|| "another answer than schemas".to_owned());
                 let failure = Failure::new(ErrorCode::Unavailable, format!("node {} sent no schemas: {reason}", node.short()));
                 let _ = waiter.send(Err(failure));
+            }
+            (Asked::Context(waiter), Ok(Reply::Context(answer))) => drop(waiter.send(Ok(answer.into_vec()))),
+            (Asked::Context(waiter), reply) => {
+                let reason = reply.err().unwrap_or_else(|| "another answer than one about contexts".to_owned());
+                let message = format!("node {} said nothing of a context: {reason}", node.short());
+                let _ = waiter.send(Err(Failure::new(ErrorCode::Unavailable, message)));
             }
             (Asked::Offers(inquiry, waiter), reply) => drop(waiter.send(self.offers_of(node, &inquiry, reply))),
         }

@@ -109,7 +109,15 @@ impl EventLoop {
         match reply {
             Ok(Reply::Receipts(documents)) => work::verify(node, documents, now.wall, answered, self.inputs.reports.0.clone()),
             Ok(Reply::Refused(_)) => self.receipts.asking.on_refused(node, now.mono),
-            Ok(Reply::Records { .. } | Reply::Differences { .. } | Reply::Schemas(_) | Reply::Offers(_) | Reply::Busy { .. }) | Err(_) => {
+            Ok(
+                Reply::Records { .. }
+                | Reply::Differences { .. }
+                | Reply::Schemas(_)
+                | Reply::Offers(_)
+                | Reply::Context(_)
+                | Reply::Busy { .. },
+            )
+            | Err(_) => {
                 tracing::debug!(%node, reply = ?reply.err(), "a peer sent no receipts");
             }
         }

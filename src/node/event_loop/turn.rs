@@ -95,6 +95,7 @@ pub(super) enum Asked {
     /// Held by whoever waits for the answer, if anybody does.
     Receipts(Option<mpsc::Sender<()>>),
     Offers(Box<Inquiry>, oneshot::Sender<Result<Offers, Failure>>),
+    Context(oneshot::Sender<Result<Vec<u8>, Failure>>),
 }
 
 /// What a worker made of an order to issue a record.
@@ -377,6 +378,20 @@ impl EventLoop {
                 let id = self.mesh.ask(node, Control::Offers((*inquiry).clone()));
                 self.asked_by_control.insert(id, Asked::Offers(inquiry, reply));
             }
+            Command::Context { node, question, reply } => {
+                let id = self.mesh.ask(node, Control::Context(question.into()));
+                self.asked_by_control.insert(id, Asked::Context(reply));
+            }
+            Command::Answer { to, reply } => self.mesh.reply(to, *reply),
+            Command::AgentsOf { node, reply } => {
+                let hosted = self.directory.entries().filter(|entry| entry.record.node == node);
+                let _ = reply.send(hosted.map(|entry| entry.record.agent).collect());
+            }
+            Command::HostsOf { agents, reply } => {
+                let hosts = agents.into_iter().filter_map(|agent| self.directory.entry(agent)).map(|entry| entry.record.node);
+                let _ = reply.send(hosts.collect());
+            }
+            Command::Connected { reply } => drop(reply.send(self.compatible.iter().copied().collect())),
             Command::Entries { reply } => drop(reply.send(self.directory.entries().collect())),
             Command::Peers { reply } => {
                 let peers = self.mesh.peers();

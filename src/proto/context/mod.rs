@@ -10,6 +10,7 @@
 //! from counting; every table has a bound. Bytes, signatures and keys are the matter of `wire`; disks and peers that of the shell.
 
 pub mod chain;
+pub mod edit;
 pub mod fold;
 pub mod operations;
 pub mod park;

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{OperationId, Principal};
-use crate::wire::context::{Header, Last};
+use crate::wire::context::{Header, Last, Tip};
 
 /// What is kept in memory of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,17 +42,6 @@ struct Line {
     twins: BTreeSet<(u64, OperationId)>,
     /// The last of each branch.
     tips: BTreeSet<(u64, OperationId)>,
-}
-
-/// The last operation of an author that a replica has; one for each branch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Tip {
-    /// The author.
-    pub author: Principal,
-    /// How many operations it wrote before.
-    pub seq: u64,
-    /// The operation.
-    pub id: OperationId,
 }
 
 impl Operations {

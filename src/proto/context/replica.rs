@@ -15,13 +15,14 @@ use serde_json::Value;
 
 use super::chain::{self, Chain, Step};
 use super::fold::{Fold, Stamp};
-use super::operations::{Entry, Operations, Tip};
+use super::operations::{Entry, Operations};
 use super::park::Park;
 use crate::model::{ContextId, OperationId, Path, Principal, Timestamp};
 use crate::wire;
 use crate::wire::context::seal::ContextKey;
+use crate::wire::context::sync::Heads;
 use crate::wire::context::{
-    Access, Body, Cut, DEPENDENCIES_MAX, Genesis, Header, Last, Operation, PrincipalKey, Reader, Signed, Statement as _, Verified, Writer,
+    Access, Body, Cut, DEPENDENCIES_MAX, Genesis, Header, Last, Operation, PrincipalKey, Reader, Signed, Statement as _, Tip, Verified, Writer,
 };
 
 /// How many operations an author may write in one context.
@@ -377,6 +378,12 @@ impl Replica {
         if body.private_to().is_none() { Ok(Some(body)) } else { Err(Refusal::Access) }
     }
 
+    /// What stands in an operation, as far as `reader` may see it; it must be one of this node's.
+    pub fn open_for(&self, operation: &Operation, reader: Principal) -> Option<Body> {
+        let is_visible = !operation.header.is_private || operation.header.author == reader;
+        if is_visible { self.open(operation).ok().flatten() } else { None }
+    }
+
     fn key_at(&self, epoch: u64) -> Option<&ContextKey> {
         self.keys.get(&self.chain.at(epoch)?.key_epoch)
     }
@@ -562,6 +569,16 @@ impl Replica {
         };
         let losers = before.readers.iter().map(|reader| reader.principal).filter(|author| loses(*author));
         losers.map(|author| Cut { author, last: self.operations.last(author) }).collect()
+    }
+
+    /// How far it has come.
+    pub fn heads(&self) -> Heads {
+        Heads {
+            context: self.id,
+            epoch: self.chain.epoch(),
+            access: self.chain.tip().map_or([0; 32], Verified::name),
+            tips: self.tips(),
+        }
     }
 
     /// The last operations of all authors.

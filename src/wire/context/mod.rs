@@ -14,6 +14,7 @@ mod genesis;
 mod key;
 mod operation;
 pub mod seal;
+pub mod sync;
 
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
@@ -22,6 +23,7 @@ pub use access::{Access, Cut, Last, PREFIXES_MAX, PRINCIPALS_MAX, Reader, Writer
 pub use genesis::{Genesis, Parent, SESSION_ID_CHARS_MAX};
 pub use key::PrincipalKey;
 pub use operation::{Body, DEPENDENCIES_MAX, Header, ITEMS_MAX, Item, OPERATION_BYTES_MAX, Operation, SOURCES_MAX, Step, verify};
+pub use sync::Tip;
 
 use super::{Error, malformed};
 use crate::model::Principal;

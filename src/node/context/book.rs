@@ -1,0 +1,271 @@
+//! The contexts of this node: which there are, which are in memory, and whose keys open them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Value, json};
+
+use super::hot::Hot;
+use crate::model::{ContextId, ErrorCode, Failure, Now, Principal, Timestamp, nearest};
+use crate::node::shared::{Shared, lock};
+use crate::store;
+use crate::wire::context::sync::Heads;
+use crate::wire::context::{Access, Genesis, PrincipalKey, Verified};
+
+/// How long after its end a context is still kept: a clock may be late, and an extension under way.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// All contexts of a node.
+#[derive(Debug)]
+pub(in crate::node) struct Book {
+    store: store::Contexts,
+    slots: Mutex<Slots>,
+    /// How many are in memory at once.
+    hot_max: usize,
+    /// How many there are at most.
+    contexts_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    by_id: BTreeMap<ContextId, Arc<Slot>>,
+    /// Those in memory, by when they were last used.
+    hot_by_use: BTreeMap<u64, ContextId>,
+    /// Counts uses.
+    clock: u64,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    hot: Mutex<Option<Hot>>,
+    seen: Mutex<Seen>,
+}
+
+/// What is known of a context that need not be in memory.
+#[derive(Debug, Default)]
+struct Seen {
+    /// When it was last used, if it is in memory.
+    used: Option<u64>,
+    row: Option<Row>,
+}
+
+/// What a list shows of a context, and what others ask of it first.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    pub(super) heads: Heads,
+    pub(super) owner: Principal,
+    pub(super) readers: Vec<Principal>,
+    pub(super) session_id: String,
+    pub(super) created_at: Timestamp,
+    pub(super) expires_at: Timestamp,
+    pub(super) operations: usize,
+    pub(super) bytes: u64,
+}
+
+impl Row {
+    pub(super) fn document(&self) -> Value {
+        json!({
+            "id": self.heads.context,
+            "session_id": self.session_id,
+            "owner": self.owner,
+            "created_at": self.created_at.to_string(),
+            "expires_at": self.expires_at.to_string(),
+            "readers": self.readers,
+            "operations": self.operations,
+            "bytes": self.bytes,
+        })
+    }
+}
+
+fn poisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn row(hot: &Hot) -> Row {
+    let (replica, genesis) = (&hot.replica, hot.replica.genesis());
+    Row {
+        heads: replica.heads(),
+        owner: genesis.owner,
+        readers: replica.chain().tip().map(|access| access.readers.iter().map(|reader| reader.principal).collect()).unwrap_or_default(),
+        session_id: genesis.session_id.clone(),
+        created_at: genesis.created_at,
+        expires_at: replica.chain().expires_at(),
+        operations: replica.operations().len(),
+        bytes: hot.len_bytes(),
+    }
+}
+
+/// The keys of everybody on this node who may be a reader: the node's own, and those of its agents.
+pub(super) fn own_keys(shared: &Shared) -> Vec<PrincipalKey> {
+    let node = PrincipalKey::try_from(&shared.key).ok();
+    node.into_iter().chain(shared.registry.all().iter().map(|agent| PrincipalKey::from(agent.key()))).collect()
+}
+
+impl Book {
+    /// The contexts in the data directory. Reads their names alone.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub(in crate::node) fn open(store: store::Contexts, hot_max: usize, contexts_max: usize) -> Result<Self, store::Error> {
+        let by_id = store.list()?.into_iter().map(|id| (id, Arc::default())).collect();
+        Ok(Self { store, slots: Mutex::new(Slots { by_id, ..Slots::default() }), hot_max, contexts_max })
+    }
+
+    /// Which contexts there are.
+    pub(super) fn ids(&self) -> Vec<ContextId> {
+        lock(&self.slots).by_id.keys().copied().collect()
+    }
+
+    /// The context whose id is `text` or begins with it.
+    ///
+    /// # Errors
+    /// `CONTEXT_NOT_FOUND` or, if several begin so, `INVALID_REQUEST`.
+    pub(super) fn named(&self, text: &str) -> Result<ContextId, Failure> {
+        let text = text.to_ascii_lowercase();
+        let slots = lock(&self.slots);
+        let found: Vec<ContextId> = slots.by_id.keys().copied().filter(|id| text.len() >= 4 && id.to_string().starts_with(&text)).collect();
+        match found.as_slice() {
+            [id] => Ok(*id),
+            [] => {
+                let known: Vec<String> = slots.by_id.keys().map(ToString::to_string).collect();
+                let message = format!("no context `{}` is known here", crate::model::printable(&text, 80));
+                let failure = Failure::new(ErrorCode::ContextNotFound, message);
+                let near = nearest(&text, known.iter().map(String::as_str));
+                Err(failure.with("suggestion", near.unwrap_or("`meshwork context list` shows those that are")))
+            }
+            several => {
+                let message = format!("`{text}` begins the ids of {} contexts; write more of it", several.len());
+                Err(Failure::new(ErrorCode::InvalidRequest, message))
+            }
+        }
+    }
+
+    /// Begins a context, durably. Blocks.
+    ///
+    /// # Errors
+    /// `INSUFFICIENT_RESOURCES` if the node has all that it may have or its disk is full; `CONFLICT` if it is there.
+    pub(super) fn begin(&self, shared: &Shared, genesis: Verified<Genesis>, accesses: Vec<Verified<Access>>) -> Result<Row, Failure> {
+        let id = ContextId::from_bytes(genesis.name());
+        {
+            let slots = lock(&self.slots);
+            if slots.by_id.contains_key(&id) {
+                return Err(Failure::new(ErrorCode::Conflict, format!("context {} is here already", id.short())));
+            }
+            if slots.by_id.len() >= self.contexts_max {
+                let message = format!("this node has its {} contexts (context.contexts_max)", self.contexts_max);
+                return Err(Failure::new(ErrorCode::InsufficientResources, message).with("limit", self.contexts_max));
+            }
+        }
+        let hot = Hot::begin(&self.store, genesis, accesses, own_keys(shared))?;
+        let row = row(&hot);
+        let slot = Slot { hot: Mutex::new(Some(hot)), seen: Mutex::new(Seen { used: None, row: Some(row.clone()) }) };
+        lock(&self.slots).by_id.insert(id, Arc::new(slot));
+        self.used(id, true);
+        Ok(row)
+    }
+
+    /// Does something with a context, which is read from the disk if it is not in memory. Blocks. If `act` fails with a fault of this node,
+    /// the context is dropped from memory.
+    ///
+    /// # Errors
+    /// `CONTEXT_NOT_FOUND`, those of the disk and of `act`.
+    pub(super) fn with<T>(
+        &self,
+        shared: &Shared,
+        id: ContextId,
+        now: Now,
+        act: impl FnOnce(&mut Hot) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let unknown = || Failure::new(ErrorCode::ContextNotFound, format!("no context {} is known here", id.short()));
+        let slot = lock(&self.slots).by_id.get(&id).cloned().ok_or_else(unknown)?;
+        let mut held = poisoned(&slot.hot);
+        if held.is_none() {
+            let (hot, damage) = Hot::load(&self.store, id, own_keys(shared))?.ok_or_else(unknown)?;
+            if let Some(damage) = damage {
+                tracing::warn!(context = %id, damage, "something of a context could not be read");
+                lock(&shared.notes).push(format!("something of context {} could not be read: {damage}", id.short()));
+            }
+            *held = Some(hot);
+        }
+        let hot = held.as_mut().ok_or_else(unknown)?;
+        let end = hot.replica.chain().expires_at();
+        let done = if end > now.wall {
+            act(hot)
+        } else {
+            Err(Failure::new(ErrorCode::ContextNotFound, format!("context {} ended at {end}", id.short())))
+        };
+        let row = row(hot);
+        poisoned(&slot.seen).row = Some(row);
+        // What the disk did not take must not be shown either.
+        let is_broken = done.as_ref().is_err_and(|failure| matches!(failure.code, ErrorCode::Internal | ErrorCode::InsufficientResources));
+        if is_broken {
+            *held = None;
+        }
+        drop(held);
+        self.used(id, !is_broken);
+        done
+    }
+
+    /// What a list shows of a context. Blocks if it was never read.
+    pub(super) fn row(&self, shared: &Shared, id: ContextId, now: Now) -> Option<Row> {
+        let slot = lock(&self.slots).by_id.get(&id).cloned()?;
+        let known = poisoned(&slot.seen).row.clone();
+        let row = match known {
+            Some(row) => row,
+            None => {
+                let _ = self.with(shared, id, now, |_| Ok(()));
+                poisoned(&slot.seen).row.clone()?
+            }
+        };
+        (row.expires_at > now.wall).then_some(row)
+    }
+
+    /// Notes that `id` was used, and whether it is in memory; of those beyond the bound the one that was used least lately leaves it.
+    fn used(&self, id: ContextId, is_hot: bool) {
+        let mut slots = lock(&self.slots);
+        let Some(slot) = slots.by_id.get(&id).cloned() else { return };
+        slots.clock += 1;
+        let clock = slots.clock;
+        let before = std::mem::replace(&mut poisoned(&slot.seen).used, is_hot.then_some(clock));
+        before.and_then(|before| slots.hot_by_use.remove(&before));
+        if is_hot {
+            slots.hot_by_use.insert(clock, id);
+        }
+        while slots.hot_by_use.len() > self.hot_max {
+            let Some((_, coldest)) = slots.hot_by_use.pop_first() else { break };
+            let Some(slot) = slots.by_id.get(&coldest) else { continue };
+            // One that is in use now stays, and is counted again after that.
+            if let Ok(mut hot) = slot.hot.try_lock() {
+                *hot = None;
+                poisoned(&slot.seen).used = None;
+            }
+        }
+    }
+
+    /// Drops all that are in memory, so that they are read with the keys that are here from now on.
+    pub(in crate::node) fn reopen(&self) {
+        let mut slots = lock(&self.slots);
+        slots.hot_by_use.clear();
+        let all: Vec<Arc<Slot>> = slots.by_id.values().cloned().collect();
+        drop(slots);
+        for slot in all {
+            if poisoned(&slot.seen).used.take().is_some() {
+                *poisoned(&slot.hot) = None;
+            }
+        }
+    }
+
+    /// Removes contexts that ended a while ago. Blocks.
+    pub(super) fn sweep(&self, shared: &Shared, now: Now) {
+        for id in self.ids() {
+            let Some(slot) = lock(&self.slots).by_id.get(&id).cloned() else { continue };
+            if poisoned(&slot.seen).row.is_none() {
+                let _ = self.with(shared, id, now, |_| Ok(()));
+            }
+            let ended = poisoned(&slot.seen).row.as_ref().is_some_and(|row| row.expires_at.saturating_add(GRACE) <= now.wall);
+            if ended && self.store.remove(id).is_ok() {
+                lock(&self.slots).by_id.remove(&id);
+            }
+        }
+    }
+}

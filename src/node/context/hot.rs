@@ -1,0 +1,221 @@
+//! One context in memory: its replica, and the file that holds all that the replica was given.
+
+use bytes::Bytes;
+
+use crate::model::{ContextId, ErrorCode, Failure, Principal};
+use crate::proto::context::chain::Step;
+use crate::proto::context::replica::Replica;
+use crate::store::{self, Kept, KeptKind, Log};
+use crate::wire::context::{Access, Genesis, Operation, PrincipalKey, Signed, Verified, verify};
+
+/// A context in memory.
+#[derive(Debug)]
+pub(super) struct Hot {
+    pub(super) replica: Replica,
+    log: Log,
+    own: Vec<PrincipalKey>,
+}
+
+/// What came of statements.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// What is new, and kept.
+    pub(super) accesses: Vec<Verified<Access>>,
+    /// What is new, and kept.
+    pub(super) operations: Vec<Verified<Operation>>,
+    /// Authors who signed two operations of one number.
+    pub(super) equivocators: Vec<Principal>,
+    /// Why something was refused, if something was: it was not signed by whom it names, or does not count.
+    pub(super) refused: Option<String>,
+}
+
+impl Taken {
+    /// Whether nothing is new.
+    pub(super) fn is_empty(&self) -> bool {
+        self.accesses.is_empty() && self.operations.is_empty()
+    }
+
+    fn refuse(&mut self, reason: impl std::fmt::Display) {
+        self.refused.get_or_insert_with(|| reason.to_string());
+    }
+}
+
+pub(super) fn disk_failure(error: &store::Error) -> Failure {
+    let code = if error.is_full() { ErrorCode::InsufficientResources } else { ErrorCode::Internal };
+    Failure::new(code, error.to_string())
+}
+
+fn kept_access(access: &Verified<Access>) -> Kept {
+    Kept { kind: KeptKind::Access, bytes: Bytes::from(access.to_bytes()) }
+}
+
+fn kept_operation(operation: &Verified<Operation>) -> Kept {
+    Kept { kind: KeptKind::Operation, bytes: Bytes::from(operation.to_bytes()) }
+}
+
+impl Hot {
+    /// Begins a context, durably.
+    ///
+    /// # Errors
+    /// If the disk refuses, or the change is not one of this context.
+    pub(super) fn begin(
+        contexts: &store::Contexts,
+        genesis: Verified<Genesis>,
+        accesses: Vec<Verified<Access>>,
+        own: Vec<PrincipalKey>,
+    ) -> Result<Self, Failure> {
+        let mut first = vec![Kept { kind: KeptKind::Genesis, bytes: Bytes::from(genesis.to_bytes()) }];
+        let mut replica = Replica::new(genesis, own.clone());
+        for access in accesses {
+            let kept = kept_access(&access);
+            let refused = |error: crate::proto::context::chain::Refusal| Failure::new(ErrorCode::InvalidRequest, error.to_string());
+            if matches!(replica.on_access(access).map_err(refused)?.0, Step::Added | Step::Split) {
+                first.push(kept);
+            }
+        }
+        let log = contexts.create(replica.id(), &first).map_err(|error| disk_failure(&error))?;
+        Ok(Self { replica, log, own })
+    }
+
+    /// Reads a context; `None` if there is none of that name. What could not be read is told in words.
+    ///
+    /// # Errors
+    /// If the disk refuses, or nothing of the file can be used.
+    pub(super) fn load(contexts: &store::Contexts, id: ContextId, own: Vec<PrincipalKey>) -> Result<Option<(Self, Option<String>)>, Failure> {
+        let Some((log, loaded)) = contexts.open(id).map_err(|error| disk_failure(&error))? else { return Ok(None) };
+        let (replica, damage) = replayed(id, &loaded.kept, own.clone())?;
+        Ok(Some((Self { replica, log, own }, loaded.damage.or(damage))))
+    }
+
+    /// Makes the replica anew from the file, after a change of access that took something back.
+    fn rebuild(&mut self) -> Result<(), Failure> {
+        let kept = self.log.read().map_err(|error| disk_failure(&error))?;
+        self.replica = replayed(self.replica.id(), &kept, self.own.clone())?.0;
+        Ok(())
+    }
+
+    /// All statements in the file, in the order in which they came.
+    pub(super) fn kept(&self) -> Result<Vec<Kept>, Failure> {
+        self.log.read().map_err(|error| disk_failure(&error))
+    }
+
+    /// How large the file is.
+    pub(super) fn len_bytes(&self) -> u64 {
+        self.log.len_bytes()
+    }
+
+    /// Takes in what this node wrote or another sent, and keeps what is new before it returns.
+    ///
+    /// # Errors
+    /// If the disk refuses: the replica is then ahead of its file and must be dropped.
+    pub(super) fn take(&mut self, accesses: Vec<Signed<Access>>, operations: Vec<Signed<Operation>>) -> Result<Taken, Failure> {
+        let mut taken = Taken::default();
+        for access in accesses {
+            match access.verify() {
+                Ok(access) => self.take_access(access, &mut taken),
+                Err(error) => taken.refuse(error),
+            }
+        }
+        for operation in verify(operations) {
+            match operation {
+                Ok(operation) => self.take_operation(operation, &mut taken),
+                Err(error) => taken.refuse(error),
+            }
+        }
+        self.keep(&taken)?;
+        Ok(taken)
+    }
+
+    /// Takes in a change of access that this node's owner made.
+    ///
+    /// # Errors
+    /// As [`Hot::take`].
+    pub(super) fn take_own_access(&mut self, access: Verified<Access>) -> Result<Taken, Failure> {
+        let mut taken = Taken::default();
+        self.take_access(access, &mut taken);
+        self.keep(&taken)?;
+        Ok(taken)
+    }
+
+    /// Takes in operations that were drafted one by one, each on the one before it.
+    ///
+    /// # Errors
+    /// As [`Hot::take`].
+    pub(super) fn take_own(&mut self, taken: Taken) -> Result<Taken, Failure> {
+        self.keep(&taken)?;
+        Ok(taken)
+    }
+
+    /// Takes one operation into the replica, not yet to the disk.
+    pub(super) fn take_operation(&mut self, operation: Verified<Operation>, taken: &mut Taken) {
+        match self.replica.on_operation(operation) {
+            Ok(step) => self.note(step, taken),
+            Err(error) => taken.refuse(error),
+        }
+    }
+
+    fn take_access(&mut self, access: Verified<Access>, taken: &mut Taken) {
+        match self.replica.on_access(access.clone()) {
+            Ok((step, more)) => {
+                if matches!(step, Step::Added | Step::Split) {
+                    taken.accesses.push(access);
+                }
+                self.note(more, taken);
+            }
+            Err(error) => taken.refuse(error),
+        }
+    }
+
+    fn note(&self, step: crate::proto::context::replica::Taken, taken: &mut Taken) {
+        let authors = step.twins.iter().filter_map(|(first, _)| self.replica.operations().get(*first)).map(|entry| entry.author);
+        taken.equivocators.extend(authors);
+        if let Some((_, error)) = step.refused.first() {
+            taken.refuse(error);
+        }
+        taken.operations.extend(step.kept);
+    }
+
+    fn keep(&mut self, taken: &Taken) -> Result<(), Failure> {
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let statements: Vec<Kept> =
+            taken.accesses.iter().map(kept_access).chain(taken.operations.iter().map(kept_operation)).collect();
+        self.log.append(&statements).map_err(|error| disk_failure(&error))?;
+        if self.replica.is_stale() { self.rebuild() } else { Ok(()) }
+    }
+}
+
+/// A replica of all that was kept, and what of it could not be used.
+fn replayed(id: ContextId, kept: &[Kept], own: Vec<PrincipalKey>) -> Result<(Replica, Option<String>), Failure> {
+    let damaged = |reason: String| Failure::new(ErrorCode::Internal, format!("context {} cannot be read: {reason}", id.short()));
+    let first = kept.first().filter(|first| first.kind == KeptKind::Genesis);
+    let first = first.ok_or_else(|| damaged("its file does not begin with its genesis".to_owned()))?;
+    let genesis = Verified::<Genesis>::kept(&first.bytes).map_err(|error| damaged(error.to_string()))?;
+    if genesis.name() != id.to_bytes() {
+        return Err(damaged("its file is that of another context".to_owned()));
+    }
+    let mut replica = Replica::new(genesis, own);
+    let (mut operations, mut damage) = (Vec::new(), None);
+    let mut unread = |error: crate::wire::Error| damage = damage.take().or_else(|| Some(error.to_string()));
+    for kept in kept {
+        match kept.kind {
+            KeptKind::Genesis => {}
+            KeptKind::Access => match Verified::kept(&kept.bytes) {
+                // What was kept counted once; what came of it since then the chain knows.
+                Ok(access) => drop(replica.on_access(access)),
+                Err(error) => unread(error),
+            },
+            KeptKind::Operation => match Verified::kept(&kept.bytes) {
+                Ok(operation) => operations.push(operation),
+                Err(error) => unread(error),
+            },
+        }
+    }
+    replica.foresee(operations.iter());
+    for operation in operations {
+        let _ = replica.on_operation(operation);
+    }
+    replica.settle();
+    Ok((replica, damage))
+}

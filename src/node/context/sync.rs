@@ -1,0 +1,389 @@
+//! Contexts between nodes: what others are told, what they are asked, and what they are given (design/contexts.md "Sync").
+//!
+//! What is new goes straight to the nodes of all readers. When a peer connects, and with a random one every half minute, both compare how far
+//! they have come and pull what they lack, so that a message that was lost is made up for. Nodes of readers alone are answered; the
+//! connection proves the node, and the directory's signed records say whose agents live on it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use minicbor::bytes::ByteVec;
+use rand::seq::IndexedRandom;
+use serde_bytes::ByteBuf;
+use tokio::sync::{broadcast, oneshot};
+
+use super::book::Row;
+use super::hot::Hot;
+use crate::model::{AgentId, ContextId, ErrorCode, Failure, NodeId, Principal, printable};
+use crate::node::handle::stopping;
+use crate::node::shared::{Command, Shared};
+use crate::node::view::Event;
+use crate::store::KeptKind;
+use crate::wire::context::sync::{ANSWER_BYTES_MAX, Answer, HEADS_MAX, Heads, Question, STATEMENTS_MAX, Statements};
+use crate::wire::context::{Access, Genesis, Operation, Signed, Verified};
+use crate::wire::directory::Reply;
+
+/// Pause between exchanges with a random peer.
+const EXCHANGE_PAUSE: Duration = Duration::from_secs(30);
+/// Pause between looks for contexts that have ended.
+const SWEEP_PAUSE: Duration = Duration::from_secs(60);
+/// Rounds of one pull: each brings more than a megabyte, or the last of it.
+const ROUNDS_MAX: usize = 256;
+/// What an answer has room for beside its statements.
+const SPARE_BYTES: usize = 16 * 1024;
+/// What stands around each statement in a message.
+const STATEMENT_SPARE_BYTES: usize = 8;
+
+async fn order<T>(shared: &Shared, make: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Failure> {
+    let (reply, answer) = oneshot::channel();
+    shared.commands.send(make(reply)).await.map_err(|_| stopping())?;
+    answer.await.map_err(|_| stopping())
+}
+
+async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(act).await.map_err(|_| stopping())
+}
+
+/// Everybody who reads through `node`: the node itself, and the agents that live there.
+async fn principals(shared: &Shared, node: NodeId) -> Result<BTreeSet<Principal>, Failure> {
+    let agents = order(shared, |reply| Command::AgentsOf { node, reply }).await?;
+    let own = node.public_key().map(Principal::from_public_key);
+    Ok(agents.into_iter().map(Principal::from).chain(own).collect())
+}
+
+/// The nodes through which `readers` read, but for this one.
+async fn nodes(shared: &Shared, readers: &[Principal]) -> Result<BTreeSet<NodeId>, Failure> {
+    let agents: Vec<AgentId> = readers.iter().copied().map(AgentId::from).collect();
+    let hosts = order(shared, |reply| Command::HostsOf { agents, reply }).await?;
+    let direct = readers.iter().filter_map(|reader| NodeId::from_public_key(reader.public_key()));
+    // A key that is no node's leads nowhere, and nobody is asked at it: only connected peers are.
+    let connected: BTreeSet<NodeId> = order(shared, |reply| Command::Connected { reply }).await?.into_iter().collect();
+    Ok(hosts.into_iter().chain(direct).filter(|node| *node != shared.node() && connected.contains(node)).collect())
+}
+
+async fn ask(shared: &Shared, node: NodeId, question: &Question) -> Result<Answer, Failure> {
+    let question = question.encode().map_err(|error| Failure::new(ErrorCode::Internal, error.to_string()))?;
+    let answer = order(shared, |reply| Command::Context { node, question, reply }).await??;
+    Answer::decode(&answer).map_err(|error| Failure::new(ErrorCode::Unavailable, format!("node {}: {error}", node.short())))
+}
+
+/// Compares and completes contexts for as long as the node runs.
+pub(in crate::node) async fn run(shared: Arc<Shared>) {
+    let mut events = shared.events.subscribe();
+    let mut exchange = tokio::time::interval(EXCHANGE_PAUSE);
+    let mut sweep = tokio::time::interval(SWEEP_PAUSE);
+    loop {
+        tokio::select! {
+            () = shared.drain.cancelled() => return,
+            event = events.recv() => match event {
+                Ok(Event::PeerConnected(node)) => drop(tokio::spawn(greet(Arc::clone(&shared), node))),
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return,
+            },
+            _ = exchange.tick() => {
+                let Ok(connected) = order(&shared, |reply| Command::Connected { reply }).await else { return };
+                let chosen = connected.choose(&mut rand::rng()).copied();
+                if let Some(node) = chosen {
+                    tokio::spawn(greet(Arc::clone(&shared), node));
+                }
+            }
+            _ = sweep.tick() => {
+                let (shared, now) = (Arc::clone(&shared), shared.clock.now());
+                tokio::task::spawn_blocking(move || shared.contexts.sweep(&shared, now));
+            }
+        }
+    }
+}
+
+/// The contexts that this node shares with `node`.
+async fn shared_with(shared: &Arc<Shared>, node: NodeId) -> Result<Vec<Row>, Failure> {
+    let theirs = principals(shared, node).await?;
+    let (shared, now) = (Arc::clone(shared), shared.clock.now());
+    blocking(move || {
+        let rows = shared.contexts.ids().into_iter().filter_map(|id| shared.contexts.row(&shared, id, now));
+        rows.filter(|row| row.readers.iter().any(|reader| theirs.contains(reader))).collect()
+    })
+    .await
+}
+
+/// Tells `node` how far this one has come with all that they share, and pulls what it has and this one lacks.
+async fn greet(shared: Arc<Shared>, node: NodeId) {
+    let Ok(rows) = shared_with(&shared, node).await else { return };
+    for heads in portions(rows.into_iter().map(|row| row.heads).collect()) {
+        match ask(&shared, node, &Question::Heads(heads)).await {
+            Ok(Answer::Heads(theirs)) => {
+                for heads in theirs.into_iter().take(HEADS_MAX) {
+                    reconcile(&shared, node, heads).await;
+                }
+            }
+            Ok(_) => {}
+            Err(failure) => {
+                tracing::debug!(%node, %failure, "contexts were not compared");
+                return;
+            }
+        }
+    }
+}
+
+/// Heads in portions that fit into a question.
+fn portions(heads: Vec<Heads>) -> Vec<Vec<Heads>> {
+    // A tip takes 80 bytes, and what stands before it 100.
+    const TIPS_PER_QUESTION: usize = 300;
+    let mut portions: Vec<Vec<Heads>> = Vec::new();
+    let mut tips = 0;
+    for heads in heads {
+        let size = heads.tips.len() + 2;
+        match portions.last_mut().filter(|portion| portion.len() < HEADS_MAX && tips + size <= TIPS_PER_QUESTION) {
+            Some(portion) => {
+                portion.push(heads);
+                tips += size;
+            }
+            None => {
+                portions.push(vec![heads]);
+                tips = size;
+            }
+        }
+    }
+    portions
+}
+
+/// Pulls from `node` what it has of a context and this one lacks.
+async fn reconcile(shared: &Arc<Shared>, node: NodeId, theirs: Heads) {
+    let id = theirs.context;
+    for _ in 0..ROUNDS_MAX {
+        let (worker, now) = (Arc::clone(shared), shared.clock.now());
+        let Ok(row) = blocking(move || worker.contexts.row(&worker, id, now)).await else { return };
+        let known = row.is_some();
+        let none = Heads { context: id, epoch: 0, access: [0; 32], tips: Vec::new() };
+        let heads = row.map_or(none, |row| row.heads);
+        if known && heads == theirs {
+            return;
+        }
+        let answer = ask(shared, node, &Question::Pull { heads, knows_genesis: known }).await;
+        let statements = match answer {
+            Ok(Answer::Statements(statements)) if statements.context == id => statements,
+            Ok(_) => return,
+            Err(failure) => {
+                tracing::debug!(%node, %failure, "a context was not pulled");
+                return;
+            }
+        };
+        let more = statements.more;
+        match take(shared, node, statements).await {
+            Ok(true) if more => {}
+            Ok(_) => return,
+            Err(failure) => {
+                tracing::debug!(%node, context = %id, %failure, "statements of a context were not taken");
+                return;
+            }
+        }
+    }
+}
+
+/// Takes in statements that `node` sent; says whether anything was new.
+async fn take(shared: &Arc<Shared>, node: NodeId, statements: Statements) -> Result<bool, Failure> {
+    let (worker, now) = (Arc::clone(shared), shared.clock.now());
+    let taken = blocking(move || {
+        let shared = &worker;
+        let id = statements.context;
+        let accesses: Vec<Signed<Access>> = read_all(&statements.accesses)?;
+        let operations: Vec<Signed<Operation>> = read_all(&statements.operations)?;
+        let mut is_new = false;
+        if let Some(genesis) = &statements.genesis
+            && shared.contexts.row(shared, id, now).is_none()
+        {
+            begin(shared, id, genesis, &accesses)?;
+            is_new = true;
+        }
+        let taken = shared.contexts.with(shared, id, now, |hot| hot.take(accesses, operations))?;
+        if is_new || !taken.is_empty() {
+            changed(shared, id, &taken.accesses, &taken.operations, Some(node));
+        }
+        Ok::<_, Failure>((is_new || !taken.is_empty(), taken.refused, taken.equivocators))
+    });
+    let (is_new, refused, equivocators) = taken.await??;
+    for author in equivocators {
+        tracing::warn!(%author, "an author signed two operations of one number");
+    }
+    if let Some(reason) = refused {
+        tracing::debug!(%node, reason, "statements of a context were refused");
+    }
+    Ok(is_new)
+}
+
+fn read_all<T: crate::wire::context::Statement>(statements: &[ByteVec]) -> Result<Vec<Signed<T>>, Failure> {
+    let fault = |error: crate::wire::Error| Failure::new(ErrorCode::InvalidRequest, error.to_string());
+    statements.iter().map(|bytes| Signed::from_bytes(bytes).map_err(fault)).collect()
+}
+
+/// Begins a context of another node, if somebody here may read it.
+fn begin(shared: &Shared, id: ContextId, genesis: &[u8], accesses: &[Signed<Access>]) -> Result<(), Failure> {
+    let fault = |error: crate::wire::Error| Failure::new(ErrorCode::InvalidRequest, error.to_string());
+    let genesis = Signed::<Genesis>::from_bytes(genesis).and_then(Signed::verify).map_err(fault)?;
+    if genesis.name() != id.to_bytes() {
+        return Err(Failure::new(ErrorCode::InvalidRequest, "the genesis is that of another context"));
+    }
+    let accesses: Vec<Verified<Access>> = accesses.iter().cloned().map(Signed::verify).collect::<Result<_, _>>().map_err(fault)?;
+    let own = super::book::own_keys(shared);
+    let is_reader = accesses.last().is_some_and(|access| own.iter().any(|key| access.may_read(key.principal())));
+    let ends_at = accesses.iter().map(|access| access.expires_at).max().unwrap_or(genesis.expires_at);
+    if !is_reader || ends_at <= shared.clock.now().wall {
+        return Err(Failure::new(ErrorCode::AccessDenied, "nobody here may read the context, or it has ended"));
+    }
+    shared.contexts.begin(shared, genesis, accesses).map(drop)
+}
+
+/// Tells listeners here and, of what was written here, the nodes of all readers. What came `from` another node its author's node tells.
+pub(super) fn changed(
+    shared: &Arc<Shared>,
+    id: ContextId,
+    accesses: &[Verified<Access>],
+    operations: &[Verified<Operation>],
+    from: Option<NodeId>,
+) {
+    let Some(row) = shared.contexts.row(shared, id, shared.clock.now()) else { return };
+    shared.publish(super::door::update(id, &row.session_id, accesses, operations));
+    if from.is_some() {
+        return;
+    }
+    let push = Question::Push(Statements {
+        context: id,
+        genesis: None,
+        accesses: accesses.iter().map(|access| ByteVec::from(access.to_bytes())).collect(),
+        operations: operations.iter().map(|operation| ByteVec::from(operation.to_bytes())).collect(),
+        more: false,
+    });
+    // What is too large to push is pulled.
+    let question = if push.encode().is_ok() { push } else { Question::Heads(vec![row.heads.clone()]) };
+    let shared = Arc::clone(shared);
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    runtime.spawn(async move {
+        let Ok(members) = nodes(&shared, &row.readers).await else { return };
+        let tell = |node: NodeId| {
+            let (shared, question) = (&shared, &question);
+            async move {
+                if let Err(failure) = ask(shared, node, question).await {
+                    tracing::debug!(%node, %failure, "a member was not told of a change");
+                }
+            }
+        };
+        futures::future::join_all(members.into_iter().map(tell)).await;
+    });
+}
+
+/// Answers what `node` asks or tells.
+pub(in crate::node) async fn answer(shared: Arc<Shared>, node: NodeId, question: ByteBuf) -> Reply {
+    let answer = match Question::decode(&question) {
+        Ok(question) => answered(&shared, node, question).await,
+        Err(error) => Err(Failure::new(ErrorCode::InvalidRequest, error.to_string())),
+    };
+    let answer = answer.unwrap_or_else(|failure| Answer::Refused(printable(&failure.message, 150)));
+    match answer.encode() {
+        Ok(bytes) => Reply::Context(ByteBuf::from(bytes)),
+        Err(error) => Reply::Refused(printable(&error.to_string(), 150)),
+    }
+}
+
+async fn answered(shared: &Arc<Shared>, node: NodeId, question: Question) -> Result<Answer, Failure> {
+    match question {
+        Question::Heads(theirs) => {
+            let rows = shared_with(shared, node).await?;
+            let own = |id: ContextId| rows.iter().find(|row| row.heads.context == id).map(|row| &row.heads);
+            let differing: Vec<Heads> =
+                theirs.iter().filter_map(|heads| own(heads.context).filter(|own| *own != heads)).cloned().collect();
+            let lacking: Vec<Heads> = theirs.into_iter().filter(|heads| own(heads.context) != Some(heads)).collect();
+            if !lacking.is_empty() {
+                let shared = Arc::clone(shared);
+                tokio::spawn(async move {
+                    for heads in lacking {
+                        reconcile(&shared, node, heads).await;
+                    }
+                });
+            }
+            Ok(Answer::Heads(differing))
+        }
+        Question::Pull { heads, knows_genesis } => {
+            let theirs = principals(shared, node).await?;
+            let (worker, now) = (Arc::clone(shared), shared.clock.now());
+            let statements = blocking(move || {
+                worker.contexts.with(&worker, heads.context, now, |hot| {
+                    let is_reader = hot.replica.chain().tip().is_some_and(|access| theirs.iter().any(|reader| access.may_read(*reader)));
+                    // One answer for what is not there and what is not theirs: nobody learns which contexts there are.
+                    let unknown = || Failure::new(ErrorCode::ContextNotFound, "no such context is shared with this node");
+                    if is_reader { lacking(hot, &heads, knows_genesis) } else { Err(unknown()) }
+                })
+            });
+            statements.await?.map(Answer::Statements)
+        }
+        Question::Push(statements) => {
+            let id = statements.context;
+            let theirs = principals(shared, node).await?;
+            let (worker, now) = (Arc::clone(shared), shared.clock.now());
+            let row = blocking(move || worker.contexts.row(&worker, id, now)).await?;
+            let pull = Heads { context: id, epoch: u64::MAX, access: [0; 32], tips: Vec::new() };
+            let is_member = row.as_ref().is_some_and(|row| row.readers.iter().any(|reader| theirs.contains(reader)));
+            if is_member {
+                let operations = statements.operations.len() + statements.accesses.len();
+                let is_new = take(shared, node, statements).await?;
+                if is_new || operations == 0 {
+                    return Ok(Answer::Taken);
+                }
+            }
+            if row.is_none() || is_member {
+                // It builds on something that is not here.
+                let shared = Arc::clone(shared);
+                tokio::spawn(async move { reconcile(&shared, node, pull).await });
+            }
+            Ok(Answer::Taken)
+        }
+    }
+}
+
+/// What a replica that has come as far as `heads` lacks, as much as one answer holds.
+fn lacking(hot: &Hot, heads: &Heads, knows_genesis: bool) -> Result<Statements, Failure> {
+    let replica = &hot.replica;
+    let kept = hot.kept()?;
+    let mut room = ANSWER_BYTES_MAX - SPARE_BYTES;
+    let mut fits = |bytes: &[u8]| {
+        let left = room.checked_sub(bytes.len() + STATEMENT_SPARE_BYTES);
+        room = left.unwrap_or(room);
+        left.is_some()
+    };
+    let chain = replica.chain();
+    let agrees = heads.epoch > 0 && chain.at(heads.epoch).is_some_and(|access| access.name() == heads.access);
+    let from = if agrees { heads.epoch } else { 0 };
+    let split = chain.split().into_iter().flat_map(|(first, second)| [first, second]);
+    let wanted = chain.changes().iter().filter(|access| access.epoch > from).chain(split);
+    let all: Vec<Vec<u8>> = wanted.map(Verified::to_bytes).collect();
+    let count = all.len();
+    let accesses: Vec<ByteVec> = all.into_iter().take_while(|bytes| fits(bytes)).take(STATEMENTS_MAX / 2).map(ByteVec::from).collect();
+    let mut more = accesses.len() < count;
+    let by_id: std::collections::BTreeMap<_, _> = kept
+        .iter()
+        .filter(|kept| kept.kind == KeptKind::Operation)
+        .filter_map(|kept| Verified::<Operation>::kept(&kept.bytes).ok().map(|operation| (operation.id(), (operation, &kept.bytes))))
+        .collect();
+    let mut operations: Vec<&(Verified<Operation>, &bytes::Bytes)> = Vec::new();
+    for id in replica.operations().beyond(&heads.tips) {
+        let Some(found) = by_id.get(&id) else { continue };
+        if more || operations.len() >= STATEMENTS_MAX / 2 || !fits(found.1) {
+            more = true;
+            break;
+        }
+        operations.push(found);
+    }
+    // The last of each author must convince by itself; those before it are covered by it.
+    let mut covered = BTreeSet::new();
+    let mut chosen: Vec<ByteVec> = Vec::new();
+    for (operation, bytes) in operations.into_iter().rev() {
+        let author = operation.header.author;
+        if covered.contains(&author) || operation.stands_alone() {
+            covered.insert(author);
+            chosen.push(ByteVec::from(bytes.to_vec()));
+        }
+    }
+    chosen.reverse();
+    let genesis = (!knows_genesis).then(|| ByteVec::from(replica.genesis().to_bytes()));
+    Ok(Statements { context: replica.id(), genesis, accesses, operations: chosen, more })
+}

@@ -1,0 +1,365 @@
+//! Shared contexts on the disk: for each a file of its own, `contexts/ID.log`, to which statements are appended (design/contexts.md).
+//!
+//! A context is read as a whole or not at all, lives for months or minutes, and ends by itself; in the journal it would hold back all that
+//! came after it. A file of its own is read from front to back in one go, is removed in one go, and what damages it damages nothing else.
+//!
+//! Each entry has its length, a CRC32C and a kind before its bytes, which this layer does not look into. An append returns after the file is
+//! flushed. What a crash left unfinished at the end was never acknowledged and is cut off. An entry in the middle whose bytes changed is
+//! passed over and reported, and those behind it are found by their checksums: statements are signed and named by their hash, so that another replica can give it back.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use super::files::{create_durable, create_folder, fail, options, remove_durable, sync_folder};
+use super::{Error, MODE_SECRET};
+use crate::model::ContextId;
+
+const MAGIC: &[u8; 8] = b"MESHCTX\0";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 12;
+/// Length, checksum, kind.
+const ENTRY_HEAD_BYTES: usize = 9;
+/// The largest entry: a statement with its signature.
+const ENTRY_BYTES_MAX: usize = 96 * 1024;
+/// The largest file.
+pub const CONTEXT_FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// How the context began; the first entry.
+    Genesis,
+    /// A change of access.
+    Access,
+    /// An operation.
+    Operation,
+}
+
+impl Kind {
+    fn number(self) -> u8 {
+        match self {
+            Self::Genesis => 1,
+            Self::Access => 2,
+            Self::Operation => 3,
+        }
+    }
+
+    fn of(number: u8) -> Option<Self> {
+        [Self::Genesis, Self::Access, Self::Operation].into_iter().find(|kind| kind.number() == number)
+    }
+}
+
+/// One statement of a context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// What it is.
+    pub kind: Kind,
+    /// Its bytes.
+    pub bytes: Bytes,
+}
+
+/// The folder of all contexts.
+#[derive(Debug, Clone)]
+pub struct Contexts {
+    folder: PathBuf,
+}
+
+/// What a file holds.
+#[derive(Debug)]
+pub struct Loaded {
+    /// In the order in which they were appended.
+    pub kept: Vec<Kept>,
+    /// What could not be read, if something could not.
+    pub damage: Option<String>,
+}
+
+/// The file of one context, open for what comes.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    /// Whether a flush failed: nobody knows what the disk holds, so nothing more is written.
+    is_broken: bool,
+}
+
+impl Contexts {
+    pub(super) fn new(data_dir: &Path) -> Self {
+        Self { folder: data_dir.join("contexts") }
+    }
+
+    fn path(&self, id: ContextId) -> PathBuf {
+        self.folder.join(format!("{id}.log"))
+    }
+
+    /// Which contexts there are; other files are left alone.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder cannot be read.
+    pub fn list(&self) -> Result<Vec<ContextId>, Error> {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(fail("list", &self.folder)(error)),
+        };
+        let named = |entry: std::io::Result<fs::DirEntry>| {
+            let name = entry.ok()?.file_name();
+            name.to_str()?.strip_suffix(".log")?.parse().ok()
+        };
+        Ok(entries.filter_map(named).collect())
+    }
+
+    /// Begins a context with its first statements, durably.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with the kind `AlreadyExists` if the context is there; [`Error::Unflushed`].
+    pub fn create(&self, id: ContextId, first: &[Kept]) -> Result<Log, Error> {
+        create_folder(&self.folder)?;
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        first.iter().for_each(|kept| encode(kept, &mut bytes));
+        let path = self.path(id);
+        create_durable(&path, &bytes, MODE_SECRET)?;
+        let file = options(MODE_SECRET).append(true).open(&path).map_err(fail("open", &path))?;
+        Ok(Log { path, file, bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX), is_broken: false })
+    }
+
+    /// Opens a context; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if the file is not one of a context, [`Error::Newer`] if a later release wrote it, [`Error::Io`],
+    /// [`Error::Unflushed`].
+    pub fn open(&self, id: ContextId) -> Result<Option<(Log, Loaded)>, Error> {
+        let path = self.path(id);
+        let Some(bytes) = super::read_bounded(&path, CONTEXT_FILE_BYTES_MAX)? else { return Ok(None) };
+        let (loaded, end) = decode(&path, &Bytes::from(bytes))?;
+        let file = options(MODE_SECRET).read(true).open(&path).map_err(fail("open", &path))?;
+        let length = file.metadata().map_err(fail("inspect", &path))?.len();
+        let mut log = Log { path, file, bytes: length, is_broken: false };
+        if end < length {
+            log.cut(end)?;
+            log.flush()?;
+        }
+        log.file.seek(SeekFrom::End(0)).map_err(fail("open", &log.path))?;
+        Ok(Some((log, loaded)))
+    }
+
+    /// Removes a context durably; says whether it was there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Unflushed`].
+    pub fn remove(&self, id: ContextId) -> Result<bool, Error> {
+        remove_durable(&self.path(id))
+    }
+
+    /// Moves a file that cannot be read aside, where a person may look at it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Unflushed`].
+    pub fn set_aside(&self, id: ContextId) -> Result<PathBuf, Error> {
+        let (path, aside) = (self.path(id), self.folder.join(format!("{id}.damaged")));
+        fs::rename(&path, &aside).map_err(fail("move aside", &path))?;
+        sync_folder(&path)?;
+        Ok(aside)
+    }
+}
+
+impl Log {
+    /// Appends statements and returns once they are on the disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: nothing was appended. [`Error::Unflushed`]: nobody knows; the file must be opened anew.
+    pub fn append(&mut self, statements: &[Kept]) -> Result<(), Error> {
+        if self.is_broken {
+            let source = std::io::Error::other("an earlier flush failed");
+            return Err(Error::Unflushed { path: self.path.clone(), source });
+        }
+        let mut bytes = Vec::new();
+        statements.iter().for_each(|kept| encode(kept, &mut bytes));
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if self.bytes.saturating_add(length) > CONTEXT_FILE_BYTES_MAX {
+            return Err(Error::TooLarge { path: self.path.clone(), bytes_max: CONTEXT_FILE_BYTES_MAX });
+        }
+        if let Err(error) = self.file.write_all(&bytes).map_err(fail("write", &self.path)) {
+            // What was written of it would stand before what comes next.
+            self.is_broken = self.cut(self.bytes).is_err();
+            return Err(error);
+        }
+        self.flush()?;
+        self.bytes += length;
+        Ok(())
+    }
+
+    /// All that the file holds now.
+    ///
+    /// # Errors
+    /// As [`Contexts::open`].
+    pub fn read(&self) -> Result<Vec<Kept>, Error> {
+        let mut bytes = Vec::new();
+        let file = File::open(&self.path).map_err(fail("open", &self.path))?;
+        file.take(self.bytes).read_to_end(&mut bytes).map_err(fail("read", &self.path))?;
+        Ok(decode(&self.path, &Bytes::from(bytes))?.0.kept)
+    }
+
+    /// How large the file is, in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn cut(&mut self, end: u64) -> Result<(), Error> {
+        self.file.set_len(end).map_err(fail("cut", &self.path))?;
+        self.file.seek(SeekFrom::Start(end)).map_err(fail("cut", &self.path))?;
+        self.bytes = end;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        self.file.sync_data().map_err(|source| {
+            self.is_broken = true;
+            Error::Unflushed { path: self.path.clone(), source }
+        })
+    }
+}
+
+fn encode(kept: &Kept, bytes: &mut Vec<u8>) {
+    let length = u32::try_from(kept.bytes.len()).unwrap_or(u32::MAX);
+    let kind = kept.kind.number();
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&[kind]), &kept.bytes);
+    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes.push(kind);
+    bytes.extend_from_slice(&kept.bytes);
+}
+
+/// What stands in a file, and where the last whole entry ends.
+fn decode(path: &Path, bytes: &Bytes) -> Result<(Loaded, u64), Error> {
+    let number = |at: usize| bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
+    if !bytes.starts_with(MAGIC) {
+        let reason = "it does not begin as the file of a context does; move it away and let another replica give the context back";
+        return Err(Error::Damaged { path: path.to_owned(), reason: reason.to_owned() });
+    }
+    match number(MAGIC.len()) {
+        Some(VERSION) => {}
+        version => return Err(Error::Newer { path: path.to_owned(), version: version.unwrap_or_default() }),
+    }
+    let mut loaded = Loaded { kept: Vec::new(), damage: None };
+    let (mut at, mut damages) = (HEADER_BYTES, Vec::new());
+    loop {
+        if let Some((kept, end)) = entry(bytes, at) {
+            loaded.kept.push(kept);
+            at = end;
+            continue;
+        }
+        // Nothing sound behind it: a crash left it, and nobody was told that it is there.
+        let Some(next) = (at + 1..bytes.len()).find(|at| entry(bytes, *at).is_some()) else { break };
+        damages.push(at);
+        at = next;
+    }
+    if let [first, rest @ ..] = damages.as_slice() {
+        let more = if rest.is_empty() { String::new() } else { format!(", and in {} more places", rest.len()) };
+        loaded.damage = Some(format!("{}: what stands at byte {first} was changed{more}", path.display()));
+    }
+    Ok((loaded, u64::try_from(at).unwrap_or(u64::MAX)))
+}
+
+/// The sound entry that begins at `at`, and where it ends.
+fn entry(bytes: &Bytes, at: usize) -> Option<(Kept, usize)> {
+    let number = |at: usize| bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
+    let (length, crc, kind) = (usize::try_from(number(at)?).ok()?, number(at + 4)?, *bytes.get(at + 8)?);
+    let end = (at + ENTRY_HEAD_BYTES).checked_add(length).filter(|end| length <= ENTRY_BYTES_MAX && *end <= bytes.len())?;
+    let content = bytes.slice(at + ENTRY_HEAD_BYTES..end);
+    let kept = Kept { kind: Kind::of(kind)?, bytes: content };
+    (crc32c::crc32c_append(crc32c::crc32c(&[kind]), &kept.bytes) == crc).then_some((kept, end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(byte: u8) -> ContextId {
+        ContextId::from_bytes([byte; 32])
+    }
+
+    fn kept(kind: Kind, text: &str) -> Kept {
+        Kept { kind, bytes: Bytes::copy_from_slice(text.as_bytes()) }
+    }
+
+    fn three() -> [Kept; 3] {
+        [kept(Kind::Access, "access"), kept(Kind::Operation, "one"), kept(Kind::Operation, "two")]
+    }
+
+    fn contexts() -> (tempfile::TempDir, Contexts) {
+        let folder = tempfile::tempdir().expect("folder");
+        let contexts = Contexts::new(folder.path());
+        (folder, contexts)
+    }
+
+    #[test]
+    fn what_was_appended_is_there_after_opening_again() {
+        let (_folder, contexts) = contexts();
+        assert_eq!(contexts.list().expect("lists"), []);
+        let genesis = kept(Kind::Genesis, "genesis");
+        let mut log = contexts.create(id(1), std::slice::from_ref(&genesis)).expect("creates");
+        log.append(&three()).expect("appends");
+        let all = [vec![genesis.clone()], three().to_vec()].concat();
+        assert_eq!(log.read().expect("reads"), all);
+        drop(log);
+        let (mut log, loaded) = contexts.open(id(1)).expect("opens").expect("is there");
+        assert_eq!((loaded.kept, loaded.damage), (all.clone(), None));
+        log.append(&three()[..1]).expect("appends");
+        assert_eq!(log.read().expect("reads").len(), all.len() + 1);
+        assert_eq!(contexts.list().expect("lists"), [id(1)]);
+        assert!(contexts.create(id(1), &[genesis]).is_err(), "it is there");
+        assert!(contexts.remove(id(1)).expect("removes") && contexts.open(id(1)).expect("looks").is_none());
+    }
+
+    /// A file that ends anywhere within its last entry loses that entry and nothing else, and takes more.
+    #[test]
+    fn a_torn_end_costs_what_was_never_acknowledged() {
+        let (_folder, contexts) = contexts();
+        let mut log = contexts.create(id(1), &[kept(Kind::Genesis, "genesis")]).expect("creates");
+        log.append(&three()).expect("appends");
+        let whole = fs::read(contexts.path(id(1))).expect("reads");
+        let last = whole.len() - (ENTRY_HEAD_BYTES + 3);
+        for end in last..whole.len() {
+            fs::write(contexts.path(id(1)), &whole[..end]).expect("writes");
+            let (mut log, loaded) = contexts.open(id(1)).expect("opens").expect("is there");
+            assert_eq!((loaded.kept.len(), loaded.damage), (3, None), "cut at {end}");
+            log.append(&[kept(Kind::Operation, "new")]).expect("appends");
+            let (_, loaded) = contexts.open(id(1)).expect("opens").expect("is there");
+            assert_eq!(loaded.kept.last(), Some(&kept(Kind::Operation, "new")));
+        }
+    }
+
+    /// Threat F4: a flipped bit is found; what it does not touch is there.
+    #[test]
+    fn a_flipped_bit_costs_one_entry_and_is_named() {
+        let (_folder, contexts) = contexts();
+        let mut log = contexts.create(id(1), &[kept(Kind::Genesis, "genesis")]).expect("creates");
+        log.append(&three()).expect("appends");
+        let whole = fs::read(contexts.path(id(1))).expect("reads");
+        let access_at = HEADER_BYTES + ENTRY_HEAD_BYTES + "genesis".len();
+        for at in access_at..access_at + ENTRY_HEAD_BYTES + "access".len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            fs::write(contexts.path(id(1)), &bytes).expect("writes");
+            let (_, loaded) = contexts.open(id(1)).expect("opens").expect("is there");
+            let texts: Vec<_> = loaded.kept.iter().map(|kept| kept.bytes.clone()).collect();
+            assert_eq!(texts, ["genesis", "one", "two"], "byte {at}");
+            assert!(loaded.damage.is_some_and(|damage| damage.contains(&format!("byte {access_at}"))));
+        }
+        let mut foreign = whole.clone();
+        foreign[0] = b'x';
+        fs::write(contexts.path(id(1)), &foreign).expect("writes");
+        assert!(matches!(contexts.open(id(1)), Err(Error::Damaged { .. })));
+        let mut newer = whole;
+        newer[8] = 2;
+        fs::write(contexts.path(id(1)), &newer).expect("writes");
+        assert!(matches!(contexts.open(id(1)), Err(Error::Newer { version: 2, .. })));
+        let aside = contexts.set_aside(id(1)).expect("moves");
+        assert!(aside.exists() && contexts.list().expect("lists").is_empty());
+    }
+}
