@@ -307,9 +307,12 @@ async fn a_flood_of_control_requests_is_told_to_wait() {
             waits.extend(replies.into_iter().filter_map(|reply| match reply {
                 Reply::Busy { retry_after_ms } => Some(retry_after_ms),
                 Reply::Records { .. } => None,
-                Reply::Differences { .. } | Reply::Schemas(_) | Reply::Receipts(_) | Reply::Offers(_) | Reply::Refused(_) => {
-                    panic!("another answer: {reply:?}")
-                }
+                Reply::Differences { .. }
+                | Reply::Schemas(_)
+                | Reply::Receipts(_)
+                | Reply::Offers(_)
+                | Reply::Context(_)
+                | Reply::Refused(_) => panic!("another answer: {reply:?}"),
             }));
         }
         waits
@@ -382,7 +385,7 @@ async fn lies_in_a_digest_do_not_reach_the_directory() {
     let habits = Habits::default().answers(move |asked| match asked {
         Control::Digest(_) => Some(cbor(&Reply::Differences { held: vec![(Forger::agent(1), u64::MAX), (own, u64::MAX)], more: true })),
         Control::Fetch(_) => Some(cbor(&Reply::Records { records: vec![ByteBuf::from(forged.clone())], pulses: Vec::new() })),
-        Control::Find(_) | Control::Schemas(_) | Control::Receipts(_) | Control::Offers(_) => None,
+        Control::Find(_) | Control::Schemas(_) | Control::Receipts(_) | Control::Offers(_) | Control::Context(_) => None,
     });
     let hostile = HostilePeer::start(forger, habits);
 

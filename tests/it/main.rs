@@ -13,6 +13,7 @@ mod bad_peers;
 mod bench;
 mod cancel;
 mod cli;
+mod contexts;
 mod delegation;
 mod directory;
 mod faults;

@@ -342,6 +342,7 @@ impl Habits {
             Control::Schemas(hashes) => Reply::Schemas(hashes.iter().map(|hash| text(hash).unwrap_or_default()).collect()),
             Control::Receipts(_) => Reply::Receipts(Vec::new()),
             Control::Offers(_) => Reply::Offers(Offers::default()),
+            Control::Context(_) => Reply::Refused("no contexts here".to_owned()),
         }
     }
 }
