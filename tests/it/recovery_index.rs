@@ -1,8 +1,12 @@
 //! The index is missing, damaged, old, or beside a journal that it was not made for: every acknowledged task is there with its result after the
 //! start, those that wait go on, and a key still stands for what it stood for. With a sound index the start reads no segment in which nothing
-//! is left to do.
+//! is left to do. And the other way round: segments of the journal are gone or do not read, and what the index tells is all that is left of them.
 
-use std::{fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -12,6 +16,8 @@ use crate::support::{
     oracle::{Oracle, chain, count, id_of},
 };
 
+/// A text of so many bytes is kept beside the journal.
+const LARGE_BYTES: usize = 200_000;
 /// Of so many bytes each step of a bulky task gives an output: as large as one that is kept in the journal itself.
 const BULK_BYTES: usize = 60_000;
 /// So many such tasks of three steps are more than a segment holds.
@@ -106,6 +112,39 @@ impl Scene {
         self.add(50).await;
     }
 
+    /// Nobody waits any more, so that nothing is pinned.
+    async fn nobody_waits(&self) {
+        self.home.post(&format!("/aitp/tasks/{}/cancel", self.waiting), &json!({})).await.ok();
+    }
+
+    /// Somebody waits whose entries are the last.
+    async fn one_waits(&mut self) {
+        let mut definition = chain("waiting", "test.work", &["a", "b"], 7, &json!({}));
+        definition["subtasks"][1]["agent_capability"] = "test.later".into();
+        self.waiting = self.home.submit(&definition).await;
+        self.home.task_events(&self.waiting).await.wait_for("deferred", SETTLE, |event| event["subtask_id"] == "b").await;
+    }
+
+    /// A task of one step that echoes a text; its id.
+    async fn echoed(&self, bytes: usize) -> String {
+        let step = json!({ "subtask_id": "a", "agent_capability": "echo", "input": { "text": "${parent.input.text}" } });
+        let task = self.home.submit(&json!({ "name": "echoed", "parameters": { "text": "x".repeat(bytes) }, "subtasks": [step] })).await;
+        self.home.history(&task).await;
+        task
+    }
+
+    /// Has tasks pass until the journal has one segment more.
+    async fn fill_segment(&self) {
+        let before = segments(&self.home.data_dir()).len();
+        while segments(&self.home.data_dir()).len() == before {
+            let step = |at: usize| json!({ "subtask_id": format!("s{at}"), "agent_capability": "echo", "input": { "text": "${parent.input.text}" } });
+            let steps: Vec<Value> = (0..20).map(step).collect();
+            let task = json!({ "name": "bulk", "parameters": { "text": "x".repeat(BULK_BYTES) }, "subtasks": steps });
+            let task = self.home.submit(&task).await;
+            self.home.task_events(&task).await.wait_for("ended", SETTLE, |_| true).await;
+        }
+    }
+
     async fn checks(&self, name: &str) -> String {
         let report = self.home.cli(&["doctor", "--json"]).await.json();
         let checks = report["checks"].as_array().expect("checks").iter().filter(|check| check["name"] == name);
@@ -118,6 +157,19 @@ impl Scene {
         let numbers: Vec<usize> = told.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         numbers.try_into().unwrap_or_else(|_| panic!("three numbers: {told}"))
     }
+}
+
+/// The segments of the journal, the oldest first.
+fn segments(data: &Path) -> Vec<PathBuf> {
+    let mut segments = files(&data.join("journal"));
+    segments.retain(|path| path.extension().is_some_and(|ending| ending == "seg"));
+    segments
+}
+
+/// Whether an entry of a task lies in a file.
+fn holds(file: &Path, task: &str) -> bool {
+    let id = u128::from_str_radix(&task.replace('-', ""), 16).expect("a task's id is a UUID").to_be_bytes();
+    memchr::memmem::find(&fs::read(file).expect("a segment"), &id).is_some()
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -152,7 +204,7 @@ fn files(folder: &Path) -> Vec<std::path::PathBuf> {
 #[tokio::test]
 async fn a_start_with_a_sound_index_does_not_read_old_segments() {
     let mut scene = Scene::start().await;
-    scene.home.post(&format!("/aitp/tasks/{}/cancel", scene.waiting), &json!({})).await.ok();
+    scene.nobody_waits().await;
     let text = "x".repeat(BULK_BYTES);
     let step = |id: &str, text: &str| json!({ "subtask_id": id, "agent_capability": "echo", "input": { "text": text } });
     let steps = [step("a", "${parent.input.text}"), step("b", "${a.output.text}"), step("c", "${b.output.text}")];
@@ -161,10 +213,7 @@ async fn a_start_with_a_sound_index_does_not_read_old_segments() {
         let task = scene.home.submit(&bulky).await;
         scene.home.task_events(&task).await.wait_for("ended", SETTLE, |_| true).await;
     }
-    let mut definition = chain("waiting", "test.work", &["a", "b"], 7, &json!({}));
-    definition["subtasks"][1]["agent_capability"] = "test.later".into();
-    scene.waiting = scene.home.submit(&definition).await;
-    scene.home.task_events(&scene.waiting).await.wait_for("deferred", SETTLE, |event| event["subtask_id"] == "b").await;
+    scene.one_waits().await;
 
     let tasks = scene.ended.len() + usize::try_from(BULKY).expect("few") + 1;
     let mut scene = scene.changed(|_| {}).await;
@@ -283,4 +332,77 @@ async fn an_index_that_knows_more_than_the_journal_is_made_anew() {
         scene.home.get(&format!("/aitp/tasks/{task}")).await.refused(404, "TASK_NOT_FOUND");
     }
     scene.add(30).await;
+}
+
+/// A node is stopped, the `lost`th of its four segments is lost in that way, and it is started again, twice.
+async fn lost_segment(lost: usize, lose: impl Fn(&Path)) {
+    let mut scene = Scene::start().await;
+    scene.nobody_waits().await;
+    let mut large = vec![scene.echoed(LARGE_BYTES).await];
+    for first in 10..13 {
+        scene.fill_segment().await;
+        scene.add(first).await;
+        large.push(scene.echoed(LARGE_BYTES).await);
+    }
+    scene.one_waits().await;
+    assert!(scene.home.terminate().await.success());
+    let data = scene.home.data_dir();
+    let segments = segments(&data);
+    assert!(segments.len() >= 4, "{segments:?}");
+    let file = &segments[lost];
+    let is_hit = |task: &String| holds(file, task);
+    let ended = scene.ended.iter().map(|(task, _)| task).chain(&large);
+    let hit: BTreeSet<String> = ended.clone().filter(|task| is_hit(task)).cloned().collect();
+    let blobs = files(&data.join("blobs"));
+    assert!(!hit.is_empty() && hit.len() < ended.count() && blobs.len() >= 2 * large.len(), "{hit:?}, {blobs:?}");
+    lose(file);
+    scene.ended.retain(|(task, _)| !hit.contains(task));
+    let name = file.file_name().expect("a name").to_string_lossy().into_owned();
+
+    for _ in 0..2 {
+        scene.home = scene.home.reborn().spawn().await;
+        let told = scene.checks("start").await;
+        assert!(told.contains(&name) && hit.iter().all(|task| told.contains(task)), "{name} in {told}");
+        let kept = large.iter().chain(scene.ended.iter().map(|(task, _)| task)).filter(|task| !hit.contains(*task));
+        for task in kept {
+            assert!(!told.contains(task), "{task} in {told}");
+            assert_eq!(scene.home.task_result(task).await["outcome"], "success");
+        }
+        for task in &hit {
+            let status = scene.home.task(task).await;
+            assert_eq!((&status["status"], &status["outcome"]), (&json!("COMPLETED"), &json!("success")), "{status}");
+            assert!(status["error"]["message"].as_str().is_some_and(|message| message.contains(&name)), "{status}");
+            let refused = scene.home.get(&format!("/aitp/tasks/{task}/result")).await.refused(500, "INTERNAL");
+            assert!(refused.to_string().contains(&name) && refused.to_string().contains("meshwork doctor"), "{refused}");
+        }
+        assert!(scene.home.terminate().await.success());
+        assert_eq!(files(&data.join("blobs")), blobs, "whatever is still told of is kept");
+    }
+    scene.home = scene.home.reborn().spawn().await;
+    scene.goes_on().await;
+}
+
+/// F4: the oldest segment was deleted by hand. Only what the node forgot on purpose is forgotten.
+#[tokio::test]
+async fn a_first_segment_that_is_deleted_costs_what_was_in_it_and_is_told() {
+    lost_segment(0, |file| fs::remove_file(file).expect("it goes")).await;
+}
+
+/// F4: neither copy of its header reads any more.
+#[tokio::test]
+async fn a_first_segment_that_does_not_say_what_it_is_costs_what_was_in_it_and_is_told() {
+    lost_segment(0, |file| {
+        let mut bytes = fs::read(file).expect("a segment");
+        for at in [20, 512 + 20] {
+            bytes[at] ^= 4;
+        }
+        fs::write(file, bytes).expect("written");
+    })
+    .await;
+}
+
+/// F4: a segment between others was deleted by hand.
+#[tokio::test]
+async fn a_middle_segment_that_is_deleted_costs_what_was_in_it_and_is_told() {
+    lost_segment(1, |file| fs::remove_file(file).expect("it goes")).await;
 }

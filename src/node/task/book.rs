@@ -708,12 +708,13 @@ impl Book {
         // Before anything is looked at: whatever happens to a call from here on lies behind it.
         let last = self.reader.journal.segments().map_or(SegmentId(0), |(_, last)| last);
         let unended = self.live.values().filter_map(|live| live.positions.first()).map(|position| position.segment).min();
-        let pins = [unended, self.ended.pinned(), self.filer.floor()];
-        let watermark = pins.into_iter().flatten().min().map_or(last, |pinned| pinned.min(last));
+        let running = self.filer.floor();
+        let watermark = [unended, self.ended.pinned(), running].into_iter().flatten().min().map_or(last, |pinned| pinned.min(last));
         // Only what is older than everything that is wanted goes: were the end of a task gone and its beginning still there, the next start
         // would run it again.
         let kept = self.shared.calls_by_key.segments().into_iter().chain(self.shared.results_by_key.segments());
-        let oldest = unended.into_iter().chain(self.ended.oldest()).chain(kept).min();
+        let oldest =
+            unended.into_iter().chain(self.ended.oldest()).chain(running).chain(kept).min().map_or(last, |oldest| oldest.min(last));
         Work { taken: self.ended.take(), watermark, oldest, forgotten }
     }
 

@@ -328,7 +328,7 @@ impl Handle {
             Standing::Ended(place) => place,
         };
         let (reader, home, now) = (self.tasks.reader.clone(), self.node_id(), self.tasks.clock.now());
-        let read = move || Ok(view::status(&reader.state(&reader.positions(&place)?)?, home, explain, now));
+        let read = move || reader.status(&place, home, explain, now);
         tokio::task::spawn_blocking(read).await.map_err(broke_off)?
     }
 

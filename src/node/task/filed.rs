@@ -5,7 +5,8 @@
 //! Its callback, while that is pending, is a value of its own, and so is every call with a key (`node::invocation::kept`).
 //!
 //! What does not fit the journal, or does not read, is forgotten as a whole, and the journal is read from its beginning: nothing that was
-//! acknowledged depends on this.
+//! acknowledged depends on this. An index that fits outlives damage of the journal: what it tells of a task stands, whether or not the entries can
+//! still be read.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -152,24 +153,10 @@ pub(super) struct Known {
     pub(super) watermark: Option<SegmentId>,
     /// Values that nobody wants any more.
     pub(super) unwanted: Vec<Vec<u8>>,
+    /// Tasks of an index that did not fit.
+    pub(super) dropped: Vec<TaskId>,
     /// Tasks whose segments have been forgotten: their blobs go too.
     pub(super) forgotten: Vec<TaskId>,
-}
-
-impl Known {
-    /// Lets go of a task: it is not to be had from the index.
-    pub(super) fn give_up(&mut self, task: TaskId) -> Option<Filed> {
-        let filed = self.tasks.remove(&task)?;
-        self.unwanted.push(task_key(filed.created, task));
-        if self.callbacks.remove(&task).is_some() {
-            self.unwanted.push(callback_key(task));
-        }
-        // A later task may have it.
-        if let Some(key) = filed.key.as_ref().filter(|key| self.keys.get(*key).is_some_and(|(known, _)| *known == task)) {
-            self.keys.remove(key);
-        }
-        Some(filed)
-    }
 }
 
 /// Reads what the index knows of this journal; nothing if that does not fit, and then the text says why. Blocks.
@@ -183,15 +170,22 @@ pub(super) fn load(reader: &Reader) -> (Known, Option<String>) {
         },
         Err(error) => error.to_string(),
     };
+    // By their keys alone, which lie there as they were written.
+    let mut dropped = Vec::new();
+    if let Err(error) = index.visit_filed(TASK, |key, _| dropped.extend(place_of(key).map(|(_, task)| task))) {
+        tracing::warn!(%error, "what the index knew of another journal cannot be told");
+    }
     if let Err(error) = index.unfile() {
         tracing::warn!(%error, "what the index knew of another journal could not be removed");
     }
-    (Known::default(), Some(format!("the index does not fit the journal ({why}): all of the journal was read, and the index is made anew")))
+    let known = Known { dropped, ..Known::default() };
+    (known, Some(format!("the index does not fit the journal ({why}): all of the journal was read, and the index is made anew")))
 }
 
 fn try_load(reader: &Reader, index: &Index, checkpoint: Checkpoint) -> Result<Known, String> {
     let mut known = Known { watermark: Some(checkpoint.watermark()), ..Known::default() };
-    let oldest = reader.journal.segments().map_or(SegmentId(0), |(first, _)| first);
+    // What begins before was forgotten; what else is not there is lost, and its rows are all that is left of it.
+    let oldest = reader.journal.forgotten();
     let mut faulty = 0_usize;
     let task = |key: &[u8], body: &[u8]| {
         let (Some((created, task)), Ok(value)) = (place_of(key), minicbor::decode::<Value<'_>>(body)) else {
@@ -224,7 +218,7 @@ fn try_load(reader: &Reader, index: &Index, checkpoint: Checkpoint) -> Result<Kn
     };
     index.visit_filed(CALLBACK, callback).map_err(|error| error.to_string())?;
     let call = |key: &[u8], body: &[u8]| match kept::Found::filed(body) {
-        // Its result went with its segment.
+        // Its result was forgotten with its segment.
         Some(found) if found.iter().filter_map(kept::Found::position).any(|position| position.segment < oldest) => {
             known.unwanted.push(key.to_vec());
         }

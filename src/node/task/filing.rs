@@ -33,7 +33,7 @@ pub(super) struct Work {
     pub(super) taken: Taken,
     /// Where a start has to begin for tasks, and the first segment that anything at all needs.
     pub(super) watermark: SegmentId,
-    pub(super) oldest: Option<SegmentId>,
+    pub(super) oldest: SegmentId,
     /// Tasks whose blobs go.
     pub(super) forgotten: Vec<TaskId>,
 }
@@ -102,7 +102,7 @@ impl Filer {
                 tracing::warn!(%error, %task, "large texts of a forgotten task could not be removed");
             }
         }
-        match filed.and_then(|()| self.reader.journal.forget_segments(|segment| oldest.is_some_and(|oldest| segment < oldest))) {
+        match filed.and_then(|()| self.reader.journal.forget_before(oldest)) {
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!(%error, "what has ended could not be filed or freed: a start reads more of the journal until it is")

@@ -11,12 +11,12 @@ use super::filed;
 use super::row::Row;
 use crate::agents::definition::schema_hash;
 use crate::agents::{off_workers, schema_failure};
-use crate::model::{ErrorCode, Failure, TaskId, Timestamp};
+use crate::model::{ErrorCode, Failure, NodeId, TaskId, Timestamp};
 use crate::node::handle::disk_failure;
 use crate::node::shared::Shared;
 use crate::proto::task::definition::{Defaults, Definition};
-use crate::proto::task::fault;
 use crate::proto::task::state::{Config, State};
+use crate::proto::task::{fault, unreadable, view};
 use crate::store::journal::{Journal, Position};
 use crate::store::{Blobs, Index};
 use crate::wire::task::{Entry, Event, Submitted, TEXT_BYTES_MAX, Text};
@@ -162,7 +162,9 @@ impl Reader {
 
     /// The entries at these positions, which are committed. Blocks.
     pub(super) fn entries(&self, positions: &[Position]) -> Result<Vec<Entry>, Failure> {
-        let read = self.journal.read_many(positions).map_err(disk_failure)?;
+        let lost =
+            |error| disk_failure(error).retryable(false).with("suggestion", "`meshwork doctor` tells what of the journal is damaged");
+        let read = self.journal.read_many(positions).map_err(lost)?;
         let unreadable = |error: crate::wire::Error| Failure::new(ErrorCode::Internal, format!("the journal cannot be read: {error}"));
         read.iter().map(|bytes| Entry::decode(bytes).map_err(unreadable)).collect()
     }
@@ -178,6 +180,18 @@ impl Reader {
             apply(&self.blobs, &mut state, &entry)?;
         }
         Ok(state)
+    }
+
+    /// How a task stands that has ended: what its entries tell, or, where the index has its row and they cannot be read, that and what is wrong. Blocks.
+    pub(super) fn status(&self, place: &Place, home: NodeId, explain: bool, now: Timestamp) -> Result<Value, Failure> {
+        let told = |state: &State| view::status(state, home, explain, now);
+        match place {
+            Place::Journal(positions) => self.state(positions).as_ref().map(told).map_err(Failure::clone),
+            Place::Index(created, task) => {
+                let (row, positions) = self.filed(*created, *task)?;
+                Ok(self.state(&positions).as_ref().map_or_else(|failure| unreadable::status(&row.value(), failure, home), told))
+            }
+        }
     }
 
     /// The value of each output that a task has. Blocks.

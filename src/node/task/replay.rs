@@ -6,8 +6,9 @@
 //! a task is ended for good, with the same reason. Whose a damaged entry was is mostly still to be read in it, and then nobody else is in doubt.
 //!
 //! Of what the index knows ([`super::filed`]) nothing is read again: replay begins at its watermark, and passes over the entries of its tasks behind
-//! that, but for the word that a callback is over. If something was lost there, those of its tasks that it was part of are unreadable too.
-//! Damage before the watermark is met by whoever reads the task that it hit, and stops nobody else: all that has entries there has ended.
+//! that, but for the word that a callback is over. All of them have ended, and how is told by their rows, which stand whatever the journal has lost;
+//! those of which it has lost entries are named, and whoever asks for their results or events hears what is wrong. A flipped bit before the watermark
+//! is met only then; that a whole segment is missing there is noticed at every start.
 //!
 //! An entry whose task has no beginning is what is left of a task that was forgotten, if the task has ended and nothing was lost.
 
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::archive::{Ended, ended};
-use super::filed::{self, Filed, Known};
+use super::filed::{self, Known};
 use super::read::{self, Reader};
 use super::row::Row;
 use crate::model::{ErrorCode, Failure, NodeId, TaskId, Timestamp};
@@ -32,6 +33,8 @@ use crate::wire::task::{Entry, Event, Outcome, Reason};
 
 /// By so many bits of 128 an id may differ from one that is known to be taken for it.
 const NEAR_BITS: u32 = 8;
+/// So many tasks are named in one note; a segment may hold thousands.
+const NAMED_MAX: usize = 256;
 
 /// A task to go on with.
 pub(super) struct Unfinished {
@@ -53,7 +56,7 @@ pub(in crate::node) struct Found {
     pub(in crate::node) started: Started,
     /// What went wrong, for people.
     pub(in crate::node) notes: Vec<String>,
-    /// Whether the journal has entries and lost none, so that who is not in it is nobody.
+    /// Whether the journal has entries, and neither lost any nor put any aside, so that who is not in it is nobody.
     pub(in crate::node) is_whole: bool,
 }
 
@@ -108,24 +111,19 @@ struct Gathering<'a> {
     broken: BTreeMap<TaskId, Broken>,
     /// Who keeps this journal, and what its entries begin with.
     home: Option<(NodeId, Vec<u8>)>,
-    /// The index that comes next if none is missing.
-    next: Option<u64>,
+    /// Whether there was no entry.
+    is_empty: bool,
     known: Known,
     /// What happened to calls with a key, and up to where the index knows that of each that has a result.
     calls: Vec<FoundCall>,
     known_calls: BTreeMap<Vec<u8>, Position>,
-    /// Indices that were passed over.
-    gaps: Vec<Range<u64>>,
     /// Entries that not even name a task.
     nameless: Vec<Position>,
 }
 
 impl Gathering<'_> {
     fn take(&mut self, index: u64, position: Position, bytes: &[u8]) {
-        if let Some(next) = self.next.filter(|next| *next < index) {
-            self.gaps.push(next..index);
-        }
-        self.next = Some(index.saturating_add(1));
+        self.is_empty = false;
         if kept::Subject::of(bytes) == Some(kept::Subject::Call) {
             // One that cannot be read is a result that nobody finds: its key is free. What it may own is left alone.
             let Ok(entry) = kept::Entry::decode(bytes) else { return self.nameless.push(position) };
@@ -229,8 +227,8 @@ impl Gathering<'_> {
         doubtful.into_iter().collect()
     }
 
-    /// Gives up the tasks of the index that what was lost was part of. Reads all of them.
-    fn give_up_filed(&mut self, findings: &[Finding]) {
+    /// Tells of the tasks of the index of which entries were lost, if there are such. Reads all of them.
+    fn told_of_filed(&self, findings: &[Finding]) -> Option<String> {
         let journal = &self.reader.journal;
         let is_lost = |position: &Position| {
             let name = position.segment.file_name();
@@ -241,17 +239,13 @@ impl Gathering<'_> {
             };
             journal.seed(position.segment).is_none() || findings.iter().filter(|finding| finding.kind != FindingKind::Header).any(hits)
         };
-        let all: Vec<(TaskId, Filed)> = self.known.tasks.iter().map(|(task, filed)| (*task, filed.clone())).collect();
-        for (task, filed) in all {
-            // One that does not read is met by whoever asks for it.
-            let Ok((row, positions)) = self.reader.filed(filed.created, task) else { continue };
-            let Some(lost) = positions.iter().find(|position| is_lost(position)) else { continue };
-            let identity = filed.key.as_ref().and_then(|key| self.known.keys.get(key).map(|(_, identity)| (key.to_string(), *identity)));
-            self.known.give_up(task);
-            let why = format!("its entry at byte {} of {} is lost", lost.offset, lost.segment.file_name());
-            let (known, positions) = (Some(row.value()), positions.to_vec());
-            self.broken.insert(task, Broken { why, known, positions, since: filed.created, key: identity, is_rest: false });
-        }
+        // One whose value does not read is met by whoever asks for it.
+        let positions =
+            |(task, filed): (&TaskId, &filed::Filed)| self.reader.filed(filed.created, *task).ok().map(|(_, positions)| positions);
+        let hit = self.known.tasks.iter().filter(|known| positions(*known).is_some_and(|positions| positions.iter().any(is_lost)));
+        let hit: Vec<TaskId> = hit.map(|(task, _)| *task).collect();
+        let told = "how they ended is known, and of their results and events only what can still be read";
+        (!hit.is_empty()).then(|| format!("entries of tasks that have ended are lost: {told}: {}", named(&hit)))
     }
 
     /// The tasks that damaged bytes name, by where they do.
@@ -298,26 +292,27 @@ struct Lost {
     told: String,
 }
 
-/// What was lost: what the journal says of damage, and what is missing without that.
-fn lost(findings: &[Finding], gaps: &[Range<u64>]) -> Vec<Lost> {
-    let damaged = findings.iter().filter_map(|finding| {
-        let range = match &finding.kind {
-            FindingKind::Lost { first, end } => first.0..end.0,
-            FindingKind::Unreadable { first } => first.0..u64::MAX,
+/// What was lost, as the journal says.
+fn lost(findings: &[Finding]) -> Vec<Lost> {
+    let lost = |finding: &Finding| {
+        let (range, bytes) = match &finding.kind {
+            // What cannot be read again names nobody, and then all are in doubt.
+            FindingKind::Lost { first, end } => (first.0..end.0, finding.read().unwrap_or_default()),
+            FindingKind::Unreadable { first } => (first.0..u64::MAX, finding.read().unwrap_or_default()),
+            FindingKind::Missing { first, end } => (first.0..end.0, Vec::new()),
             FindingKind::TornTail | FindingKind::Header => return None,
         };
-        // What cannot be read again names nobody, and then all are in doubt.
-        Some(Lost { range, bytes: finding.read().unwrap_or_default(), told: finding.to_string() })
-    });
-    let mut lost: Vec<Lost> = damaged.collect();
-    for gap in gaps {
-        let is_told = lost.iter().any(|lost| lost.range.start <= gap.start && gap.end <= lost.range.end);
-        if !is_told {
-            let told = format!("entries {} up to {} (exclusive) are gone with a file of the journal that is missing", gap.start, gap.end);
-            lost.push(Lost { range: gap.clone(), bytes: Vec::new(), told });
-        }
-    }
-    lost
+        Some(Lost { range, bytes, told: finding.to_string() })
+    };
+    findings.iter().filter_map(lost).collect()
+}
+
+/// The names of tasks, or how many more there are.
+fn named(tasks: &[TaskId]) -> String {
+    let names: Vec<String> = tasks.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    let more = tasks.len().saturating_sub(NAMED_MAX);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", names.join(", "))
 }
 
 fn failure(task: TaskId, why: &str) -> Failure {
@@ -332,7 +327,8 @@ pub(in crate::node) fn run(reader: &Reader, mut replay: Replay, now: Timestamp) 
     let segments = replay.len();
     replay.skip_before(watermark);
     let started = Started { segments, read: replay.len(), filed: known.tasks.len() };
-    let calls = std::mem::take(&mut known.calls);
+    let (calls, mut dropped) = (std::mem::take(&mut known.calls), std::mem::take(&mut known.dropped));
+    let nothing_aside = replay.is_whole();
     let known_calls = calls.iter().filter_map(|call| Some((call.filed_key(), call.position()?))).collect();
     let mut gathering = Gathering {
         reader,
@@ -341,18 +337,16 @@ pub(in crate::node) fn run(reader: &Reader, mut replay: Replay, now: Timestamp) 
         ended: BTreeMap::new(),
         broken: BTreeMap::new(),
         home: None,
-        next: None,
+        is_empty: true,
         known,
         calls,
         known_calls,
-        gaps: Vec::new(),
         nameless: Vec::new(),
     };
     let findings = replay.run(|entry| gathering.take(entry.index.0, entry.position, entry.payload))?;
-    let lost = lost(&findings, &gathering.gaps);
+    let lost = lost(&findings);
     let mut notes: Vec<String> = findings.iter().map(ToString::to_string).collect();
     notes.extend(misfit.clone());
-    notes.extend(lost.iter().map(|lost| lost.told.clone()).filter(|told| !notes.contains(told)).collect::<Vec<_>>());
     for position in &gathering.nameless {
         let file = position.segment.file_name();
         notes.push(format!("{file}: the entry at byte {} cannot be read and names no task", position.offset));
@@ -365,13 +359,13 @@ pub(in crate::node) fn run(reader: &Reader, mut replay: Replay, now: Timestamp) 
         }
     }
     if !lost.is_empty() {
-        gathering.give_up_filed(&findings);
+        notes.extend(gathering.told_of_filed(&findings));
     }
     if lost.iter().all(|lost| lost.range.end <= watermark.0) {
         gathering.broken.retain(|_, broken| !broken.is_rest);
     }
     // An index that tells of more than is there says that something is not.
-    let is_whole = misfit.is_none() && lost.is_empty() && gathering.nameless.is_empty() && gathering.next.is_some();
+    let is_whole = misfit.is_none() && lost.is_empty() && nothing_aside && gathering.nameless.is_empty() && !gathering.is_empty;
     let mut found = Found { calls: std::mem::take(&mut gathering.calls), started, is_whole, ..Found::default() };
     for (task, Open { state, positions, last }) in std::mem::take(&mut gathering.live) {
         match reader.outputs(&state) {
@@ -393,6 +387,10 @@ pub(in crate::node) fn run(reader: &Reader, mut replay: Replay, now: Timestamp) 
         let ended =
             Ended { row, outcome: Outcome::Failed, created: since, at: now, positions: positions.into(), key, callback: None, unreadable };
         found.ended.insert(task, ended);
+    }
+    dropped.retain(|task| !found.knows(task));
+    if !dropped.is_empty() {
+        notes.push(format!("the index knew tasks that the journal does not have: {}", named(&dropped)));
     }
     for note in &notes {
         tracing::warn!(note, "the journal");
@@ -547,7 +545,7 @@ mod tests {
         assert_eq!(reason(&found, task(2)), Some(json!("UNREADABLE")));
         assert_eq!(reason(&found, task(3)), Some(json!("UNREADABLE")), "its next entry may have been its end");
         assert!(found.live.contains_key(&task(4)), "it began afterwards");
-        assert!(found.notes.iter().any(|note| note.contains("are gone with a file of the journal")), "{:?}", found.notes);
+        assert!(found.notes.iter().any(|note| note.contains("are gone with this file of the journal")), "{:?}", found.notes);
     }
 
     /// What is lost of calls with a key is no task's.
@@ -620,8 +618,14 @@ mod tests {
         let mut entries = vec![entry(home, task(1), 0, submitted())];
         entries.extend((1..20).map(|number| entry(home, task(1), number, deferred())));
         entries.push(entry(home, task(1), 20, cancelled()));
-        let found = found(entries, |folder| fs::remove_file(&segments(folder)[0]).expect("it goes"));
+        let data = Home::new();
+        data.append(entries.clone());
+        data.forget(1);
+        let found = data.started(false);
         assert_eq!((found.live.len(), found.ended.len(), found.notes.len()), (0, 0, 0), "{:?}", found.notes);
+        let found = self::found(entries, |folder| fs::remove_file(&segments(folder)[0]).expect("it goes"));
+        assert_eq!(reason(&found, task(1)), Some(json!("UNREADABLE")), "nobody has forgotten it: {:?}", found.notes);
+        assert!(found.notes[0].contains("0000.seg: not there") && !found.is_whole, "{:?}", found.notes);
     }
 
     #[test]
@@ -661,6 +665,27 @@ mod tests {
                 futures::executor::block_on(journal.wait(&ticket)).expect("kept");
             }
             journal.close();
+        }
+
+        /// Forgets so many segments.
+        fn forget(&self, count: usize) {
+            let (journal, replay) = self.dir().journal(CONFIG).expect("a journal");
+            replay.run(|_| {}).expect("it reads");
+            let name = self.segments()[count].file_stem().expect("a name").to_string_lossy().into_owned();
+            let wanted = SegmentId(u64::from_str_radix(&name, 16).expect("an index"));
+            assert_eq!(journal.forget_before(wanted).expect("they go"), count);
+            journal.close();
+        }
+
+        /// What the index has of a task: its row's outcome, and what comes of reading its entries.
+        fn kept(&self, of: u128, found: &Found) -> (Value, Result<(), Failure>) {
+            let dir = self.dir();
+            let (journal, _) = dir.journal(CONFIG).expect("the journal again");
+            let reader = Reader::new(journal, dir.blobs(), Some(dir.index().expect("an index")), &crate::config::Config::default());
+            let (row, positions) = reader.filed(found.known.tasks[&task(of)].created, task(of)).expect("it reads");
+            let read = reader.state(&positions).map(|_| ());
+            reader.journal.close();
+            (row.value()["outcome"].clone(), read)
         }
 
         fn entry(&self, of: u128, number: u64, event: Event) -> Bytes {
@@ -794,23 +819,79 @@ mod tests {
         home.append(home.ended(2, 9));
         home.append([home.entry(3, 0, submitted())]);
         home.started(true);
-        fs::remove_file(&home.segments()[0]).expect("it goes");
+        home.forget(1);
         let found = home.started(true);
         assert_eq!((found.known.forgotten.as_slice(), found.known.tasks.len(), found.live.len()), (&[task(1)][..], 1, 1));
+        assert!(found.is_whole && found.notes.is_empty(), "{:?}", found.notes);
         assert_eq!(home.started(false).known.forgotten, [], "and is not met again");
-        // The segment that all else builds on is gone as well.
+    }
+
+    /// F4: a segment that was not forgotten is gone, or its head does not read. Whatever was in it, the rows of the index stand, nobody is taken as
+    /// forgotten, and what lies elsewhere reads as before.
+    #[test]
+    fn what_the_index_knows_of_segments_that_are_lost_stands() {
+        let behead = |file: &Path| {
+            let mut bytes = fs::read(file).expect("the segment");
+            bytes[..1_024].fill(0);
+            fs::write(file, bytes).expect("the segment");
+        };
+        let remove = |file: &Path| fs::remove_file(file).expect("it goes");
+        type Way<'a> = (&'a str, &'a dyn Fn(&Path));
+        let ways: [Way<'_>; 2] = [("removed", &remove), ("beheaded", &behead)];
+        for (what, lose) in ways {
+            for lost in 0..3 {
+                let home = Home::new();
+                (1..=4).for_each(|of| home.append(home.ended(of, 7)));
+                home.append([home.entry(5, 0, submitted())]);
+                home.started(true);
+                let segments = home.segments();
+                assert!(segments.len() > 4, "{segments:?}");
+                lose(&segments[lost]);
+                for _ in 0..2 {
+                    let found = home.started(true);
+                    let context = format!("{what}, {lost}: {:?}", found.notes);
+                    assert!(!found.is_whole && found.known.forgotten.is_empty(), "{context}");
+                    assert_eq!((found.known.tasks.len(), found.live.len(), found.ended.len()), (4, 1, 0), "{context}");
+                    let name = segments[lost].file_name().expect("a name").to_string_lossy();
+                    assert!(found.notes[0].contains(&*name) && found.notes.len() == 2, "{context}");
+                    let mut unread = 0;
+                    for of in 1..=4 {
+                        let (outcome, read) = home.kept(of, &found);
+                        assert_eq!(outcome, "cancelled", "{context}");
+                        assert_eq!(read.is_err(), found.notes[1].contains(&task(of).to_string()), "{of}, {context}");
+                        unread += usize::from(read.is_err_and(|failure| failure.message.contains(&*name)));
+                    }
+                    assert!((1..=2).contains(&unread), "{unread}, {context}");
+                }
+            }
+        }
+    }
+
+    /// F4: the last segment is gone, and with it the proof that the index is this journal's.
+    #[test]
+    fn tasks_of_an_index_that_the_journal_does_not_have_are_named() {
+        let home = Home::new();
+        home.append(home.ended(1, 4));
+        home.append(home.ended(2, 9));
+        home.started(true);
+        fs::remove_file(home.segments().last().expect("a segment")).expect("it goes");
+        let found = home.started(false);
+        assert!(found.notes[0].contains("does not fit the journal") && !found.is_whole, "{:?}", found.notes);
+        assert!(found.ended.contains_key(&task(1)) && found.known.tasks.is_empty());
         for file in home.segments() {
             fs::remove_file(file).expect("it goes");
         }
         home.append([home.entry(4, 0, submitted())]);
+        home.started(true);
+        fs::remove_file(home.segments().last().expect("a segment")).expect("it goes");
+        home.append([home.entry(5, 0, submitted())]);
         let found = home.started(false);
-        assert!(found.notes.iter().any(|note| note.contains("does not fit the journal")), "{:?}", found.notes);
-        assert_eq!((found.known.tasks.len(), found.live.len()), (0, 1));
+        assert_eq!((found.known.tasks.len(), found.live.len()), (0, 1), "{:?}", found.notes);
     }
 
     /// F4: damage to what a start reads is told at once also where it hits a task that the index knows, and stops no other.
     #[test]
-    fn a_task_of_the_index_with_a_damaged_entry_behind_the_watermark_is_unreadable() {
+    fn a_task_of_the_index_with_a_damaged_entry_behind_the_watermark_is_named() {
         let home = Home::new();
         home.append([home.entry(1, 0, submitted())]);
         home.append([home.ended(2, 4), home.ended(3, 4)].concat());
@@ -823,9 +904,12 @@ mod tests {
         fs::write(&file, bytes).expect("the segment");
         for file in [true, false] {
             let found = home.started(file);
-            assert_eq!(reason(&found, task(2)), Some(json!("UNREADABLE")), "{:?}", found.notes);
-            assert!(found.ended[&task(2)].unreadable.as_ref().is_some_and(|failure| failure.message.contains("is lost")));
-            assert_eq!((found.known.tasks.keys().copied().collect::<Vec<_>>(), found.live.len()), (vec![task(3)], 1));
+            assert!(found.notes.len() == 2 && found.notes[1].contains(&task(2).to_string()), "{:?}", found.notes);
+            assert!(!found.notes[1].contains(&task(3).to_string()), "{:?}", found.notes);
+            assert_eq!((found.known.tasks.len(), found.live.len(), found.is_whole), (2, 1, false));
+            let (outcome, read) = home.kept(2, &found);
+            assert!(outcome == "cancelled" && read.is_err_and(|failure| failure.message.contains(".seg")));
+            assert_eq!(home.kept(3, &found).1, Ok(()));
         }
     }
 

@@ -1,7 +1,8 @@
 //! A task of which the journal holds something that cannot be read: what clients see of it.
 //!
 //! Nothing is guessed. It counts as failed, with the reason UNREADABLE and what is wrong as its error; what its entries told before the first
-//! that is missing is shown in its row, and no step of it is, since what came of them is not known.
+//! that is missing is shown in its row, and no step of it is, since what came of them is not known. One whose row the index still has stands as
+//! that says, with what is wrong beside it.
 
 use serde_json::{Value, json};
 

@@ -4,7 +4,8 @@
 //! *All or nothing.* A batch is applied as a whole and brings the checkpoint that fits it, with the number of the values and the XOR of their
 //! keys' hashes. What does not fit that, or its own checksum, costs all of them: the tree is emptied and the journal read from its beginning.
 //! *Never ahead of the journal.* A checkpoint names the segments that it is about by their seeds, and how far the journal had come. Beside another
-//! journal, or an older copy of the same one, it does not fit. An index that is older than the journal does: what came later is read.
+//! journal, or an older copy of the same one, it does not fit. An index that is older than the journal does: what came later is read. So does one of
+//! a journal that has lost segments but for the last that it knew: what it still tells is then told by nobody else.
 //!
 //! How many values there are is for the layer above, which bounds what it keeps.
 
@@ -66,13 +67,13 @@ impl Checkpoint {
     /// # Errors
     /// What does not fit, as a fragment for people.
     pub fn fits(&self, journal: &Journal) -> Result<(), String> {
-        for (Segment { first, seed }, what) in [(self.watermark, "first"), (self.last, "last")] {
-            let id = SegmentId(first);
-            match journal.seed(id) {
-                Some(found) if found == seed => {}
-                Some(_) => return Err(format!("{} is of another journal", id.file_name())),
-                None => return Err(format!("{}, the {what} segment that it builds on, is not there", id.file_name())),
+        for Segment { first, seed } in [self.watermark, self.last] {
+            if journal.seed(SegmentId(first)).is_some_and(|found| found != seed) {
+                return Err(format!("{} is of another journal", SegmentId(first).file_name()));
             }
+        }
+        if journal.seed(SegmentId(self.last.first)).is_none() {
+            return Err(format!("{}, the last segment that it knows of, is not there", SegmentId(self.last.first).file_name()));
         }
         if journal.committed().borrow().end < Index(self.end) {
             return Err(format!("the journal ends before entry {}, which it knows of", self.end));
@@ -347,8 +348,14 @@ mod tests {
         assert!(whole.fits(&journal(other.path(), 30)).is_err_and(|why| why.contains("another journal")));
         let older = journal(copy.path(), 0);
         assert!(whole.fits(&older).is_err_and(|why| why.contains("ends before entry 17")), "{:?}", whole.fits(&older));
-        later.forget_segments(|segment| segment < last).expect("forgotten");
-        assert_eq!(part.fits(&later), Ok(()), "what it does not need may go");
-        assert!(whole.fits(&later).is_err_and(|why| why.contains("is not there")));
+        later.forget_before(last).expect("forgotten");
+        assert_eq!((part.fits(&later), whole.fits(&later)), (Ok(()), Ok(())), "its last segment is the journal's");
+        older.close();
+        let lost = journal(copy.path(), 20);
+        let gone = copy.path().join("journal").join(lost.segments().expect("segments").1.file_name());
+        let last = Checkpoint::new(&lost, first).expect("a checkpoint");
+        lost.close();
+        fs::remove_file(gone).expect("it goes");
+        assert!(last.fits(&journal(copy.path(), 0)).is_err_and(|why| why.contains("is not there")));
     }
 }

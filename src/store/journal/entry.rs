@@ -90,6 +90,13 @@ pub enum FindingKind {
         /// The first after it that is not.
         end: Index,
     },
+    /// A segment is not there, or several, and nobody forgot it on purpose. `file` is where it should be.
+    Missing {
+        /// The first entry that is missing.
+        first: Index,
+        /// The first after it that is not.
+        end: Index,
+    },
     /// The last segment does not say what it is any more, so it is not known how many entries are lost with it. It was moved aside.
     Unreadable {
         /// The first that it held.
@@ -127,8 +134,13 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} bytes from byte {} ", self.file.display(), self.bytes, self.offset)?;
+        write!(f, "{}: ", self.file.display())?;
+        if let FindingKind::Missing { first, end } = &self.kind {
+            return write!(f, "not there: entries {first} up to {end} (exclusive) are gone with this file of the journal");
+        }
+        write!(f, "{} bytes from byte {} ", self.bytes, self.offset)?;
         match &self.kind {
+            FindingKind::Missing { .. } => Ok(()),
             FindingKind::TornTail => f.write_str("are a write that a crash tore, and are left aside"),
             FindingKind::Lost { first, end } => write!(f, "are damaged: entries {first} up to {end} (exclusive) are lost"),
             FindingKind::Unreadable { first } => write!(f, "cannot be read: entries from {first} on are lost, how many is not known"),

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::{
     disk::{Disk, Folder, Medium},
     entry::{self, HEAD_BYTES, Index, Position, SegmentId},
+    mark::Mark,
     queue::{Bounds, Queue, Refused, Ticket},
     replay::{self, Replay, io},
     segment::{ENTRIES_AT, Header, SEGMENT_BYTES_MAX},
@@ -60,6 +61,7 @@ struct Inner {
     disk: Arc<dyn Disk>,
     shared: Arc<Shared>,
     committed: watch::Receiver<Committed>,
+    mark: Mutex<Mark>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -83,7 +85,7 @@ impl Journal {
 
     /// The journal and its writer, which does not run yet.
     pub(super) fn parts(disk: Arc<dyn Disk>, config: Config) -> Result<(Self, Writer, Replay), Error> {
-        let replay::Looked { replay, headers, next } = replay::look(disk.clone())?;
+        let replay::Looked { replay, headers, next, mark } = replay::look(disk.clone())?;
         let segment_bytes = config.segment_bytes.clamp(65_536, SEGMENT_BYTES_MAX);
         let bounds = Bounds {
             entries_max: config.queue_entries_max,
@@ -100,7 +102,8 @@ impl Journal {
         let (sender, committed) = watch::channel(Committed { end: Index(next.next), stopped: None });
         let writer = Writer::new(disk.clone(), shared.clone(), sender, segment_bytes, next);
         let writer = writer.map_err(|source| io(&*disk, "open", &SegmentId(next.first).file_name(), source))?;
-        Ok((Self { inner: Arc::new(Inner { disk, shared, committed, thread: Mutex::new(None) }) }, writer, replay))
+        let inner = Inner { disk, shared, committed, mark: Mutex::new(mark), thread: Mutex::new(None) };
+        Ok((Self { inner: Arc::new(inner) }, writer, replay))
     }
 
     /// Queues entries together: they get consecutive indices, and are committed when [`Committed::covers`] the ticket. After a crash before that,
@@ -188,28 +191,38 @@ impl Journal {
         positions.iter().map(&mut read_one).collect()
     }
 
-    /// Deletes the segments of which `can_go` says that nothing in them is wanted any more, durably, and returns them. The segment at hand is
-    /// never among them. Blocks.
+    /// The segment before which everything was forgotten on purpose: whatever else is not there is missing.
+    pub fn forgotten(&self) -> SegmentId {
+        SegmentId(self.mark().index().0)
+    }
+
+    /// Deletes all segments before this one, in which nothing is wanted any more, durably; also those that do not read. The segment at hand stays.
+    /// Returns how many went. Blocks.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Unflushed`]; some of them may be gone then.
-    pub fn forget_segments(&self, mut can_go: impl FnMut(SegmentId) -> bool) -> Result<Vec<SegmentId>, Error> {
+    pub fn forget_before(&self, wanted: SegmentId) -> Result<usize, Error> {
         let Inner { disk, shared, .. } = &*self.inner;
-        let mut ids: Vec<SegmentId> = self.headers(|headers| headers.keys().copied().map(SegmentId).collect());
-        ids.pop();
-        ids.retain(|id| can_go(*id));
-        for id in &ids {
+        let Some((_, last)) = self.segments() else { return Ok(0) };
+        let mut mark = self.mark();
+        // Only where a segment begins, so that it is seen when the one behind the mark is missing.
+        if let Some(first) = self.at_or_before(wanted.min(last)) {
+            mark.advance(&**disk, Index(first.0)).map_err(|source| io(&**disk, "write", super::mark::NAME, source))?;
+        }
+        let names = disk.names().map_err(|source| io(&**disk, "list", "", source))?;
+        let mut gone = 0;
+        for id in names.iter().filter_map(|name| SegmentId::from_file_name(name)).filter(|id| id.0 < mark.index().0) {
             let name = id.file_name();
             match disk.remove(&name) {
                 Err(source) if source.kind() != std::io::ErrorKind::NotFound => return Err(io(&**disk, "remove", &name, source)),
-                Ok(()) | Err(_) => {}
+                Ok(()) | Err(_) => gone += 1,
             }
             shared.headers.write().unwrap_or_else(PoisonError::into_inner).remove(&id.0);
         }
-        if !ids.is_empty() {
+        if gone > 0 {
             disk.sync_names().map_err(|source| Error::Unflushed { path: disk.path(""), source })?;
         }
-        Ok(ids)
+        Ok(gone)
     }
 
     /// Takes no more entries, commits those that wait if there is room, and ends the writer. Blocks until it has. Dropping the journal does
@@ -220,6 +233,10 @@ impl Journal {
         if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the journal's writer panicked");
         }
+    }
+
+    fn mark(&self) -> std::sync::MutexGuard<'_, Mark> {
+        self.inner.mark.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn headers<T>(&self, see: impl FnOnce(&BTreeMap<u64, Header>) -> T) -> T {

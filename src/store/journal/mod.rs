@@ -14,15 +14,16 @@
 //! refuse new work while what runs may end. *A failing disk* stops the journal for good; what can be read stays readable.
 //!
 //! *Bounds*: an entry has at most [`ENTRY_BYTES_MAX`] bytes; what waits is bounded in entries and bytes ([`Config`]), and more is refused
-//! as busy; a start holds one segment at a time. The number of segments is for the layer above, which says which can go. Segments are
-//! independent of each other; that one is kept does not mean that those after it are.
+//! as busy; a start holds one segment at a time. The number of segments is for the layer above, which says before which one all can go.
+//! What went so is known ([`mark`]), and every other segment that is not there is missed.
 //!
-//! Files, in `journal/`: `FIRST-INDEX.seg`, the `spare` that will be the next one, and up to four `.seg.damaged-N` of which nothing
-//! could be read.
+//! Files, in `journal/`: `FIRST-INDEX.seg`, the `spare` that will be the next one, `forgotten` with the mark, and up to four `.seg.damaged-N` of
+//! which nothing could be read.
 
 mod disk;
 mod entry;
 mod handle;
+mod mark;
 mod queue;
 mod replay;
 mod segment;

@@ -4,7 +4,8 @@
 //! write the journal goes on in a new segment: the old bytes stay as they are, for whoever wants to know, and nothing is ever written over
 //! bytes that were not understood.
 //! *Replaying* then reads one segment after the other. Bytes before the last known commit that cannot be read are entries *lost*; bytes after
-//! it are a write that was *torn* by a crash, of which only what comes before the tear counts, since nothing of it was acknowledged.
+//! it are a write that was *torn* by a crash, of which only what comes before the tear counts, since nothing of it was acknowledged. A segment that is
+//! not there is *missing*, unless it lay before the mark of what was forgotten on purpose.
 //!
 //! What is replayed is on the disk: the last segment is flushed before anything of it is shown, since a killed process may have left it in
 //! memory, and the layer above acts on what it sees.
@@ -14,6 +15,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use super::{
     disk::Disk,
     entry::{Finding, FindingKind, Index, Position, SegmentId},
+    mark::Mark,
     queue::Place,
     segment::{END_AT, ENTRIES_AT, End, Head, HeadFault, Header, Piece, Pieces},
 };
@@ -41,6 +43,7 @@ pub struct Replay {
     /// The last segment as it was when the journal was opened, since it is being written to since then.
     last: Option<(Last, Vec<u8>)>,
     findings: Vec<Finding>,
+    is_whole: bool,
 }
 
 impl fmt::Debug for Replay {
@@ -75,12 +78,19 @@ pub(super) struct Looked {
     pub(super) headers: BTreeMap<u64, Header>,
     /// Where the next entry goes.
     pub(super) next: Place,
+    /// How much was forgotten on purpose.
+    pub(super) mark: Mark,
 }
 
 impl Replay {
     /// Passes over the segments before this one: nothing of them is read, and damage to their entries not found.
     pub fn skip_before(&mut self, watermark: SegmentId) {
         self.segments.retain(|segment| segment.header.first >= watermark.0);
+    }
+
+    /// Whether no segment lies aside that could not be read, at this start or an earlier one: nobody knows what was in it.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// How many segments are going to be read.
@@ -163,14 +173,30 @@ impl Replay {
 /// [`Error::Newer`] or [`Error::Damaged`] for a segment that is not ours to read, and [`Error::Io`] or [`Error::Unflushed`].
 pub(super) fn look(disk: Arc<dyn Disk>) -> Result<Looked, Error> {
     let names = disk.names().map_err(|source| io(&*disk, "list", "", source))?;
+    let mark = Mark::read(&*disk).map_err(|source| io(&*disk, "read", super::mark::NAME, source))?;
+    if !names.iter().any(|name| name == super::mark::NAME)
+        && let Err(error) = Mark::prepare(&*disk)
+    {
+        tracing::debug!(%error, "there is no room yet to note what is forgotten");
+    }
+    let forgotten = mark.index().0;
     let mut ids: Vec<SegmentId> = names.iter().filter_map(|name| SegmentId::from_file_name(name)).collect();
+    // A crash may have come before all that was forgotten was gone.
+    ids.retain(|id| id.0 >= forgotten);
     ids.sort_unstable();
-    let mut replay = Replay { disk: disk.clone(), segments: Vec::new(), last: None, findings: Vec::new() };
-    let mut headers = BTreeMap::new();
     // An index that was given once is not given again, also if its segment had to be moved aside.
-    let floor = names.iter().filter_map(|name| damaged_number(name)).map(|(id, _)| id.0).max().unwrap_or_default();
+    let aside = names.iter().filter_map(|name| damaged_number(name)).map(|(id, _)| id.0).max();
+    let floor = aside.unwrap_or_default().max(forgotten);
+    let mut replay = Replay { disk: disk.clone(), segments: Vec::new(), last: None, findings: Vec::new(), is_whole: aside.is_none() };
+    let mut headers = BTreeMap::new();
     let mut next = Place::new_segment(0);
+    // The index that the next segment begins with if none is missing.
+    let mut expected = forgotten;
     for (at, id) in ids.iter().enumerate() {
+        if id.0 > expected {
+            replay.find(SegmentId(expected), 0, 0, FindingKind::Missing { first: Index(expected), end: Index(id.0) });
+        }
+        expected = ids.get(at + 1).map_or(expected, |after| after.0);
         let name = id.file_name();
         let mut bytes = Vec::new();
         read_whole(&*disk, &name, ENTRIES_AT, &mut bytes)?;
@@ -186,7 +212,9 @@ pub(super) fn look(disk: Arc<dyn Disk>) -> Result<Looked, Error> {
         match (head, ids.get(at + 1)) {
             (Some(head), Some(after)) => {
                 headers.insert(id.0, head.header);
-                let end = head.end.filter(|end| end.sealed).unwrap_or(End { index: after.0, offset: head.header.bytes, sealed: true });
+                let sealed = head.end.filter(|end| end.sealed);
+                expected = sealed.map_or(after.0, |end| end.index);
+                let end = sealed.unwrap_or(End { index: after.0, offset: head.header.bytes, sealed: true });
                 replay.segments.push(Sealed { header: head.header, end });
             }
             (Some(head), None) => {
@@ -194,7 +222,7 @@ pub(super) fn look(disk: Arc<dyn Disk>) -> Result<Looked, Error> {
                 if matches!(next, Place { first, .. } if first == id.0 && next.is_new()) {
                     // Nothing of it can be read, and its name is needed.
                     let moved = move_aside(&*disk, &name)?;
-                    replay.last = None;
+                    (replay.last, replay.is_whole) = (None, false);
                     replay.note(&moved, ENTRIES_AT, head.header.bytes.saturating_sub(ENTRIES_AT), FindingKind::TornTail);
                 } else {
                     headers.insert(id.0, head.header);
@@ -206,6 +234,7 @@ pub(super) fn look(disk: Arc<dyn Disk>) -> Result<Looked, Error> {
             (None, None) => {
                 // How many entries it held is not known; that its head was flushed before the first of them is.
                 let moved = move_aside(&*disk, &name)?;
+                replay.is_whole = false;
                 replay.note(&moved, 0, ENTRIES_AT, FindingKind::Unreadable { first: Index(id.0) });
                 next = Place::new_segment(id.0);
             }
@@ -214,7 +243,7 @@ pub(super) fn look(disk: Arc<dyn Disk>) -> Result<Looked, Error> {
     if next.next < floor {
         next = Place::new_segment(floor);
     }
-    Ok(Looked { replay, headers, next })
+    Ok(Looked { replay, headers, next, mark })
 }
 
 /// Reads the last segment and says where the next entry goes.

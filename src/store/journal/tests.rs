@@ -110,8 +110,8 @@ struct World {
     appended: Kept,
     /// Everything before it must be there.
     committed: u64,
-    /// What was deleted.
-    forgotten: Vec<SegmentId>,
+    /// Before which all was deleted.
+    forgotten: SegmentId,
     waiting: bool,
     numbers: u64,
 }
@@ -120,7 +120,7 @@ impl World {
     fn new() -> Self {
         let disk = Memory::default();
         let (journal, writer, _) = open(&disk);
-        Self { disk, journal, writer, appended: Kept::new(), committed: 0, forgotten: Vec::new(), waiting: false, numbers: 0 }
+        Self { disk, journal, writer, appended: Kept::new(), committed: 0, forgotten: SegmentId(0), waiting: false, numbers: 0 }
     }
 
     fn step(&mut self, op: Op) {
@@ -149,7 +149,8 @@ impl World {
             }
             Op::Forget(share) => {
                 let before = self.committed * u64::from(share) / 100;
-                self.forgotten.extend(self.journal.forget_segments(|id| id.0 < before).expect("deletes"));
+                self.journal.forget_before(SegmentId(before)).expect("deletes");
+                self.forgotten = self.journal.forgotten();
             }
         }
     }
@@ -167,7 +168,7 @@ impl World {
 
     /// What was not deleted.
     fn wanted(&self) -> impl Iterator<Item = (u64, &(Position, Vec<u8>))> {
-        self.appended.iter().map(|(index, kept)| (*index, kept)).filter(|(_, (position, _))| !self.forgotten.contains(&position.segment))
+        self.appended.iter().map(|(index, kept)| (*index, kept)).filter(|(_, (position, _))| position.segment >= self.forgotten)
     }
 
     fn reopen(&mut self, disk: Memory) {
@@ -176,11 +177,12 @@ impl World {
         assert!(findings.iter().all(|finding| finding.kind == FindingKind::TornTail), "{findings:?}");
         let end = committed(&journal).end.0;
         assert!(self.committed <= end, "{} were committed, {end} are there", self.committed);
-        // Every entry that was wanted and is before the end, and no other; deleting may have been undone by the cut.
+        // Every entry that was wanted and is before the end, and no other, also if the cut has undone that some were deleted.
         for (index, wanted) in self.wanted().filter(|(index, _)| *index < end) {
             assert_eq!(kept.get(&index), Some(wanted), "entry {index} of {end}");
         }
-        assert!(kept.iter().all(|(index, found)| *index < end && self.appended.get(index) == Some(found)));
+        let wanted = |index: &u64| self.appended.get(index).filter(|(position, _)| position.segment >= self.forgotten);
+        assert!(kept.iter().all(|(index, found)| *index < end && wanted(index) == Some(found)));
         self.appended.retain(|index, _| *index < end);
         (self.disk, self.journal, self.writer, self.committed, self.waiting) = (disk, journal, writer, end, false);
     }
@@ -211,7 +213,7 @@ fn check_damaged(disk: &Memory, kept: &Kept, context: &str) {
     let (found, findings) = replay(opened);
     let lost = |index: u64| {
         findings.iter().any(|finding| match finding.kind {
-            FindingKind::Lost { first, end } => (first.0..end.0).contains(&index),
+            FindingKind::Lost { first, end } | FindingKind::Missing { first, end } => (first.0..end.0).contains(&index),
             FindingKind::Unreadable { first } => index >= first.0,
             FindingKind::TornTail | FindingKind::Header => false,
         })
@@ -350,9 +352,11 @@ fn nothing_behind_a_tear_comes_back() {
     }
     let (kept, findings) = replay(open(&disk.copy()).2);
     assert_eq!((kept.into_keys().collect::<Vec<_>>(), findings), (vec![0, 1, 2, 3, 4], vec![]));
-    assert_eq!(journal.forget_segments(|id| id == again.positions()[0].segment).expect("deletes").len(), 1);
+    let gone = again.positions()[0].segment.file_name();
+    disk.remove(&gone).expect("deleted");
     let (kept, findings) = replay(open(&disk.copy()).2);
-    assert_eq!((kept.into_keys().collect::<Vec<_>>(), findings), (vec![0, 3, 4], vec![]));
+    let missing = Finding { file: disk.path(&gone), offset: 0, bytes: 0, kind: FindingKind::Missing { first: Index(1), end: Index(3) } };
+    assert_eq!((kept.into_keys().collect::<Vec<_>>(), findings), (vec![0, 3, 4], vec![missing]));
 }
 
 /// F4: an idle journal notes how far it is committed, so that damage to its last batch is known for what it is.
@@ -375,8 +379,7 @@ fn no_index_is_given_twice_when_a_segment_is_moved_aside() {
     let (journal, _writer, _) = open(&disk);
     let names = segments(&disk);
     let last = SegmentId::from_file_name(names.last().expect("several")).expect("a segment");
-    let before = SegmentId::from_file_name(&names[names.len() - 2]).expect("a segment");
-    journal.forget_segments(|id| id == before).expect("deletes");
+    journal.forget_before(last).expect("deletes");
     let disk = disk.copy();
     disk.tamper(&last.file_name(), |bytes| {
         bytes[1_024..1_044].fill(0);
@@ -540,30 +543,59 @@ fn what_gathers_is_flushed_once() {
 }
 
 #[test]
-fn a_forgotten_segment_is_gone_and_the_others_are_not() {
+fn forgotten_segments_are_gone_and_the_others_are_not() {
     let (disk, kept) = filled(250, 7);
     let (journal, _writer, _) = open(&disk);
     let all = segments(&disk);
-    let mut odd = false;
-    let gone = journal
-        .forget_segments(|_| {
-            odd = !odd;
-            odd
-        })
-        .expect("deletes");
-    assert!(gone.len() >= 2 && segments(&disk).len() == all.len() - gone.len());
-    assert_eq!(journal.forget_segments(|_| false).expect("nothing to do"), []);
+    assert_eq!((journal.forget_before(SegmentId(0)).expect("nothing to do"), journal.forgotten()), (0, SegmentId(0)));
+    let third = SegmentId::from_file_name(&all[2]).expect("a segment");
+    assert_eq!(journal.forget_before(SegmentId(third.0 + 1)).expect("deletes"), 2, "the one that the entry lies in stays");
+    assert_eq!((journal.forgotten(), segments(&disk).len()), (third, all.len() - 2));
     for (position, payload) in kept.values() {
         match journal.read(*position) {
-            Ok(read) => assert!(read == *payload && !gone.contains(&position.segment)),
-            Err(error) => assert!(gone.contains(&position.segment) && error.to_string().contains("deleted"), "{error}"),
+            Ok(read) => assert!(read == *payload && position.segment >= third),
+            Err(error) => assert!(position.segment < third && error.to_string().contains("deleted"), "{error}"),
         }
     }
     let (found, findings) = replay(open(&disk.copy()).2);
     assert_eq!(findings, [], "what was deleted on purpose is not missed");
-    assert!(kept.iter().filter(|(_, (position, _))| !gone.contains(&position.segment)).eq(found.iter()));
-    let rest = journal.forget_segments(|_| true).expect("deletes");
-    assert_eq!(segments(&disk).len(), 1, "{rest:?}: the one at hand stays");
+    assert!(kept.iter().filter(|(_, (position, _))| position.segment >= third).eq(found.iter()));
+    let rest = journal.forget_before(SegmentId(u64::MAX)).expect("deletes");
+    assert_eq!(segments(&disk).len(), 1, "{rest}: the one at hand stays");
+    let (again, ..) = open(&disk.copy());
+    assert_eq!(Some((again.forgotten(), again.forgotten())), again.segments());
+}
+
+/// F4: whichever segments somebody takes away, what was in them is said to be gone, and what was forgotten before is not.
+#[test]
+fn a_segment_that_is_not_there_is_missed_unless_it_was_forgotten() {
+    let (disk, kept) = filled(400, 11);
+    let (journal, _writer, _) = open(&disk);
+    let all: Vec<SegmentId> = segments(&disk).iter().filter_map(|name| SegmentId::from_file_name(name)).collect();
+    assert!(all.len() > 5, "{all:?}");
+    journal.forget_before(all[1]).expect("deletes");
+    let missing = |from: usize, to: usize| {
+        let kind = FindingKind::Missing { first: Index(all[from].0), end: Index(all[to].0) };
+        Finding { file: disk.path(&all[from].file_name()), offset: 0, bytes: 0, kind }
+    };
+    let ways: [(&[usize], Vec<Finding>); 4] =
+        [(&[], vec![]), (&[1], vec![missing(1, 2)]), (&[2, 3], vec![missing(2, 4)]), (&[1, 3], vec![missing(1, 2), missing(3, 4)])];
+    for (gone, expected) in ways {
+        let disk = disk.copy();
+        gone.iter().for_each(|at| disk.remove(&all[*at].file_name()).expect("deleted"));
+        for _ in 0..2 {
+            let (found, findings) = replay(open(&disk).2);
+            assert_eq!(findings, expected, "{gone:?}");
+            let wanted = |segment| all[1] <= segment && !gone.iter().any(|at| all[*at] == segment);
+            assert!(kept.iter().filter(|(_, (position, _))| wanted(position.segment)).eq(found.iter()), "{gone:?}");
+        }
+        // Once nothing before is wanted any more, nobody misses it, and a head that does not read goes as well.
+        disk.tamper(&all[4].file_name(), |bytes| bytes[..1_024].fill(0));
+        let (journal, _writer, opened) = open(&disk);
+        assert!(opened.is_whole());
+        journal.forget_before(all[5]).expect("deletes");
+        assert_eq!((replay(open(&disk).2).1, segments(&disk).len()), (vec![], all.len() - 5), "{gone:?}");
+    }
 }
 
 #[test]
@@ -588,6 +620,7 @@ fn at_most_four_unreadable_segments_are_kept() {
         disk.tamper(&name, |bytes| bytes.fill(0));
         let (kept, findings) = replay(open(&disk).2);
         assert_eq!((kept.len(), findings.len()), (0, 1));
+        assert!(!open(&disk).2.is_whole(), "what lies aside may have been anybody's");
     }
     let damaged: Vec<String> = disk.names().expect("lists").into_iter().filter(|name| name.contains(".damaged-")).collect();
     assert_eq!(damaged.len(), 4, "{damaged:?}");
@@ -645,6 +678,6 @@ fn the_journal_admits_its_owner_alone() {
     let inside = data.path().join("journal");
     assert_eq!(mode(&inside), 0o700);
     let files: Vec<_> = std::fs::read_dir(&inside).expect("lists").map(|entry| entry.expect("reads").path()).collect();
-    assert_eq!(files.len(), 2, "{files:?}");
+    assert_eq!(files.len(), 3, "{files:?}");
     assert!(files.iter().all(|file| mode(file) == 0o600));
 }
