@@ -64,6 +64,16 @@ impl Blobs {
         Ok(Some(bytes))
     }
 
+    /// Whether `owner` has a place for blobs: from the first that is kept until all are removed.
+    ///
+    /// # Errors
+    /// [`Error::Name`] or [`Error::Io`].
+    pub fn knows(&self, owner: &str) -> Result<bool, Error> {
+        check_name(owner)?;
+        let folder = self.folder.join(owner);
+        folder.try_exists().map_err(fail("inspect", &folder))
+    }
+
     /// Removes everything that `owner` kept, durably.
     ///
     /// # Errors

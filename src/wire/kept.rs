@@ -139,6 +139,9 @@ pub struct Done {
     /// Who did it, on the caller's side.
     #[n(3)]
     pub by: Option<Box<By>>,
+    /// How it began, since the entry that said so may be forgotten before this one; those of older releases stand behind another of those.
+    #[n(4)]
+    pub begun: Option<Begun>,
 }
 
 /// Who did a call.
@@ -194,16 +197,13 @@ mod tests {
     fn every_event_survives_writing_and_reading() {
         let node = entry(Event::Failed).caller;
         let by = By { invocation: [1; 16], agent: AgentId::from_public_key([4; 32]), node, attempts: 2, charge: None };
-        let events = [
-            Event::Begun(Begun { input: [5; 32], fence: Some((1, 3)), keep_ms: Some(60_000) }),
-            Event::Done(Done {
-                output: Text::Inline(Bytes::from_static(b"1")),
-                units: Some("2.5".to_owned()),
-                took_us: 9,
-                by: Some(Box::new(by)),
-            }),
-            Event::Failed,
-        ];
+        let begun = Begun { input: [5; 32], fence: Some((1, 3)), keep_ms: Some(60_000) };
+        let done = |begun| {
+            let output = Text::Inline(Bytes::from_static(b"1"));
+            Event::Done(Done { output, units: Some("2.5".to_owned()), took_us: 9, by: Some(Box::new(by.clone())), begun })
+        };
+        // The last but one is as older releases wrote it.
+        let events = [Event::Begun(begun.clone()), done(Some(begun)), done(None), Event::Failed];
         for event in events {
             let entry = entry(event);
             let bytes = entry.encode();

@@ -94,8 +94,8 @@ pub(in crate::node) enum Kept<R> {
 pub(in crate::node) trait Keep: Clone + Send + Sync + 'static {
     /// Its output.
     fn output(&self) -> &Bytes;
-    /// The rest of it, with the output where that is kept.
-    fn done(&self, output: Text) -> Done;
+    /// The rest of it, with the output where that is kept, and how it began.
+    fn done(&self, output: Text, begun: Begun) -> Done;
     /// The result that was kept; `None` if it is one of the other side.
     fn of(done: &Done, output: Bytes) -> Option<Self>;
 }
@@ -110,8 +110,8 @@ impl Keep for Success {
         }
     }
 
-    fn done(&self, output: Text) -> Done {
-        Done { output, units: self.units.clone(), took_us: self.execution_us, by: None }
+    fn done(&self, output: Text, begun: Begun) -> Done {
+        Done { output, units: self.units.clone(), took_us: self.execution_us, by: None, begun: Some(begun) }
     }
 
     fn of(done: &Done, output: Bytes) -> Option<Self> {
@@ -124,7 +124,7 @@ impl Keep for Arc<InvokeReply> {
         &self.output
     }
 
-    fn done(&self, output: Text) -> Done {
+    fn done(&self, output: Text, begun: Begun) -> Done {
         let charge =
             self.cost.map(|(total, currency)| Charge { units: self.units, unit: String::new(), price: Decimal::ZERO, currency, total });
         let by = By {
@@ -135,7 +135,7 @@ impl Keep for Arc<InvokeReply> {
             charge,
         };
         let took_us = u64::try_from(self.latency.as_micros()).unwrap_or(u64::MAX);
-        Done { output, units: Some(self.units.to_string()), took_us, by: Some(Box::new(by)) }
+        Done { output, units: Some(self.units.to_string()), took_us, by: Some(Box::new(by)), begun: Some(begun) }
     }
 
     fn of(done: &Done, output: Bytes) -> Option<Self> {
@@ -168,7 +168,7 @@ pub(in crate::node) struct Found {
 #[derive(Debug)]
 pub(super) enum What {
     Begun(Call),
-    Done { position: Position, bytes: u64, blobs: Option<String> },
+    Done { position: Position, bytes: u64, blobs: Option<String>, begun: Option<Call> },
     Failed,
 }
 
@@ -204,13 +204,10 @@ impl Found {
         let Entry { side, caller, agent, word, at, event } = entry;
         let key = Arc::new((word, agent, caller));
         let what = match event {
-            Event::Begun(Begun { input, fence, keep_ms }) => {
-                let fence = fence.map(|(epoch, attempt)| Fence { epoch, attempt });
-                What::Begun(Call { input, fence, keep: keep_ms.map(Duration::from_millis) })
-            }
-            Event::Done(Done { output, .. }) => {
+            Event::Begun(begun) => What::Begun(call(&begun)),
+            Event::Done(Done { output, begun, .. }) => {
                 let blobs = matches!(output, Text::Blob { .. }).then(|| owner(side, &key, at));
-                What::Done { position, bytes: output.len(), blobs }
+                What::Done { position, bytes: output.len(), blobs, begun: begun.as_ref().map(call) }
             }
             Event::Failed => What::Failed,
         };
@@ -226,7 +223,7 @@ impl Found {
         let begun = Self::new(entry, Position { segment: SegmentId(0), offset: 0 });
         let done = done.map(|FiledDone { segment, offset, bytes, blobs }| {
             let position = Position { segment: SegmentId(segment), offset };
-            Self { side, key: begun.key.clone(), at, what: What::Done { position, bytes, blobs } }
+            Self { side, key: begun.key.clone(), at, what: What::Done { position, bytes, blobs, begun: None } }
         });
         Some([begun].into_iter().chain(done).collect())
     }
@@ -331,12 +328,10 @@ impl Results {
             let hash = put.await.map_err(|_| stopping())?.map_err(disk_failure)?;
             (Text::Blob { hash: *hash.as_bytes(), length_bytes }, Some(owner))
         };
-        // Again with the result: what the first word stands in may be deleted before this is.
-        let mut entries = vec![self.begun_entry(key, call)];
-        entries.push(self.entry_at(key, at, Event::Done(result.done(output))));
+        let entry = self.entry_at(key, at, Event::Done(result.done(output, begun(call))));
         let mut committed = self.commits.journal.committed();
         for _ in 0..TRIES_MAX {
-            match self.commits.append(entries.clone()) {
+            match self.commits.append(vec![entry.clone()]) {
                 Ok((ticket, durable)) => {
                     durable.await.map_err(|_| stopping())?;
                     let position = ticket.positions().last().copied().ok_or_else(stopping)?;
@@ -419,6 +414,11 @@ impl Results {
         let begun = self.entry_at(key, at, Event::Begun(begun(call))).to_vec();
         minicbor::to_vec(Filed { begun, done }).ok()
     }
+}
+
+fn call(begun: &Begun) -> Call {
+    let fence = begun.fence.map(|(epoch, attempt)| Fence { epoch, attempt });
+    Call { input: begun.input, fence, keep: begun.keep_ms.map(Duration::from_millis) }
 }
 
 fn begun(call: &Call) -> Begun {

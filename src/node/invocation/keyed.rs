@@ -97,7 +97,10 @@ impl<R: Keep> Calls<R> {
         let state = &mut lock(&self.runs).state;
         match what {
             What::Begun(call) => state.restore_begun(key.clone(), *call, since),
-            What::Done { position, bytes, blobs } => {
+            What::Done { position, bytes, blobs, begun } => {
+                if let Some(call) = begun {
+                    state.restore_begun(key.clone(), *call, since);
+                }
                 state.restore_done(key, Kept::Journal { position: *position, blobs: blobs.clone() }, *bytes, since);
             }
             What::Failed => state.release(key),
@@ -353,5 +356,59 @@ mod tests {
             ended.1.is_ok_and(|began| began >= Some(60_000)) && ended.1 == ended.3,
             "they share the run of one who had time: {ended:?}"
         );
+    }
+
+    /// The segment in which its beginning lies is forgotten; the result is found all the same, and nothing runs twice.
+    #[tokio::test]
+    async fn a_result_that_is_kept_needs_no_entry_before_it() {
+        const SMALL: crate::store::journal::Config =
+            crate::store::journal::Config { segment_bytes: 65_536, queue_entries_max: 64, queue_bytes_max: 1_048_576 };
+        let (folder, clock) = (tempfile::tempdir().expect("a folder"), Clock::start());
+        let dir = crate::store::DataDir::open(folder.path()).expect("a data directory");
+        let config = Config { keep: Duration::from_secs(1 << 40), ..CONFIG };
+        let calls = |journal: &crate::store::Journal| {
+            let commits = super::kept::Commits::new(journal.clone());
+            Arc::new(Calls::new(config, Results { side: Side::Agent, commits, blobs: dir.blobs(), clock: TaskClock::new(clock) }, clock))
+        };
+        let key: Key = Arc::new(("k".to_owned(), AgentId::from_public_key([0; 32]), libp2p::PeerId::random().into()));
+        let cancel = CancellationToken::new();
+        let ask = || Ask {
+            key: key.clone(),
+            call: Call { input: [7; 32], fence: None, keep: None },
+            durable: true,
+            lost: None,
+            deadline: Duration::from_secs(60),
+            cancel: &cancel,
+        };
+        let success = |units: &str| Success { units: Some(units.to_owned()), execution_us: 0, body: Body::Inline(bytes::Bytes::new()) };
+        let (journal, _) = dir.journal(SMALL).expect("a journal");
+        let before = calls(&journal);
+        let run = |_| {
+            let journal = journal.clone();
+            async move {
+                let filler = journal.append(vec![bytes::Bytes::from(vec![9; 60_000]); 2]).expect("room");
+                journal.wait(&filler).await.expect("kept");
+                Ok(success("1"))
+            }
+        };
+        before.once(ask(), || {}, run).await.expect("a result");
+        let wanted = *before.segments().first().expect("it is kept");
+        assert!(journal.forget_before(wanted).expect("they go") > 0, "it began in another segment");
+        journal.close();
+
+        let (journal, replay) = dir.journal(SMALL).expect("the journal again");
+        let mut found = Vec::new();
+        replay
+            .run(|entry| found.extend(crate::wire::kept::Entry::decode(entry.payload).map(|read| Found::new(read, entry.position))))
+            .expect("reads");
+        assert_eq!(found.len(), 1, "{found:?}");
+        let after = calls(&journal);
+        found.iter().for_each(|found| after.restore(found));
+        let ended = after.once(ask(), || {}, |_| async move { Ok(success("2")) }).await.expect("a result");
+        assert_eq!(ended.units.as_deref(), Some("1"), "nothing ran");
+        let other = Ask { call: Call { input: [8; 32], fence: None, keep: None }, ..ask() };
+        let refused = after.once(other, || {}, |_| async move { Ok(success("3")) }).await.expect_err("the key stands for another input");
+        assert_eq!(refused.code, ErrorCode::Conflict);
+        journal.close();
     }
 }

@@ -10,7 +10,8 @@
 //! those of which it has lost entries are named, and whoever asks for their results or events hears what is wrong. A flipped bit before the watermark
 //! is met only then; that a whole segment is missing there is noticed at every start.
 //!
-//! An entry whose task has no beginning is what is left of a task that was forgotten, if the task has ended and nothing was lost.
+//! An entry whose task has no beginning is what is left of a task that was forgotten, if the task has ended and nothing was lost. So is one whose plan
+//! went with all its large texts: those of a task go when it is forgotten, and its entries when nobody needs their segments.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -29,7 +30,7 @@ use crate::proto::task::state::State;
 use crate::proto::task::{unreadable, view};
 use crate::store::journal::{Finding, FindingKind, Position, Replay, SegmentId};
 use crate::wire::kept;
-use crate::wire::task::{Entry, Event, Outcome, Reason};
+use crate::wire::task::{Entry, Event, Outcome, Reason, Text};
 
 /// By so many bits of 128 an id may differ from one that is known to be taken for it.
 const NEAR_BITS: u32 = 8;
@@ -98,7 +99,9 @@ struct Broken {
     positions: Vec<Position>,
     since: Timestamp,
     key: Option<(String, [u8; 32])>,
-    /// Whether it is an end without a beginning.
+    /// Whether all its large texts are gone.
+    is_bare: bool,
+    /// Whether it is what is left of a task that has ended: its beginning or all its large texts are gone.
     is_rest: bool,
 }
 
@@ -157,12 +160,13 @@ impl Gathering<'_> {
         }
         if let Some(broken) = self.broken.get_mut(&entry.task) {
             broken.positions.push(position);
-            broken.is_rest |= broken.known.is_none() && matches!(entry.event, Event::Ended { .. });
         } else if let Err(failure) = self.apply(index, position, &entry) {
             self.give_up(entry.task, Some(position), failure.message, entry.at);
-            if let Some(broken) = self.broken.get_mut(&entry.task) {
-                broken.is_rest = broken.known.is_none() && matches!(entry.event, Event::Ended { .. });
-            }
+        }
+        let is_plan = matches!(entry.event, Event::Planned { subtasks: Text::Blob { .. }, .. });
+        if let Some(broken) = self.broken.get_mut(&entry.task) {
+            broken.is_bare |= is_plan && self.reader.blobs.knows(&entry.task.to_string()).is_ok_and(|knows| !knows);
+            broken.is_rest |= (broken.known.is_none() || broken.is_bare) && matches!(entry.event, Event::Ended { .. });
         }
     }
 
@@ -206,7 +210,7 @@ impl Gathering<'_> {
             (None, None) => (None, Vec::new(), at, None),
         };
         positions.extend(position);
-        self.broken.entry(task).or_insert(Broken { why, known, positions, since, key, is_rest: false });
+        self.broken.entry(task).or_insert(Broken { why, known, positions, since, key, is_bare: false, is_rest: false });
     }
 
     /// Stops every task that what was lost may have been part of.
@@ -270,7 +274,7 @@ impl Gathering<'_> {
         let (Some(open), Some((home, _))) = (self.live.get(&task), &self.home) else { return Ok(()) };
         let (mut state, mut positions) = (open.state.clone(), open.positions.clone());
         let failure = serde_json::to_vec(&failure(task, why)).unwrap_or_default();
-        let failure = Some(crate::wire::task::Text::Inline(failure.into()));
+        let failure = Some(Text::Inline(failure.into()));
         let event = Event::Ended { outcome: Outcome::Failed, reason: Some(Reason::Unreadable), failure };
         let entry = Entry { home: *home, epoch: super::book::EPOCH, task, at: self.now, number: state.events(), event };
         let journal = &self.reader.journal;
@@ -380,7 +384,7 @@ pub(in crate::node) fn run(reader: &Reader, mut replay: Replay, now: Timestamp) 
     }
     found.ended = gathering.ended;
     found.known = gathering.known;
-    for (task, Broken { why, known, positions, since, key, is_rest: _ }) in gathering.broken {
+    for (task, Broken { why, known, positions, since, key, is_bare: _, is_rest: _ }) in gathering.broken {
         notes.push(format!("task {task} is stopped, because the journal cannot be read: {why}"));
         let row = Row::new(&unreadable::summary(task, known, since, now));
         let unreadable = Some(Arc::new(failure(task, &why)));
@@ -410,7 +414,7 @@ mod tests {
     use super::*;
     use crate::store::DataDir;
     use crate::store::journal::Config;
-    use crate::wire::task::{Submitted, Text};
+    use crate::wire::task::Submitted;
 
     /// Room for a few entries of [`ROW_BYTES`] each in a segment.
     const CONFIG: Config = Config { segment_bytes: 65_536, queue_entries_max: 1_024, queue_bytes_max: 1_048_576 };
@@ -626,6 +630,38 @@ mod tests {
         let found = self::found(entries, |folder| fs::remove_file(&segments(folder)[0]).expect("it goes"));
         assert_eq!(reason(&found, task(1)), Some(json!("UNREADABLE")), "nobody has forgotten it: {:?}", found.notes);
         assert!(found.notes[0].contains("0000.seg: not there") && !found.is_whole, "{:?}", found.notes);
+    }
+
+    /// Its entries are still there, since an older task needs the segments, and its plan is not.
+    #[test]
+    fn a_forgotten_task_whose_plan_was_a_large_text_stays_forgotten() {
+        let data = Home::new();
+        let blobs = data.dir().blobs();
+        let goal = || {
+            let document = Text::Inline(json!({ "name": "n", "goal": "g" }).to_string().into());
+            Event::Submitted(Submitted { document, key: None, identity: [0; 32], parent: None })
+        };
+        let planned = |of: u128| {
+            let plan = json!([{ "subtask_id": "a", "agent_capability": "test.a" }]).to_string();
+            let hash = blobs.put(&task(of).to_string(), plan.as_bytes()).expect("kept");
+            let subtasks = Text::Blob { hash: *hash.as_bytes(), length_bytes: plan.len() as u64 };
+            (hash, Event::Planned { subtasks, by: "agent".to_owned(), bill: None })
+        };
+        data.append([data.entry(1, 0, submitted())]);
+        for of in 2..=5 {
+            data.append([data.entry(of, 0, goal()), data.entry(of, 1, planned(of).1)]);
+            let end = (of != 4).then(|| data.entry(of, 2, cancelled()));
+            data.append(end);
+        }
+        let of = |number: u128| task(number).to_string();
+        blobs.remove_all(&of(2)).expect("it is forgotten");
+        fs::remove_file(data.folder.path().join("blobs").join(of(3)).join(planned(3).0.to_hex().as_str())).expect("a disk lost it");
+        blobs.remove_all(&of(4)).expect("somebody removed what was still needed");
+        let found = data.started(false);
+        assert!(!found.knows(&task(2)), "{:?}", found.notes);
+        assert_eq!([3, 4].map(|of| reason(&found, task(of))), [Some(json!("UNREADABLE")), Some(json!("UNREADABLE"))], "{:?}", found.notes);
+        assert_eq!(reason(&found, task(5)), Some(json!("CANCELLED")));
+        assert_eq!((found.live.len(), found.notes.len()), (1, 2), "{:?}", found.notes);
     }
 
     #[test]
@@ -924,7 +960,7 @@ mod tests {
         let begun = || kept::Event::Begun(kept::Begun { input: [1; 32], fence: None, keep_ms: None });
         let done = || {
             let output = Text::Inline(Bytes::from_static(b"1"));
-            kept::Event::Done(kept::Done { output, units: None, took_us: 1, by: None })
+            kept::Event::Done(kept::Done { output, units: None, took_us: 1, by: None, begun: None })
         };
         home.append([call("k", begun()), call("k", kept::Event::Failed), call("k", begun()), call("k", done()), call("other", begun())]);
         let dir = home.dir();
