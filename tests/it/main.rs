@@ -30,6 +30,7 @@ mod priorities;
 mod rate;
 mod readme;
 mod receipts;
+mod recovery_copies;
 mod recovery_damage;
 mod recovery_disk;
 mod recovery_executor;

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use super::archive::{Archive, Place, ended, ids_from};
 use super::callback::Callbacks;
 use super::clock::TaskClock;
+use super::copies::Copies;
 use super::door::{Command, Cursor, Listed, Listing, Receipt, Standing};
 use super::filing::{self, Filer, Word, Work};
 use super::live::{Answer, Durable, Live, Running};
@@ -85,6 +86,7 @@ pub(in crate::node) struct Book {
     dependents: BTreeMap<TaskId, BTreeSet<TaskId>>,
     wakes: BTreeSet<(Timestamp, TaskId)>,
     pending: VecDeque<Pending>,
+    copies: Copies,
     /// Entries that the journal had no room for yet.
     backlog: VecDeque<(TaskId, u64, Vec<Bytes>)>,
     stopped: Option<Failure>,
@@ -123,6 +125,7 @@ impl Book {
             dependents: BTreeMap::new(),
             wakes: BTreeSet::new(),
             pending: VecDeque::new(),
+            copies: Copies::default(),
             backlog: VecDeque::new(),
             stopped: None,
             reports,
@@ -546,6 +549,7 @@ impl Book {
             (committed.end, committed.stopped.clone())
         };
         let end = failpoint::committed(end);
+        self.copies.on_committed(end, &mut self.live);
         while self.pending.front().is_some_and(|pending| pending.end <= end) {
             let Some(Pending { task, events, .. }) = self.pending.pop_front() else { break };
             let Some(live) = self.live.get_mut(&task) else { continue };
@@ -706,16 +710,17 @@ impl Book {
     /// What a checkpoint is made of now.
     fn work(&self, forgotten: Vec<TaskId>) -> Work {
         // Before anything is looked at: whatever happens to a call from here on lies behind it.
-        let last = self.reader.journal.segments().map_or(SegmentId(0), |(_, last)| last);
+        let journal = &self.reader.journal;
+        let last = journal.segments().map_or(SegmentId(0), |(_, last)| last);
         let unended = self.live.values().filter_map(|live| live.positions.first()).map(|position| position.segment).min();
         let running = self.filer.floor();
-        let watermark = [unended, self.ended.pinned(), running].into_iter().flatten().min().map_or(last, |pinned| pinned.min(last));
+        let others = [self.ended.pinned(), running].into_iter().flatten().fold(last, SegmentId::min);
+        let (watermark, copied) = (unended.map_or(others, |unended| unended.min(others)), self.copies.due(journal, &self.live, others));
         // Only what is older than everything that is wanted goes: were the end of a task gone and its beginning still there, the next start
         // would run it again.
         let kept = self.shared.calls_by_key.segments().into_iter().chain(self.shared.results_by_key.segments());
-        let oldest =
-            unended.into_iter().chain(self.ended.oldest()).chain(running).chain(kept).min().map_or(last, |oldest| oldest.min(last));
-        Work { taken: self.ended.take(), watermark, oldest, forgotten }
+        let oldest = unended.into_iter().chain(self.ended.oldest()).chain(running).chain(kept).fold(last, SegmentId::min);
+        Work { taken: self.ended.take(), watermark, oldest, forgotten, copied }
     }
 
     /// Forgets before it is time, but not again and again where that frees nothing.
@@ -728,6 +733,7 @@ impl Book {
         match word {
             Word::Filed(tasks) => self.ended.on_filed(tasks, |key| self.by_key.get_key_value(key).map(|(key, _)| Arc::clone(key))),
             Word::Unfiled(keys) => self.ended.on_unfiled(&keys),
+            Word::Copied(task, entries) => self.copies.begin(&self.reader.journal, &self.live, task, entries),
             Word::Over => {
                 self.filing = None;
                 if self.ended.is_crowded() {

@@ -11,9 +11,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::archive::Taken;
+use super::copies;
 use super::filed::{self, Known};
 use super::read::Reader;
 use crate::model::{TaskId, Timestamp};
@@ -36,6 +38,8 @@ pub(super) struct Work {
     pub(super) oldest: SegmentId,
     /// Tasks whose blobs go.
     pub(super) forgotten: Vec<TaskId>,
+    /// Tasks that keep more than they are worth.
+    pub(super) copied: copies::Due,
 }
 
 /// A word from a checkpoint that is being made.
@@ -45,6 +49,8 @@ pub(super) enum Word {
     Filed(Vec<(Timestamp, TaskId)>),
     /// The index has lost these keys.
     Unfiled(Vec<Vec<u8>>),
+    /// These are all entries of a task that is to be copied.
+    Copied(TaskId, Vec<Bytes>),
     /// It is over.
     Over,
 }
@@ -84,7 +90,7 @@ impl Filer {
 
     /// Makes a checkpoint and frees what nobody needs. Blocks.
     pub(super) fn run(&self, work: Work, words: &mpsc::Sender<Word>) {
-        let Work { taken, watermark, oldest, forgotten } = work;
+        let Work { taken, watermark, oldest, forgotten, copied } = work;
         let blobs = &self.reader.blobs;
         let calls = |see: &mut See<'_>| {
             self.shared.calls_by_key.visit_filed(see);
@@ -102,6 +108,7 @@ impl Filer {
                 tracing::warn!(%error, %task, "large texts of a forgotten task could not be removed");
             }
         }
+        copies::read(&self.reader.journal, copied, |task, entries| drop(words.blocking_send(Word::Copied(task, entries))));
         match filed.and_then(|()| self.reader.journal.forget_before(oldest)) {
             Ok(_) => {}
             Err(error) => {

@@ -14,6 +14,7 @@ mod archive;
 pub(super) mod book;
 mod callback;
 mod clock;
+mod copies;
 mod delegate;
 mod door;
 mod filed;

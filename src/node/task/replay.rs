@@ -10,6 +10,9 @@
 //! those of which it has lost entries are named, and whoever asks for their results or events hears what is wrong. A flipped bit before the watermark
 //! is met only then; that a whole segment is missing there is noticed at every start.
 //!
+//! A task that waits for long may be there twice ([`super::copies`]), or its beginning and then all of it. An event that it has already is one of a
+//! copy, and must be the same; where it lies counts when the copy is complete. One that begins anew is what was there before, if it comes as far.
+//!
 //! An entry whose task has no beginning is what is left of a task that was forgotten, if the task has ended and nothing was lost. So is one whose plan
 //! went with all its large texts: those of a task go when it is forgotten, and its entries when nobody needs their segments.
 
@@ -87,6 +90,10 @@ impl fmt::Display for Started {
 struct Open {
     state: State,
     positions: Vec<Position>,
+    /// Where the first of them lie once more, while a copy of it is read.
+    copied: Vec<Position>,
+    /// What it was taken for before its copy began.
+    before: Option<Broken>,
     /// The index of its last entry.
     last: u64,
 }
@@ -97,12 +104,22 @@ struct Broken {
     /// Its row before that.
     known: Option<Value>,
     positions: Vec<Position>,
+    /// How many events it had at least.
+    events: u64,
     since: Timestamp,
     key: Option<(String, [u8; 32])>,
     /// Whether all its large texts are gone.
     is_bare: bool,
     /// Whether it is what is left of a task that has ended: its beginning or all its large texts are gone.
     is_rest: bool,
+}
+
+impl Broken {
+    /// What was found of it before belongs to it.
+    fn take_in(&mut self, before: Broken) {
+        self.positions.splice(..0, before.positions);
+        self.events = self.events.max(before.events);
+    }
 }
 
 /// Tasks as they are put together.
@@ -158,10 +175,19 @@ impl Gathering<'_> {
             }
             return;
         }
+        let before = if entry.number == 0 { self.broken.remove(&entry.task) } else { None };
         if let Some(broken) = self.broken.get_mut(&entry.task) {
             broken.positions.push(position);
-        } else if let Err(failure) = self.apply(index, position, &entry) {
+        } else if let Err(failure) = self.apply(index, position, &entry, bytes) {
             self.give_up(entry.task, Some(position), failure.message, entry.at);
+        }
+        match (self.live.get_mut(&entry.task), self.broken.get_mut(&entry.task), before) {
+            (Some(open), _, Some(before)) => open.before = Some(before),
+            (None, Some(broken), Some(before)) => broken.take_in(before),
+            _ => {}
+        }
+        if let Some(broken) = self.broken.get_mut(&entry.task) {
+            broken.events = broken.events.max(entry.number.saturating_add(1));
         }
         let is_plan = matches!(entry.event, Event::Planned { subtasks: Text::Blob { .. }, .. });
         if let Some(broken) = self.broken.get_mut(&entry.task) {
@@ -170,11 +196,29 @@ impl Gathering<'_> {
         }
     }
 
-    fn apply(&mut self, index: u64, position: Position, entry: &Entry) -> Result<(), Failure> {
+    fn apply(&mut self, index: u64, position: Position, entry: &Entry, bytes: &[u8]) -> Result<(), Failure> {
+        let reader = self.reader;
+        if let Some(open) = self.live.get_mut(&entry.task).filter(|open| entry.number < open.state.events()) {
+            let place = usize::try_from(entry.number).unwrap_or(usize::MAX);
+            let original = open.positions.get(place).and_then(|position| reader.journal.read(*position).ok());
+            if original.is_none_or(|original| original != bytes) {
+                return Err(Failure::new(ErrorCode::Internal, format!("event {} of it is there twice, and not the same", entry.number)));
+            }
+            if place == 0 {
+                open.copied.clear();
+            }
+            // What is not in turn is of a copy that lacks something, and does not count.
+            if place == open.copied.len() {
+                open.copied.push(position);
+            }
+            if open.copied.len() == open.positions.len() {
+                open.positions = std::mem::take(&mut open.copied);
+            }
+            return Ok(());
+        }
         if let Event::Submitted(submitted) = &entry.event {
-            let reader = self.reader;
             let state = read::begin(&reader.blobs, entry.task, &reader.config, &reader.defaults, submitted, entry.at)?;
-            self.live.insert(entry.task, Open { state, positions: vec![position], last: index });
+            self.live.insert(entry.task, Open { state, positions: vec![position], copied: Vec::new(), before: None, last: index });
             return Ok(());
         }
         let Some(open) = self.live.get_mut(&entry.task) else {
@@ -190,7 +234,7 @@ impl Gathering<'_> {
             }
             return Err(Failure::new(ErrorCode::Internal, "its beginning is missing"));
         };
-        read::apply(&self.reader.blobs, &mut open.state, entry)?;
+        read::apply(&reader.blobs, &mut open.state, entry)?;
         open.positions.push(position);
         open.last = index;
         if let Some(ended) = ended(&open.state, &open.positions) {
@@ -201,8 +245,10 @@ impl Gathering<'_> {
     }
 
     fn give_up(&mut self, task: TaskId, position: Option<Position>, why: String, at: Timestamp) {
+        let mut before = None;
         let (known, mut positions, since, key) = match (self.live.remove(&task), self.ended.remove(&task)) {
-            (Some(Open { state, positions, .. }), _) => {
+            (Some(Open { state, positions, before: gone, .. }), _) => {
+                before = gone;
                 let key = state.key().map(|(key, identity)| (key.to_owned(), identity));
                 (Some(view::summary(&state)), positions, state.created(), key)
             }
@@ -210,7 +256,18 @@ impl Gathering<'_> {
             (None, None) => (None, Vec::new(), at, None),
         };
         positions.extend(position);
-        self.broken.entry(task).or_insert(Broken { why, known, positions, since, key, is_bare: false, is_rest: false });
+        let broken = Broken { why, known, positions, events: 0, since, key, is_bare: false, is_rest: false };
+        let broken = self.broken.entry(task).or_insert(broken);
+        before.into_iter().for_each(|before| broken.take_in(before));
+    }
+
+    /// Gives up what a copy was to mend that does not come as far.
+    fn give_up_cut_copies(&mut self) {
+        let is_cut = |open: &Open| open.before.as_ref().is_some_and(|before| open.state.events() < before.events);
+        let cut: Vec<TaskId> = self.live.iter().filter(|(_, open)| is_cut(open)).map(|(task, _)| *task).collect();
+        for task in cut {
+            self.give_up(task, None, "its beginning is missing, and of the copy of it the end".to_owned(), self.now);
+        }
     }
 
     /// Stops every task that what was lost may have been part of.
@@ -355,6 +412,7 @@ pub(in crate::node) fn run(reader: &Reader, mut replay: Replay, now: Timestamp) 
         let file = position.segment.file_name();
         notes.push(format!("{file}: the entry at byte {} cannot be read and names no task", position.offset));
     }
+    gathering.give_up_cut_copies();
     for (task, why) in gathering.doubt(&lost) {
         notes.push(format!("task {task} is stopped, because entries of it may be lost: {why}"));
         if let Err(error) = gathering.end(task, &why) {
@@ -371,20 +429,20 @@ pub(in crate::node) fn run(reader: &Reader, mut replay: Replay, now: Timestamp) 
     // An index that tells of more than is there says that something is not.
     let is_whole = misfit.is_none() && lost.is_empty() && nothing_aside && gathering.nameless.is_empty() && !gathering.is_empty;
     let mut found = Found { calls: std::mem::take(&mut gathering.calls), started, is_whole, ..Found::default() };
-    for (task, Open { state, positions, last }) in std::mem::take(&mut gathering.live) {
-        match reader.outputs(&state) {
+    for (task, open) in std::mem::take(&mut gathering.live) {
+        match reader.outputs(&open.state) {
             Ok(outputs) => {
-                found.live.insert(task, Unfinished { state, positions, outputs });
+                found.live.insert(task, Unfinished { state: open.state, positions: open.positions, outputs });
             }
             Err(failure) => {
-                gathering.live.insert(task, Open { state, positions, last });
+                gathering.live.insert(task, open);
                 gathering.give_up(task, None, failure.message, now);
             }
         }
     }
     found.ended = gathering.ended;
     found.known = gathering.known;
-    for (task, Broken { why, known, positions, since, key, is_bare: _, is_rest: _ }) in gathering.broken {
+    for (task, Broken { why, known, positions, since, key, .. }) in gathering.broken {
         notes.push(format!("task {task} is stopped, because the journal cannot be read: {why}"));
         let row = Row::new(&unreadable::summary(task, known, since, now));
         let unreadable = Some(Arc::new(failure(task, &why)));
@@ -673,6 +731,92 @@ mod tests {
         assert!(ended.unreadable.is_some() && found.notes.len() == 1, "{:?}", found.notes);
     }
 
+    /// A task that waits, of three entries; others; and its copy or a part of one.
+    fn copied(data: &Home, part: std::ops::Range<u64>) {
+        data.append(data.entries(1));
+        data.append(data.ended(2, 9));
+        data.append(part.map(|number| data.entries(1).remove(usize::try_from(number).expect("small"))));
+    }
+
+    #[test]
+    fn a_task_lies_where_its_copy_does_once_that_is_whole() {
+        let data = Home::new();
+        copied(&data, 0..3);
+        data.append([data.entry(1, 3, deferred())]);
+        let found = data.started(false);
+        assert_eq!((found.live.len(), found.notes.len()), (1, 0), "{:?}", found.notes);
+        let positions = found.live[&task(1)].positions.clone();
+        let copy = positions[0].segment;
+        assert!(copy > SegmentId(0) && positions.is_sorted() && positions.len() == 4, "{positions:?}");
+        // What it lay in before is forgotten; the copy alone makes the same.
+        let count = data.segments().iter().position(|file| file.ends_with(copy.file_name())).expect("it is there");
+        data.forget(count);
+        let again = data.started(false);
+        assert_eq!((again.notes.len(), &again.live[&task(1)].positions), (0, &positions), "{:?}", again.notes);
+        assert_eq!(again.live[&task(1)].state.events(), 4);
+        // And so it ends.
+        data.append([data.entry(1, 4, cancelled())]);
+        assert_eq!(data.started(false).ended[&task(1)].positions.len(), 5);
+    }
+
+    /// F1: the node died while a copy was written.
+    #[test]
+    fn a_part_of_a_copy_changes_nothing_and_a_whole_one_may_follow() {
+        for part in [1, 2] {
+            let data = Home::new();
+            copied(&data, 0..part);
+            let found = data.started(false);
+            assert_eq!((found.live.len(), found.notes.len()), (1, 0), "{:?}", found.notes);
+            assert!(found.live[&task(1)].positions.iter().all(|position| position.segment == SegmentId(0)), "{part}");
+            assert_eq!(found.live[&task(1)].state.events(), 3);
+            data.append(data.entries(1));
+            let found = data.started(false);
+            let positions = &found.live[&task(1)].positions;
+            assert!(positions.len() == 3 && positions.is_sorted() && positions[0].segment > SegmentId(0), "{part}: {positions:?}");
+            assert_eq!(found.live[&task(1)].state.events(), 3);
+            // It goes on from there, also without the whole copy.
+            data.append([data.entry(1, 3, deferred())]);
+            assert_eq!(data.started(false).live[&task(1)].state.events(), 4);
+        }
+    }
+
+    /// F4: two words of one event are damage.
+    #[test]
+    fn a_copy_that_differs_stops_its_task() {
+        let data = Home::new();
+        copied(&data, 0..1);
+        data.append([data.entry(1, 1, cancelled())]);
+        let found = data.started(false);
+        assert_eq!(reason(&found, task(1)), Some(json!("UNREADABLE")));
+        assert!(found.notes.iter().any(|note| note.contains("twice, and not the same")), "{:?}", found.notes);
+    }
+
+    /// The segment with its beginning was forgotten or lost, the next one was not; a copy is all of it, and a part of one is not.
+    #[test]
+    fn a_copy_mends_a_task_without_a_beginning_if_it_comes_as_far() {
+        for (part, lose) in [(10, false), (10, true), (9, false), (4, true)] {
+            let data = Home::new();
+            let entries =
+                || [vec![data.entry(1, 0, submitted())], (1..10).map(|number| data.entry(1, number, deferred())).collect()].concat();
+            data.append(entries());
+            data.append(entries().into_iter().take(part));
+            if lose {
+                fs::remove_file(data.segments().remove(0)).expect("it goes");
+            } else {
+                data.forget(1);
+            }
+            let found = data.started(false);
+            if part == 10 {
+                assert!(found.live[&task(1)].state.events() == 10 && found.live[&task(1)].positions.is_sorted(), "{:?}", found.notes);
+                assert_eq!(found.notes.len(), usize::from(lose), "{:?}", found.notes);
+            } else {
+                assert_eq!(reason(&found, task(1)), Some(json!("UNREADABLE")), "{part}: {:?}", found.notes);
+                let positions = &found.ended[&task(1)].positions;
+                assert!(positions.is_sorted() && positions.len() > part, "what is left of it stays: {positions:?}");
+            }
+        }
+    }
+
     /// The data directory of a node that is started again and again.
     struct Home {
         folder: tempfile::TempDir,
@@ -726,6 +870,11 @@ mod tests {
 
         fn entry(&self, of: u128, number: u64, event: Event) -> Bytes {
             entry(self.home, task(of), number, event)
+        }
+
+        /// All entries of a task that waits.
+        fn entries(&self, of: u128) -> Vec<Bytes> {
+            vec![self.entry(of, 0, submitted()), self.entry(of, 1, deferred()), self.entry(of, 2, deferred())]
         }
 
         /// A task of so many entries that has ended.

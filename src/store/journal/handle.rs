@@ -162,6 +162,11 @@ impl Journal {
         self.headers(|headers| headers.range(..=segment.0).next_back().map(|(first, _)| SegmentId(*first)))
     }
 
+    /// The segment so many before the last that is not after `segment`, if there is one.
+    pub fn before(&self, segment: SegmentId, count: usize) -> Option<SegmentId> {
+        self.headers(|headers| headers.range(..=segment.0).rev().nth(count).map(|(first, _)| SegmentId(*first)))
+    }
+
     /// What tells a segment from all others of its name; `None` if there is none that reads.
     pub fn seed(&self, segment: SegmentId) -> Option<u32> {
         self.headers(|headers| headers.get(&segment.0).map(|header| header.seed))
