@@ -5,7 +5,11 @@ use std::fs;
 use meshwork::wire::invocation::HOPS_MAX;
 use serde_json::{Value, json};
 
-use crate::support::{Builder, Node, SETTLE, builtin, eventually, script, slow, with};
+use crate::support::{
+    Builder, Node, SETTLE, builtin, eventually, script, slow,
+    tasks::{Workshop, planner, step, task},
+    with,
+};
 
 /// The agent by which a node runs tasks for others.
 fn runner(name: &str) -> Value {
@@ -429,4 +433,38 @@ async fn progress_is_streamed_to_whoever_asks() {
     let rest = events.rest().await;
     assert!(rest.iter().any(|(name, chunk)| name == "chunk" && chunk["event"] == "dispatched"), "{rest:?}");
     assert_eq!(rest.last().map(|(_, end)| &end["output"]["result"]), Some(&json!({ "x": 1 })), "{rest:?}");
+}
+
+/// AITP-9, threat T20: the budget pays for nobody but the agent that has its share already; that one is busy, and is waited for, although
+/// somebody else is free.
+#[tokio::test]
+async fn a_step_waits_for_the_only_agent_that_can_still_be_paid() {
+    let workshop = Workshop::new();
+    let home = planner().spawn().await;
+    let narrow = with(runner("first"), json!({ "concurrency": 1, "queue": 0 }));
+    let host = Node::builder().join(&home).agent(workshop.worker("smith", "test.forge", json!({}))).agent(narrow).spawn().await;
+    home.knows("task-execution", &["first"]).await;
+    host.knows("test.forge", &["smith"]).await;
+    let inner = |mark: &str| task(&[step("work", "test.forge", json!({ "mark": mark, "until": "go", "output": mark }))]);
+    let retry = json!({ "max_retries": 3, "backoff_strategy": "fixed", "backoff_base_ms": 5_000 });
+    let limits = json!({ "cost_limit": "1", "timeout_seconds": 3, "retry_policy": retry });
+
+    let id = home.submit(&with(within("in", inner("paid")), json!({ "metadata": limits }))).await;
+    let mut events = home.task_events(&id).await;
+    events.wait_for("accepted", SETTLE, |_| true).await;
+    let free = Node::builder().join(&home).agent(runner("second")).spawn().await;
+    home.knows("task-execution", &["first", "second"]).await;
+    events.wait_for("attempt_failed", SETTLE, |_| true).await;
+    let mut other = within("in", inner("other"));
+    other["subtasks"][0]["agent"] = host.agent_id("first").await.into();
+    let other = home.submit(&other).await;
+    home.until_step(&other, "in", |step| step["status"] == "EXECUTING").await;
+    let deferred = events.wait_for("deferred", SETTLE * 2, |_| true).await;
+    workshop.release("go");
+
+    let result = home.result(&id).await;
+    assert_eq!((&result["outcome"], &result["result"]), (&json!("success"), &json!("paid")), "{deferred} {result}");
+    let attempts = home.step(&id, "in").await["attempts"].take();
+    assert!(attempts.as_array().is_some_and(|all| all.iter().all(|one| one["node_id"] != free.id())), "{attempts}");
+    home.result(&other).await;
 }

@@ -80,6 +80,11 @@ pub(super) async fn ask(
         (declined.code, format!("`{name}`: {}", printable(&declined.reason, 200)))
     });
     reasons.extend(declined);
+    if !reasons.is_empty() {
+        // Who is only away for a time may yet make an offer, so money alone does not stand in the way.
+        let away = answer.rejected.iter().filter(|rejected| rejected.reason.is_for_a_time());
+        reasons.extend(away.map(|away| (away.reason.code(), format!("`{}`: {}", printable(&away.name, 64), away.reason))));
+    }
     let nobody = (agents.is_empty() && !reasons.is_empty()).then(|| nobody(&reasons));
     Ok(Bids { agents, document: document(&answer), nobody })
 }

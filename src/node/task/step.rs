@@ -307,7 +307,7 @@ fn request(definition: &Definition, subtask: &Subtask, outputs: &[Option<Arc<Val
     Ok(request)
 }
 
-/// Chooses whom to ask: who may already hold the result, else, where the task wants offers, whoever makes the best one, else somebody on
+/// Chooses whom to ask: who alone can be paid, else who may already hold the result, else, where the task wants offers, whoever makes the best one, else somebody on
 /// whom no attempt failed, else anybody who did not refuse. Gives the offers too, if there are any.
 async fn choose_agent<'a>(
     shared: &'a Arc<Shared>,
@@ -318,6 +318,13 @@ async fn choose_agent<'a>(
     now: Timestamp,
 ) -> Result<(Attempt<'a>, Option<Value>), Failure> {
     let deadline = shared.mono().saturating_add(CHOOSE_MAX);
+    if let Some(only) = choose.only {
+        if choose.refused_by.contains(&only) {
+            return Err(Failure::new(ErrorCode::Busy, format!("agent {only} did not take it just now, and the budget pays no other")));
+        }
+        request.agent = Some(only);
+        return Box::pin(routing::choose(shared, &request, &choose.refused_by, deadline)).await.map(|attempt| (attempt, None));
+    }
     if let Some(prefer) = choose.prefer {
         let named = InvokeRequest { agent: Some(prefer), ..request.clone() };
         if let Ok(attempt) = Box::pin(routing::choose(shared, &named, &choose.refused_by, deadline)).await {
@@ -346,7 +353,11 @@ async fn choose_agent<'a>(
                 avoid.retain(|agent| !may_again(agent));
                 request.agent = subtask.agent;
             }
-            Err(failure) => return Err(foreign.unwrap_or(failure)),
+            Err(failure) => {
+                // Whoever can be paid, and is busy or away, may do it later.
+                let nobody = matches!(failure.code, ErrorCode::CapabilityNotFound | ErrorCode::AgentNotFound);
+                return Err(foreign.filter(|_| nobody && choose.refused_by.is_empty()).unwrap_or(failure));
+            }
         }
     }
 }

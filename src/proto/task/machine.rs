@@ -126,6 +126,8 @@ pub struct Choose {
     pub failed_on: Vec<AgentId>,
     /// The agent that comes first if it is there at all.
     pub prefer: Option<AgentId>,
+    /// The only agent that the budget can still pay; it is waited for like a sole agent.
+    pub only: Option<AgentId>,
     /// What the attempt may cost.
     pub cost_max: Option<Decimal>,
     /// What the attempt is to those who count retries.
@@ -456,7 +458,8 @@ impl Machine {
                 subtask: number(index),
                 refused_by: part.refused_by.iter().copied().collect(),
                 failed_on: part.failed_on.iter().copied().collect(),
-                prefer: part.prefer.or_else(|| settle::only_payable(state, index)),
+                prefer: part.prefer,
+                only: settle::only_payable(state, index),
                 cost_max: left,
                 turn: retry::turn(part),
             }));

@@ -279,7 +279,8 @@ impl World {
     }
 
     fn choose(&mut self, choose: &Choose) {
-        let fit: Vec<u8> = (0..AGENTS).filter(|number| !choose.refused_by.contains(&agent(*number))).collect();
+        let may = |number: &u8| choose.only.is_none_or(|only| only == agent(*number)) && !choose.refused_by.contains(&agent(*number));
+        let fit: Vec<u8> = (0..AGENTS).filter(may).collect();
         let fresh: Vec<u8> = fit.iter().copied().filter(|number| !choose.failed_on.contains(&agent(*number))).collect();
         let preferred = fit.iter().copied().find(|number| choose.prefer == Some(agent(*number)));
         let among = if fresh.is_empty() { &fit } else { &fresh };

@@ -101,7 +101,8 @@ pub(super) fn overdraws(state: &State, fence: Fence, charge: &Charge) -> bool {
     !charge.total.is_zero() && remaining.saturating_add(replaced) < charge.total
 }
 
-/// Who alone may be asked once more, because what another agent would have to be given is not there.
+/// Who alone may be asked once more, because what another agent would have to be given is not there. As long as it is busy or away, the
+/// subtask waits for it: to ask somebody else would only end the task for its cost, with the money still out.
 pub(in crate::proto::task) fn only_payable(state: &State, index: usize) -> Option<AgentId> {
     let unsettled = state.parts.get(index)?.unsettled?;
     let held = state.ledger.reserved(unsettled.fence.subtask);
@@ -245,9 +246,15 @@ mod tests {
     fn the_same_agent_is_billed_once_whatever_was_lost_with_it() {
         let mut task = delegated("1");
         lost_on(&mut task, 1, Loss::AttemptTimeout);
-        assert_eq!(task.choices().pop().expect("a choice").prefer, Some(agent(1)), "nobody else can be paid");
+        assert_eq!(task.choices().pop().expect("a choice").only, Some(agent(1)), "nobody else can be paid");
         task.chosen_for(0, 1, Some("1"));
         task.rejects(0, ErrorCode::Busy);
+        let choose = task.choices().pop().expect("a choice");
+        assert_eq!((choose.only, choose.refused_by), (Some(agent(1)), vec![agent(1)]), "it is waited for");
+        task.unavailable(0, ErrorCode::Busy);
+        assert_eq!((task.end(), task.events().pop()), (None, Some("deferred")));
+        task.waits(1_000);
+        assert_eq!(task.choices().pop().expect("a choice").only, Some(agent(1)));
         assert_eq!(money(&task), (dec("0"), dec("0")), "it may still spend what it was given at first");
         task.chosen_for(0, 1, Some("1"));
         task.accepts(0);
