@@ -149,7 +149,7 @@ impl Step {
             };
             request.chunks = Some(chunks);
         }
-        request.key = Some(key(self.task, subtask, &request.input));
+        request.key = Some(key(self.task, subtask, &request.input, self.choose.redo));
         request.fence = Some(wire::invocation::Fence { epoch: super::book::EPOCH, attempt: fence.attempt });
         let left = send.until.map(|until| until.saturating_since(self.clock.now()));
         let start_within = left.map_or(send.start_within, |left| left.min(send.start_within));
@@ -442,11 +442,15 @@ fn failed_attempt(failed: AttemptFailure, charge: Option<Charge>) -> Finish {
     Finish::Failed { loss, failure, charge }
 }
 
-/// What all attempts of a subtask are known by to whoever executes them: the same work has the same key, and other work another.
-fn key(task: TaskId, subtask: &Subtask, input: &[u8]) -> String {
+/// What all attempts of a subtask are known by to whoever executes them: the same work has the same key, and other work another. What was done
+/// and is no use is other work from then on.
+fn key(task: TaskId, subtask: &Subtask, input: &[u8], redo: u32) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&task.to_bytes()).update(subtask.id.as_str().as_bytes()).update(b"\n");
     let input = off_workers(input.len(), || blake3::hash(input));
     hasher.update(input.as_bytes());
+    if redo > 0 {
+        hasher.update(&redo.to_be_bytes());
+    }
     hasher.finalize().to_hex().to_string()
 }

@@ -9,17 +9,20 @@ use crate::model::AgentId;
 use crate::wire::task::{Event, Fence, Loss};
 
 /// The accounts, told a second time from what happened: each answer that said what it cost, and of tasks within this one for each agent
-/// what it said last, or all that it was given where it was lost after that.
+/// and key what it said last, or all that it was given where it was lost after that.
 pub(super) fn check(seed: u64, state: &State, events: &[Event], share: Decimal) {
     let is_delegated = |fence: &Fence| state.definition.subtasks[fence.subtask as usize].task.is_some();
-    let mut agents = BTreeMap::new();
+    let mut works = BTreeMap::new();
     let mut plain = Decimal::ZERO;
-    let mut delegated: BTreeMap<(u32, AgentId), Decimal> = BTreeMap::new();
+    // What an agent did under one key; another begins where an output was no use.
+    let mut delegated: BTreeMap<(u32, AgentId, u32), Decimal> = BTreeMap::new();
+    let mut redos: BTreeMap<u32, u32> = BTreeMap::new();
     let mut open: BTreeMap<u32, Fence> = BTreeMap::new();
     for event in events {
         let (fence, said) = match event {
             Event::Dispatched(dispatched) => {
-                agents.insert(dispatched.fence, dispatched.agent);
+                let redo = redos.get(&dispatched.fence.subtask).copied().unwrap_or_default();
+                works.insert(dispatched.fence, (dispatched.fence.subtask, dispatched.agent, redo));
                 continue;
             }
             Event::Accepted(fence) => {
@@ -39,7 +42,7 @@ pub(super) fn check(seed: u64, state: &State, events: &[Event], share: Decimal) 
             },
             Event::Ended { .. } => {
                 for fence in std::mem::take(&mut open).into_values().filter(is_delegated) {
-                    delegated.insert((fence.subtask, agents[&fence]), share);
+                    delegated.insert(works[&fence], share);
                 }
                 continue;
             }
@@ -51,12 +54,15 @@ pub(super) fn check(seed: u64, state: &State, events: &[Event], share: Decimal) 
             | Event::Delegated { .. }
             | Event::CalledBack { .. } => continue,
         };
+        if matches!(event, Event::AttemptFailed { loss: Loss::InvalidOutput, .. }) {
+            *redos.entry(fence.subtask).or_default() += 1;
+        }
         let (fence, total) = (*fence, said.map(|charge| charge.map_or(Decimal::ZERO, |charge| charge.total)));
         if open.get(&fence.subtask) == Some(&fence) {
             open.remove(&fence.subtask);
         }
         if is_delegated(&fence) {
-            delegated.insert((fence.subtask, agents[&fence]), total.unwrap_or(share));
+            delegated.insert(works[&fence], total.unwrap_or(share));
         } else {
             plain += total.unwrap_or_default();
         }

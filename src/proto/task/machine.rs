@@ -128,6 +128,8 @@ pub struct Choose {
     pub prefer: Option<AgentId>,
     /// The only agent that the budget can still pay; it is waited for like a sole agent.
     pub only: Option<AgentId>,
+    /// How often the work was done and came to nothing that fits: so often whoever keeps results does it anew.
+    pub redo: u32,
     /// What the attempt may cost.
     pub cost_max: Option<Decimal>,
     /// What the attempt is to those who count retries.
@@ -460,6 +462,7 @@ impl Machine {
                 failed_on: part.failed_on.iter().copied().collect(),
                 prefer: part.prefer,
                 only: settle::only_payable(state, index),
+                redo: part.redo(u32::MAX),
                 cost_max: left,
                 turn: retry::turn(part),
             }));

@@ -77,6 +77,9 @@ fn mix(index: usize, inputs: &[u64]) -> u64 {
     inputs.iter().fold(index as u64 + 1, |sum, input| sum.wrapping_mul(0x0000_0100_0000_01b3).wrapping_add(*input)) % 1_000_000_007
 }
 
+/// Who does which subtask, and how often what came of it was no use before: the key of a call at its agent.
+type Key = (u8, u32, u32);
+
 /// What is under way at an agent, or kept there, under the key of a subtask.
 #[derive(Debug, Clone)]
 enum Work {
@@ -92,6 +95,8 @@ enum Work {
         run: u64,
     },
     Kept(u64),
+    /// Done, and with an output that does not fit: the agent does not know that, and answers the same again.
+    Spoiled,
 }
 
 /// What happens next, somewhere. What is for the home node is lost where it went down in between: `life` tells.
@@ -102,15 +107,14 @@ enum What {
     Input { life: u32, input: Box<Input> },
     NotAccepted { life: u32, fence: Fence },
     TooSlow { life: u32, fence: Fence },
-    Arrives { agent: u8, fence: Fence, life: u32, inputs: Vec<u64>, waits: bool },
-    Begins { agent: u8, fence: Fence },
-    RunEnds { agent: u8, subtask: u32, run: u64, fate: Fate, output: u64 },
+    Arrives { fence: Fence, life: u32, inputs: Vec<u64>, waits: bool },
+    Begins { fence: Fence },
+    RunEnds { key: Key, run: u64, fate: Fate, output: u64 },
     Restarts,
 }
 
 /// A call that the home node made in this life.
 struct Call {
-    agent: u8,
     close_within: Duration,
     is_accepted: bool,
     is_over: bool,
@@ -139,7 +143,8 @@ struct World {
     crashes: u32,
     nobody_before: Timestamp,
     // The agents, and the oracle.
-    works: BTreeMap<(u8, u32), Work>,
+    works: BTreeMap<Key, Work>,
+    keys: BTreeMap<Fence, Key>,
     executions: BTreeMap<Fence, u32>,
     begun: Vec<usize>,
     done_well: Vec<usize>,
@@ -173,6 +178,7 @@ impl World {
             crashes: 0,
             nobody_before,
             works: BTreeMap::new(),
+            keys: BTreeMap::new(),
             executions: BTreeMap::new(),
             begun: vec![0; count],
             done_well: vec![0; count],
@@ -246,8 +252,7 @@ impl World {
                 Output::Send(send) => self.send(&send),
                 Output::Begin(fence) => {
                     assert!(self.is_durable(|event| *event == Event::Accepted(fence)), "seed {}: begun too early", self.seed);
-                    let agent = self.calls[&fence].agent;
-                    self.soon(3, What::Begins { agent, fence });
+                    self.soon(3, What::Begins { fence });
                 }
                 Output::Withdraw(fence) => {
                     let follows = |event: &Event| {
@@ -257,8 +262,7 @@ impl World {
                     assert!(self.is_durable(follows), "seed {}: withdrawn too early", self.seed);
                     if let Some(call) = self.calls.get_mut(&fence) {
                         call.is_over = true;
-                        let agent = call.agent;
-                        self.stop(agent, fence);
+                        self.stop(fence);
                     }
                 }
                 Output::Compose => self.input(self.life, 3, Input::Composed(Ok(()))),
@@ -308,12 +312,13 @@ impl World {
         // It may have been given up while the disk was slow.
         let Some(attempt) = part.attempts.iter().find(|attempt| attempt.number == fence.attempt) else { return };
         let number = attempt.agent.public_key()[0];
+        self.keys.insert(fence, (number, fence.subtask, part.redo(fence.attempt)));
         let index = usize::try_from(fence.subtask).expect("small");
         let inputs = self.definition.subtasks[index].after.iter().map(|before| read(state.output(*before).expect("done"))).collect();
-        let call = Call { agent: number, close_within: send.close_within, is_accepted: false, is_over: false };
+        let call = Call { close_within: send.close_within, is_accepted: false, is_over: false };
         assert!(self.calls.insert(fence, call).is_none(), "seed {}: sent twice", self.seed);
         let life = self.life;
-        self.soon(3, What::Arrives { agent: number, fence, life, inputs, waits: send.wait });
+        self.soon(3, What::Arrives { fence, life, inputs, waits: send.wait });
         self.at(self.now.saturating_add(send.start_within), What::NotAccepted { life, fence });
     }
 
@@ -362,13 +367,14 @@ impl World {
 
     // The agents.
 
-    fn stop(&mut self, number: u8, fence: Fence) {
+    fn stop(&mut self, fence: Fence) {
         let is_it = |work: &Work| match work {
             Work::Waits { fence: own, .. } | Work::Runs { fence: own, .. } => *own == fence,
-            Work::Kept(_) => false,
+            Work::Kept(_) | Work::Spoiled => false,
         };
-        if self.works.get(&(number, fence.subtask)).is_some_and(is_it) {
-            self.works.remove(&(number, fence.subtask));
+        let key = self.keys[&fence];
+        if self.works.get(&key).is_some_and(is_it) {
+            self.works.remove(&key);
         }
     }
 
@@ -377,9 +383,16 @@ impl World {
         self.input(life, ms_max, Input::Finished(fence, Finish::Done { output: text(&output.to_string()), charge }));
     }
 
-    fn arrives(&mut self, number: u8, fence: Fence, life: u32, inputs: Vec<u64>, waits: bool) {
-        let key = (number, fence.subtask);
+    fn garbled(&mut self, life: u32, fence: Fence) {
+        let charge = self.definition.budget.is_some().then(|| charge("1", "0.001"));
+        let failure = Failure::new(ErrorCode::InvalidSchema, "no `x`");
+        self.input(life, 3, Input::Finished(fence, Finish::Failed { loss: Loss::InvalidOutput, failure, charge }));
+    }
+
+    fn arrives(&mut self, fence: Fence, life: u32, inputs: Vec<u64>, waits: bool) {
+        let key = self.keys[&fence];
         match self.works.get_mut(&key) {
+            Some(Work::Spoiled) => return self.garbled(life, fence),
             Some(Work::Kept(output)) => {
                 let output = *output;
                 self.done(life, 3, fence, output);
@@ -406,13 +419,13 @@ impl World {
                 if waits {
                     self.works.insert(key, Work::Waits { fence, life, inputs });
                 } else {
-                    self.begins(number, fence, life, &inputs);
+                    self.begins(fence, life, &inputs);
                 }
             }
         }
     }
 
-    fn begins(&mut self, number: u8, fence: Fence, life: u32, inputs: &[u64]) {
+    fn begins(&mut self, fence: Fence, life: u32, inputs: &[u64]) {
         let index = usize::try_from(fence.subtask).expect("small");
         let executions = self.executions.entry(fence).or_default();
         *executions += 1;
@@ -421,20 +434,21 @@ impl World {
         let fate = fates.get(self.begun[index]).or_else(|| fates.last()).copied().unwrap_or(Fate::Well);
         self.begun[index] += 1;
         let run = self.caused;
-        self.works.insert((number, fence.subtask), Work::Runs { fence, life, run });
-        self.soon(50, What::RunEnds { agent: number, subtask: fence.subtask, run, fate, output: mix(index, inputs) });
+        let key = self.keys[&fence];
+        self.works.insert(key, Work::Runs { fence, life, run });
+        self.soon(50, What::RunEnds { key, run, fate, output: mix(index, inputs) });
     }
 
-    fn run_ends(&mut self, number: u8, subtask: u32, run: u64, fate: Fate, output: u64) {
-        let key = (number, subtask);
+    fn run_ends(&mut self, key: Key, run: u64, fate: Fate, output: u64) {
+        let (_, subtask, _) = key;
         let (fence, life) = match self.works.get(&key) {
             Some(Work::Runs { fence, life, run: own }) if *own == run => (*fence, *life),
             _ => return,
         };
         let broken = Failure::new(ErrorCode::AgentFailed, "it broke");
-        // Whoever says anything says what it costs: a plain step's garbled answer does, and a task that failed.
+        // Whoever says anything says what it costs, like a task that failed.
         let is_delegated = self.definition.subtasks[usize::try_from(subtask).expect("small")].task.is_some();
-        let says = fate == Fate::Garbles || (is_delegated && matches!(fate, Fate::Breaks | Fate::Hopeless));
+        let says = is_delegated && matches!(fate, Fate::Breaks | Fate::Hopeless);
         let bill = (self.definition.budget.is_some() && says).then(|| charge("1", "0.001"));
         let failed = |loss, failure| Input::Finished(fence, Finish::Failed { loss, failure, charge: bill.clone() });
         match fate {
@@ -457,7 +471,10 @@ impl World {
             Fate::Hangs => return,
             Fate::Breaks => self.input(life, 3, failed(Loss::AgentError, broken)),
             Fate::Hopeless => self.input(life, 3, failed(Loss::AgentError, broken.retryable(false))),
-            Fate::Garbles => self.input(life, 3, failed(Loss::InvalidOutput, Failure::new(ErrorCode::InvalidSchema, "no `x`"))),
+            Fate::Garbles => {
+                self.works.insert(key, Work::Spoiled);
+                return self.garbled(life, fence);
+            }
             Fate::Vanishes => self.input(life, 500, failed(Loss::AgentLost, Failure::new(ErrorCode::Unavailable, "gone"))),
         }
         self.works.remove(&key);
@@ -488,21 +505,20 @@ impl World {
             What::TooSlow { life, fence } if life == self.life => {
                 let Some(call) = self.calls.get_mut(&fence).filter(|call| !call.is_over) else { return };
                 call.is_over = true;
-                let agent = call.agent;
-                self.stop(agent, fence);
+                self.stop(fence);
                 let failure = Failure::new(ErrorCode::Timeout, "too slow");
                 self.handle(Input::Finished(fence, Finish::Failed { loss: Loss::AttemptTimeout, failure, charge: None }));
             }
             What::Flushed { .. } | What::Woken { .. } | What::Input { .. } | What::NotAccepted { .. } | What::TooSlow { .. } => {}
-            What::Arrives { agent, fence, life, inputs, waits } => self.arrives(agent, fence, life, inputs, waits),
-            What::Begins { agent, fence } => {
-                if let Some(Work::Waits { fence: own, life, inputs }) = self.works.get(&(agent, fence.subtask)).cloned()
+            What::Arrives { fence, life, inputs, waits } => self.arrives(fence, life, inputs, waits),
+            What::Begins { fence } => {
+                if let Some(Work::Waits { fence: own, life, inputs }) = self.works.get(&self.keys[&fence]).cloned()
                     && own == fence
                 {
-                    self.begins(agent, fence, life, &inputs);
+                    self.begins(fence, life, &inputs);
                 }
             }
-            What::RunEnds { agent, subtask, run, fate, output } => self.run_ends(agent, subtask, run, fate, output),
+            What::RunEnds { key, run, fate, output } => self.run_ends(key, run, fate, output),
             What::Restarts => self.restart(),
         }
     }

@@ -177,6 +177,8 @@ pub struct Part {
     pub ended: Option<Timestamp>,
     /// What was held back for its first attempt, where that is a task: every further one is given as much, and so is the same call.
     pub share: Option<Decimal>,
+    /// Its attempts whose output broke its schema: each after them is other work, under another key.
+    pub(super) spoiled: Vec<u32>,
     /// Its attempt that was lost with what it was given, where that is a task.
     pub(super) unsettled: Option<Unsettled>,
     /// Subtasks that it still waits for.
@@ -217,6 +219,7 @@ impl Part {
             started: None,
             ended: None,
             share: None,
+            spoiled: Vec::new(),
             unsettled: None,
             missing,
             failed_on: BTreeSet::new(),
@@ -230,6 +233,11 @@ impl Part {
     /// The attempt under way.
     pub fn current(&self) -> Option<&Attempt> {
         self.attempts.last().filter(|attempt| matches!(self.phase, Phase::Sent | Phase::Running) && attempt.end.is_none())
+    }
+
+    /// How often what came of it was no use before this attempt: so often its work was to be done anew.
+    pub(super) fn redo(&self, attempt: u32) -> u32 {
+        number(self.spoiled.iter().filter(|spoiled| **spoiled < attempt).count())
     }
 
     /// Whether it is done or given up.

@@ -71,7 +71,7 @@ pub(in crate::proto::task) fn apply(state: &mut State, event: &Dispatched, at: T
     });
     if state.definition.subtasks.get(index).is_some_and(|subtask| subtask.task.is_some()) {
         part.share = part.share.or(event.estimate);
-        part.unsettled = settle::followed(&mut state.ledger, part.unsettled, event.fence.subtask, event.agent);
+        part.unsettled = settle::followed(&mut state.ledger, part, event.fence.subtask, event.agent);
     }
     state.ledger.reserve(number(index), event.estimate.unwrap_or(Decimal::ZERO));
     state.enter(index, Phase::Sent);

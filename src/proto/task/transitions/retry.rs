@@ -7,6 +7,9 @@
 //! the others now. So a retry may be put off, for longer each time. That is nobody's fault and nothing of it is kept:
 //! it is only time, which the deadline of the task bounds.
 //!
+//! Whoever did the work keeps its result under its key, so after an output that broke its schema the work gets another: else the same agent would
+//! answer the same again. The key follows from what the journal says of such outputs, so a start that repeats an attempt repeats its key.
+//!
 //! What the attempt cost is billed before that, and once more than the budget is spent there is no other.
 
 use std::time::Duration;
@@ -137,9 +140,13 @@ pub(in crate::proto::task) fn apply(
         }
         // The agent's own word that it failed, and none on the cost, is that there is none.
         (_, _, Loss::AgentError) => settle::released(state, fence.subtask),
-        (_, _, Loss::AgentLost | Loss::AttemptTimeout | Loss::InvalidOutput) => settle::lost(state, fence.subtask),
+        (_, _, Loss::AgentLost | Loss::AttemptTimeout) => settle::lost(state, fence.subtask),
+        (_, _, Loss::InvalidOutput) => settle::spent(state, fence.subtask),
     }
     let Some(part) = state.parts.get_mut(index) else { return };
+    if loss == Loss::InvalidOutput {
+        part.spoiled.push(fence.attempt);
+    }
     if let Some(pause) = retry_in {
         part.status = Status::Retrying;
         part.retries = part.retries.saturating_add(1);

@@ -6,12 +6,13 @@
 //! first agent is asked again, or turns out to have answered, that line is taken back. So each agent has its share once, whatever is lost.
 //!
 //! What an agent says that its task spent is all that it spent under the key of the subtask, in every attempt: it replaces what it said before.
+//! After an output that broke its schema the key is another, and so are the accounts: what was spent before stays spent.
 
 use rust_decimal::Decimal;
 
 use super::super::definition::usual_currency;
 use super::super::ledger::{Ledger, Line, SPENT_UNIT};
-use super::super::state::{Phase, State, number, place};
+use super::super::state::{Part, Phase, State, number, place};
 use crate::model::AgentId;
 use crate::wire::task::{Charge, Fence};
 
@@ -32,8 +33,8 @@ fn is_delegated(state: &State, index: usize) -> bool {
 pub(super) fn billed(state: &mut State, fence: Fence, agent: AgentId, charge: Option<&Charge>, duplicate: bool) {
     let index = place(fence.subtask);
     let is_delegated = is_delegated(state, index);
-    if is_delegated {
-        state.ledger.take_back(|line| line.fence.subtask == fence.subtask && line.agent == agent);
+    if let Some(part) = state.parts.get(index).filter(|_| is_delegated) {
+        state.ledger.take_back(|line| line.agent == agent && is_one(part, line.fence, fence));
     }
     if let Some(charge) = charge.filter(|charge| !is_delegated || !charge.total.is_zero()) {
         state.ledger.bill(Line { fence, agent, charge: charge.clone(), duplicate, assumed: false });
@@ -63,17 +64,33 @@ pub(super) fn lost(state: &mut State, subtask: u32) {
     released(state, subtask);
 }
 
+/// The last attempt ended with an output that is no use, and without a word on what it cost. Nobody will ask for it again.
+pub(super) fn spent(state: &mut State, subtask: u32) {
+    lost(state, subtask);
+    let Some(part) = state.parts.get_mut(place(subtask)) else { return };
+    if let Some(lost) = part.unsettled.take() {
+        let held = state.ledger.release(subtask);
+        assume(&mut state.ledger, part, lost, held);
+    }
+}
+
+/// Whether two attempts are one piece of work, known under one key.
+fn is_one(part: &Part, a: Fence, b: Fence) -> bool {
+    a.subtask == b.subtask && part.redo(a.attempt) == part.redo(b.attempt)
+}
+
 /// The accounts as they are once `agent` is given the next attempt, and what is unsettled then. Nothing is reserved for it yet.
-pub(super) fn followed(ledger: &mut Ledger, unsettled: Option<Unsettled>, subtask: u32, agent: AgentId) -> Option<Unsettled> {
+pub(super) fn followed(ledger: &mut Ledger, part: &Part, subtask: u32, agent: AgentId) -> Option<Unsettled> {
     let held = ledger.release(subtask);
-    let unsettled = match unsettled {
+    let unsettled = match part.unsettled {
         Some(lost) if lost.agent != agent => {
-            assume(ledger, lost, held);
+            assume(ledger, part, lost, held);
             None
         }
         same => same,
     };
-    let taken = ledger.take_back(|line| line.assumed && line.fence.subtask == subtask && line.agent == agent);
+    let next = Fence { subtask, attempt: u32::MAX };
+    let taken = ledger.take_back(|line| line.assumed && line.agent == agent && is_one(part, line.fence, next));
     unsettled.or_else(|| taken.last().map(|line| Unsettled { fence: line.fence, agent }))
 }
 
@@ -81,7 +98,7 @@ pub(super) fn followed(ledger: &mut Ledger, unsettled: Option<Unsettled>, subtas
 pub(super) fn foreseen(state: &State, subtask: u32, agent: AgentId) -> Option<Ledger> {
     let part = state.part(subtask).filter(|_| is_delegated(state, place(subtask)))?;
     let mut ledger = state.ledger.clone();
-    followed(&mut ledger, part.unsettled, subtask, agent);
+    followed(&mut ledger, part, subtask, agent);
     Some(ledger)
 }
 
@@ -93,10 +110,9 @@ pub(super) fn is_overdrawn(state: &State) -> bool {
 /// Whether more will be spent than there is once this is billed.
 pub(super) fn overdraws(state: &State, fence: Fence, charge: &Charge) -> bool {
     let Some(remaining) = state.ledger.remaining().filter(|_| state.ledger.currency() == Some(charge.currency)) else { return false };
-    let attempt = state.part(fence.subtask).and_then(|part| part.attempts.last());
-    let is_delegated = is_delegated(state, place(fence.subtask));
-    let replaced =
-        |line: &&Line| is_delegated && line.fence.subtask == fence.subtask && attempt.is_some_and(|attempt| attempt.agent == line.agent);
+    let part = state.part(fence.subtask).filter(|_| is_delegated(state, place(fence.subtask)));
+    let last = part.and_then(|part| Some((part, part.attempts.last()?.agent)));
+    let replaced = |line: &&Line| last.is_some_and(|(part, agent)| agent == line.agent && is_one(part, line.fence, fence));
     let replaced: Decimal = state.ledger.lines().iter().filter(replaced).map(|line| line.charge.total).sum();
     !charge.total.is_zero() && remaining.saturating_add(replaced) < charge.total
 }
@@ -121,15 +137,15 @@ pub(super) fn closed(state: &mut State, index: usize) {
     part.unsettled = None;
     let held = state.ledger.release(subtask);
     if let Some(lost) = unsettled {
-        assume(&mut state.ledger, lost, held);
+        assume(&mut state.ledger, part, lost, held);
     }
 }
 
 /// Bills all that an attempt was given, in place of what its agent said before.
-fn assume(ledger: &mut Ledger, lost: Unsettled, held: Decimal) {
+fn assume(ledger: &mut Ledger, part: &Part, lost: Unsettled, held: Decimal) {
     let currency = ledger.budget().map(|budget| budget.currency).or_else(usual_currency);
     let Some(currency) = currency.filter(|_| !held.is_zero()) else { return };
-    ledger.take_back(|line| line.fence.subtask == lost.fence.subtask && line.agent == lost.agent);
+    ledger.take_back(|line| line.agent == lost.agent && is_one(part, line.fence, lost.fence));
     let charge = Charge { units: held, unit: SPENT_UNIT.to_owned(), price: Decimal::ONE, currency, total: held };
     ledger.bill(Line { fence: lost.fence, agent: lost.agent, charge, duplicate: false, assumed: true });
 }
@@ -226,7 +242,7 @@ mod tests {
     /// Threat T20: what a lost agent was given is not given a second time: it is held back until another is asked, and billed then.
     #[test]
     fn what_was_lost_with_one_agent_is_billed_when_another_is_asked() {
-        for loss in [Loss::AgentLost, Loss::AttemptTimeout, Loss::InvalidOutput] {
+        for loss in [Loss::AgentLost, Loss::AttemptTimeout] {
             let mut task = delegated("2.5");
             lost_on(&mut task, 1, loss);
             assert_eq!((lines(&task), money(&task)), (vec![], (dec("0"), dec("1.5"))), "held back");
@@ -235,6 +251,36 @@ mod tests {
             task.accepts(0);
             task.does_for(0, Some(charge("0.2", "1")));
             assert_eq!((lines(&task), money(&task)), (vec![line(1, "1", true), line(2, "0.2", false)], (dec("1.2"), dec("1.3"))));
+            let before = lines(&task);
+            task.restarts();
+            assert_eq!(lines(&task), before);
+        }
+    }
+
+    /// AMP-8, AITP-10: a task whose result was no use is begun anew under another key, also by the same agent: what it spent before stays
+    /// spent, said or assumed, and what it says of the new one replaces nothing.
+    #[test]
+    fn work_that_is_done_anew_is_paid_anew() {
+        for (said, first) in [(Some(charge("0.4", "1")), line(1, "0.4", false)), (None, line(1, "1", true))] {
+            let mut task = delegated("3");
+            task.chosen_for(0, 1, Some("1"));
+            task.accepts(0);
+            let spoiled = task.fence(0);
+            task.loses_for(0, Loss::InvalidOutput, broken(), said);
+            assert_eq!(lines(&task), std::slice::from_ref(&first));
+            task.waits(2_000);
+            let choose = task.choices().pop().expect("a choice");
+            assert_eq!((choose.redo, choose.only), (1, None), "nobody knows the new key");
+            task.chosen_for(0, 1, Some("1"));
+            task.accepts(0);
+            task.restarts();
+            assert_eq!(task.choices().pop().expect("a choice").redo, 1, "a start repeats the key");
+            task.chosen_for(0, 1, Some("1"));
+            task.accepts(0);
+            task.answers(spoiled, Some(charge("0.4", "1")));
+            task.does_for(0, Some(charge("0.2", "1")));
+            let late = if first.2 { line(1, "0.4", false) } else { first };
+            assert_eq!((task.status(0), lines(&task)), (Status::Success, vec![late, line(3, "0.2", false)]));
             let before = lines(&task);
             task.restarts();
             assert_eq!(lines(&task), before);
