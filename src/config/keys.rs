@@ -141,7 +141,7 @@ const fn fraction(key: &'static str, max: f64) -> Bounds {
 const DAY_MS: f64 = 86_400_000.0;
 
 /// The bounds of every number among the settings.
-pub(super) const BOUNDS: [Bounds; 49] = [
+pub(super) const BOUNDS: [Bounds; 50] = [
     between("mesh.limits.pending_in_max", 1.0, 4_096.0),
     between("mesh.limits.pending_out_max", 1.0, 4_096.0),
     between("mesh.limits.established_in_max", 1.0, 65_536.0),
@@ -169,6 +169,7 @@ pub(super) const BOUNDS: [Bounds; 49] = [
     between("limits.announced_per_peer_bytes_max", 65_536.0, 1_099_511_627_776.0),
     between("limits.call_timeout_ms_default", 1.0, DAY_MS),
     between("limits.call_timeout_ms_max", 1.0, DAY_MS),
+    between("limits.step_timeout_ms_max", 1.0, 7.0 * DAY_MS),
     between("limits.calls_in_flight_max", 1.0, 1_048_576.0),
     between("limits.calls_per_peer_max", 1.0, 1_048_576.0),
     between("limits.calls_per_peer_per_s", 0.0, 1_000_000.0),

@@ -244,6 +244,9 @@ pub struct Limits {
     pub call_timeout_ms_default: u64,
     /// Longest deadline that a call may ask for, in milliseconds: what it holds is held that long.
     pub call_timeout_ms_max: u64,
+    /// Longest time that one attempt at a step of a task may take, in milliseconds, for the tasks of this node and for steps that its agents do:
+    /// long enough for the draft's own example, which extends to two hours (AITP 6.2). A definition that asks for more is refused.
+    pub step_timeout_ms_max: u64,
     /// Calls of this node's clients that may be under way; further ones are told BUSY at once.
     pub calls_in_flight_max: u32,
     /// Calls of one peer that may be under way here, so that one peer cannot take all slots.
@@ -286,6 +289,7 @@ impl Default for Limits {
             announced_per_peer_bytes_max: 67_108_864,
             call_timeout_ms_default: 60_000,
             call_timeout_ms_max: 600_000,
+            step_timeout_ms_max: 7_200_000,
             calls_in_flight_max: 4_096,
             calls_per_peer_max: 1_024,
             calls_per_peer_per_s: 0,
@@ -322,7 +326,7 @@ pub struct Task {
     /// How long until a capability that nobody offers is looked for again, in milliseconds, unless the task says otherwise. An agent that shows
     /// up ends the wait.
     pub defer_ms: u64,
-    /// How long one attempt may take unless the task says otherwise, in milliseconds; never longer than `limits.call_timeout_ms_max`, here and on
+    /// How long one attempt may take unless the task says otherwise, in milliseconds; never longer than `limits.step_timeout_ms_max`, here and on
     /// the agent's node.
     pub attempt_timeout_ms_default: u64,
     /// Where the `completion_callback` of a task may lead, as the beginnings of URLs (`https://host[:port]/path`); nowhere by default. A host on

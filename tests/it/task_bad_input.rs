@@ -153,6 +153,49 @@ async fn bodies_that_cannot_be_tasks_are_refused() {
     assert_eq!(node.get("/aitp/tasks").await.ok()["tasks"], json!([]));
 }
 
+/// AITP-2: more time for an attempt than the node gives is refused with its place and the name of the limit, and what it gives is taken.
+#[tokio::test]
+async fn more_time_than_the_node_gives_is_refused_and_not_cut() {
+    let node = Node::builder().config("[limits]\nstep_timeout_ms_max = 90_500\n").agent(builtin("echo", "echo")).spawn().await;
+    let extended =
+        |seconds: f64| json!({ "on_timeout": { "strategy": "RETRY_WITH_TIMEOUT_EXTENSION", "extended_timeout_seconds": seconds } });
+    let metadata = |seconds: f64| with(task(&[fine("a")]), json!({ "metadata": { "timeout_seconds": seconds } }));
+    let of_step = |seconds: f64| task(&[fine("a"), with(fine("b"), json!({ "timeout_seconds": seconds }))]);
+    let fallback = |seconds: f64| with(task(&[fine("a")]), json!({ "fallback": extended(seconds) }));
+    let in_sections =
+        |seconds: f64| json!({ "Task": { "name": "n" }, "Metadata": { "timeout_seconds": seconds }, "Subtasks": [fine("a")] });
+    let documents: [(&dyn Fn(f64) -> Value, &str); 4] = [
+        (&metadata, "/metadata/timeout_seconds"),
+        (&of_step, "/subtasks/1/timeout_seconds"),
+        (&fallback, "/fallback/on_timeout/extended_timeout_seconds"),
+        (&in_sections, "/Metadata/timeout_seconds"),
+    ];
+    for (document, path) in documents {
+        let found = faults(&node, &document(90.501)).await;
+        assert_eq!(found, [format!("{path}: is at most 90.5 seconds on this node (limits.step_timeout_ms_max), not 90.501")]);
+        assert_eq!(node.run_task(&document(90.5)).await["outcome"], "success", "{path}");
+    }
+}
+
+/// MAOP-4: what a task may ask for in time is `deadline` and `timeout_seconds`, in quality `min_trust_score` and the schema of an output, in
+/// resources `cost_limit`. Of what an agent takes (memory, a GPU) only its own word is known, so nothing can be held to it, and who asks is told.
+#[tokio::test]
+async fn resources_that_nobody_can_be_held_to_are_refused_with_their_place() {
+    let node = Node::builder().agent(builtin("echo", "echo")).spawn().await;
+    let memory = json!({ "memory_mb": 2_048 });
+    for (document, path) in [
+        (with(task(&[fine("a")]), json!({ "constraints": { "resources": memory } })), "/constraints"),
+        (with(task(&[fine("a")]), json!({ "metadata": { "resources": memory } })), "/metadata/resources"),
+        (with(task(&[fine("a")]), json!({ "metadata": { "constraints": { "timing": {} } } })), "/metadata/constraints"),
+        (task(&[with(fine("a"), json!({ "resources": memory }))]), "/subtasks/0/resources"),
+        (task(&[with(fine("a"), json!({ "resource_requirements": memory }))]), "/subtasks/0/resource_requirements"),
+    ] {
+        let found = faults(&node, &document).await;
+        assert!(found.len() == 1 && found[0].starts_with(&format!("{path}: ")), "{document}: {found:?}");
+    }
+    assert_eq!(node.get("/aitp/tasks").await.ok()["tasks"], json!([]));
+}
+
 /// AITP-4, threat T23: what an agent proposes as a plan is read as strictly as what anybody submits.
 #[tokio::test]
 async fn a_plan_that_means_harm_is_refused_with_its_faults() {
@@ -169,6 +212,7 @@ async fn a_plan_that_means_harm_is_refused_with_its_faults() {
         (one(json!({ "estimated_units": 1e28 })), "/subtasks/0/estimated_units", "0"),
         (one(json!({ "timeout_seconds": 1e300 })), "/subtasks/0/timeout_seconds", "28 digits"),
         (one(json!({ "timeout_seconds": -1e28 })), "/subtasks/0/timeout_seconds", "0.001 to 604800"),
+        (one(json!({ "timeout_seconds": 7_201 })), "/subtasks/0/timeout_seconds", "limits.step_timeout_ms_max"),
         (one(json!({ "retry_policy": { "max_retries": 1e18 } })), "/subtasks/0/retry_policy/max_retries", "0 to 20"),
         (one(json!({ "priority": -1 })), "/subtasks/0/priority", ""),
         (one(json!({ "depends_on": ["a"] })), "/subtasks/0/depends_on/0", "cannot wait for itself"),

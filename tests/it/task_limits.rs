@@ -147,3 +147,19 @@ async fn many_steps_in_line_keep_an_agent_busy() {
     let refused = node.task_events(&submitted[TASKS - 1]).await.rest().await.into_iter().filter(|(name, _)| name == "deferred").count();
     assert!(refused > 0, "the last of them had to wait");
 }
+
+/// AITP-2: a step has the time that its task gives it, which may be more than a call has, also on the node of its agent.
+#[tokio::test]
+async fn a_step_may_take_longer_than_a_call() {
+    let workshop = Workshop::new();
+    let short = "[limits]\ncall_timeout_ms_default = 300\ncall_timeout_ms_max = 300\n";
+    let home = Node::builder().config(short).spawn().await;
+    let host = Node::builder().config(short).join(&home).agent(workshop.worker("worker", "test.work", json!({}))).spawn().await;
+    home.knows("test.work", &["worker"]).await;
+    let long = json!({ "ms": 1_500, "output": 7 });
+    let call = json!({ "capability": "test.work", "input": long });
+    assert_eq!(home.invoke(call).await.refused(504, "TIMEOUT")["code"], "TIMEOUT");
+    let result = home.run_task(&task(&[step("a", "test.work", long)])).await;
+    assert_eq!((&result["outcome"], &result["result"]), (&json!("success"), &json!(7)), "{result}");
+    drop(host);
+}

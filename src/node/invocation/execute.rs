@@ -63,7 +63,8 @@ impl AgentsHere {
             return Err(not_begun(failure.with("limit", running_max).with("retry_after_ms", 50)));
         }
         // A peer's deadline is clamped to what this node allows anybody.
-        let longest = Duration::from_millis(limits.call_timeout_ms_max);
+        let longest = if request.fence.is_some() { limits.step_timeout_ms_max } else { limits.call_timeout_ms_max };
+        let longest = Duration::from_millis(longest);
         let deadline = deadline.min(self.shared.mono().saturating_add(longest));
         let (invocation, priority) = (request.invocation, request.priority);
         if let Body::Blob(_) = request.body {

@@ -192,6 +192,7 @@ impl Handle {
     fn definition_of(&self, document: &Value, at: Timestamp) -> Result<Definition, Failure> {
         let definition = Definition::read(document, &self.tasks.reader.defaults, at).map_err(|faults| fault::failure(&faults))?;
         plan::check(&self.shared, &definition)?;
+        plan::check_times(&self.shared, &definition, document.get("Task").is_some())?;
         callback::check(&self.shared.config.task.callback_allow, definition.completion_callback.as_deref())?;
         Ok(definition)
     }

@@ -75,6 +75,12 @@ pub(super) async fn decompose(shared: Arc<Shared>, blobs: Blobs, task: TaskId, d
     let Planned { subtasks, by, bill, definition } = loop {
         match planned(&shared, &definition).await {
             Ok(planned) => break planned,
+/// Refuses a definition that asks for more time for one attempt than this node gives.
+pub(super) fn check_times(shared: &Shared, definition: &Definition, in_sections: bool) -> Result<(), Failure> {
+    let faults = definition.overlong(Duration::from_millis(shared.config.limits.step_timeout_ms_max), in_sections);
+    if faults.is_empty() { Ok(()) } else { Err(fault::failure(&faults)) }
+}
+
             // A node that has just come back may not have met those who were there before.
             Err(failure) if failure.code == ErrorCode::CapabilityNotFound && shared.mono() < MEET_MAX => sleep(MEET_EVERY).await,
             Err(failure) => return Input::Unplanned(failure),
@@ -133,6 +139,7 @@ async fn planned(shared: &Arc<Shared>, definition: &Definition) -> Result<Planne
 }
 
 /// Every capability that somebody can be asked for, with the score of the best and what all who offer it agree on.
+    check_times(shared, &planned, false).map_err(bad)?;
 fn offered<'a>(shared: &Shared, routes: &'a Routes, min_trust: Option<f64>) -> Vec<(&'a CapabilityName, f64, types::Agreed)> {
     let now = shared.mono();
     let best = |name: &CapabilityName| {

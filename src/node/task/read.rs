@@ -135,11 +135,11 @@ impl Reader {
         let ms = Duration::from_millis;
         let rules = Config {
             start_within: ms(config.task.start_within_ms),
-            attempt_timeout_max: ms(config.limits.call_timeout_ms_max),
+            attempt_timeout_max: ms(config.limits.step_timeout_ms_max),
             parallel_max: usize::try_from(config.task.parallel_max).unwrap_or(usize::MAX),
             ..Config::default()
         };
-        let attempt_timeout = ms(config.task.attempt_timeout_ms_default);
+        let attempt_timeout = ms(config.task.attempt_timeout_ms_default.min(config.limits.step_timeout_ms_max));
         let defaults = Defaults { attempt_timeout, defer: ms(config.task.defer_ms), ..Defaults::default() };
         Self { journal, blobs, index, config: Arc::new(rules), defaults }
     }

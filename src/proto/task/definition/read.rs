@@ -17,7 +17,7 @@ use super::super::fault::{Fault, Faults, kind};
 use super::delegated::Nesting;
 use super::section::Section;
 use super::subtasks::Parent;
-use super::{Backoff, Definition, Retry, fallback, fill_defaults, metadata, subtasks};
+use super::{Backoff, Definition, OnTimeout, Retry, fallback, fill_defaults, metadata, subtasks};
 use crate::model::{Priority, Timestamp};
 
 /// The longest name of a task or a subtask, in characters.
@@ -107,6 +107,30 @@ impl Definition {
         let parent = Parent { input: &self.input, parameters: &self.parameters, usual, budget, nesting, reading: None };
         let subtasks = subtasks::read_alone(subtasks, &parent)?;
         Ok(Self { subtasks, ..self.clone() })
+    }
+
+    /// Everything that asks for more time for one attempt than this node gives. A definition that was taken in when the node gave more is
+    /// still read, so reading does not refuse it. `in_sections` tells how it was written.
+    pub fn overlong(&self, longest: Duration, in_sections: bool) -> Vec<Fault> {
+        let mut faults = Faults::default();
+        let mut hold = |asked: Duration, path: &str| {
+            if asked > longest {
+                let (most, asked) = (longest.as_secs_f64(), asked.as_secs_f64());
+                faults.add(path, format!("is at most {most} seconds on this node (limits.step_timeout_ms_max), not {asked}"));
+            }
+        };
+        let [metadata, subtasks, fallback] =
+            if in_sections { ["Metadata", "Subtasks", "Fallback"] } else { ["metadata", "subtasks", "fallback"] };
+        hold(self.usual.attempt_timeout, &format!("/{metadata}/timeout_seconds"));
+        if let OnTimeout::Extend(Some(extended)) = self.fallback.on_timeout {
+            hold(extended, &format!("/{fallback}/on_timeout/extended_timeout_seconds"));
+        }
+        for (place, subtask) in self.subtasks.iter().enumerate() {
+            if subtask.attempt_timeout != self.usual.attempt_timeout {
+                hold(subtask.attempt_timeout, &format!("/{subtasks}/{place}/timeout_seconds"));
+            }
+        }
+        faults.into_vec()
     }
 }
 
