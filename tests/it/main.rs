@@ -38,6 +38,7 @@ mod recovery_index;
 mod recovery_kill;
 mod recovery_leftovers;
 mod recovery_load;
+mod recovery_plan;
 mod routing;
 mod streaming;
 mod task_bad_input;

@@ -67,7 +67,7 @@ pub struct InvokeRequest {
     pub priority: Priority,
     /// Calls with one key are one call.
     pub key: Option<String>,
-    /// Which attempt of a task's step it is.
+    /// Which attempt of a task's step it is; its key alone then says which call it is.
     pub(crate) fence: Option<Fence>,
     /// What else must hold of the agent.
     pub constraints: Wanted,
@@ -250,7 +250,7 @@ async fn once(
     let nobody = AgentId::from_public_key([0; 32]);
     let ask = Ask {
         key: Arc::new((format!("{}\n{key}", request.capability), nobody, shared.node())),
-        call: Call { input: identity(&request), fence: None, keep: None },
+        call: Call { input: identity(&request), fence: request.fence, keep: None },
         durable: true,
         lost: None,
         deadline: deadline(shared, &request, shared.mono()),

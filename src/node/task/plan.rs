@@ -4,6 +4,10 @@
 //! there is none, a chain is looked for by the schemas that the directory names. What comes of either is read like any definition and held
 //! against the schemas of those who would do it, so a bad plan is refused with its faults and never run.
 //!
+//! The call of an agent that decomposes has a key and a fence, like that of a step, so a home node that went down before it kept the plan is
+//! given the one that was made: from its own disk, or by the agent's node. The key names the task alone, since the input cannot be made
+//! again: it tells which capabilities there were at that moment.
+//!
 //! What a plan would cost is told for each currency on its own: nothing is converted, so sums over several would mean nothing.
 
 use std::collections::BTreeMap;
@@ -17,7 +21,7 @@ use rust_decimal::Decimal;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::{read, types};
+use super::{book, read, types};
 use crate::agents::off_workers;
 use crate::model::{AgentId, CapabilityName, Currency, ErrorCode, Failure, TaskId};
 use crate::node::explain::round;
@@ -30,6 +34,7 @@ use crate::proto::task::fault::{self, Fault};
 use crate::proto::task::machine::Input;
 use crate::proto::task::planner::{self, Offer};
 use crate::store::Blobs;
+use crate::wire;
 use crate::wire::directory::{Query, Wanted};
 use crate::wire::task::{Bill, Charge};
 
@@ -37,8 +42,8 @@ use crate::wire::task::{Bill, Charge};
 const PLAN_UNIT: &str = "plan";
 /// The capability of agents that decompose.
 const DECOMPOSITION: &str = "task-decomposition";
-/// How long an agent may take to decompose a goal: a language model thinks.
-const DECOMPOSE_MAX: Duration = Duration::from_secs(120);
+/// How long an agent may take to decompose a goal, if calls may take that long: a language model thinks.
+pub const DECOMPOSE_MAX: Duration = Duration::from_secs(120);
 /// Names of the directory that are looked at for a chain.
 const NAMES_MAX: usize = 4_096;
 /// How long is looked for each agent of a plan, and for how many at once.
@@ -70,17 +75,17 @@ pub(super) fn check(shared: &Shared, definition: &Definition) -> Result<(), Fail
     })
 }
 
-/// Subtasks for a goal.
-pub(super) async fn decompose(shared: Arc<Shared>, blobs: Blobs, task: TaskId, definition: Arc<Definition>) -> Input {
-    let Planned { subtasks, by, bill, definition } = loop {
-        match planned(&shared, &definition).await {
-            Ok(planned) => break planned,
 /// Refuses a definition that asks for more time for one attempt than this node gives.
 pub(super) fn check_times(shared: &Shared, definition: &Definition, in_sections: bool) -> Result<(), Failure> {
     let faults = definition.overlong(Duration::from_millis(shared.config.limits.step_timeout_ms_max), in_sections);
     if faults.is_empty() { Ok(()) } else { Err(fault::failure(&faults)) }
 }
 
+/// Subtasks for a goal.
+pub(super) async fn decompose(shared: Arc<Shared>, blobs: Blobs, task: TaskId, definition: Arc<Definition>) -> Input {
+    let Planned { subtasks, by, bill, definition } = loop {
+        match planned(&shared, &definition, Some(task)).await {
+            Ok(planned) => break planned,
             // A node that has just come back may not have met those who were there before.
             Err(failure) if failure.code == ErrorCode::CapabilityNotFound && shared.mono() < MEET_MAX => sleep(MEET_EVERY).await,
             Err(failure) => return Input::Unplanned(failure),
@@ -126,20 +131,20 @@ impl fmt::Display for Planner {
     }
 }
 
-/// Decomposes a goal, by an agent if one offers that.
-async fn planned(shared: &Arc<Shared>, definition: &Definition) -> Result<Planned, Failure> {
-    let (subtasks, by, bill) = match Box::pin(by_agent(shared, definition)).await? {
+/// Decomposes a goal, by an agent if one offers that. What is planned for a task is planned once.
+async fn planned(shared: &Arc<Shared>, definition: &Definition, task: Option<TaskId>) -> Result<Planned, Failure> {
+    let (subtasks, by, bill) = match Box::pin(by_agent(shared, definition, task)).await? {
         Some(reply) => (subtasks_of(&reply.output), Planner::Agent(reply.agent), bill(&reply)),
         None => (Box::pin(by_schemas(shared, definition)).await?, Planner::Schemas, None),
     };
     let bad = |failure: Failure| Failure { message: format!("{by} made a plan that cannot be run: {}", failure.message), ..failure };
     let planned = definition.with_subtasks(&subtasks).map_err(|faults| bad(fault::failure(&faults)))?;
+    check_times(shared, &planned, false).map_err(bad)?;
     Box::pin(types::check(shared, &planned, types::SUBTASKS)).await.map_err(bad)?;
     Ok(Planned { subtasks, by, bill, definition: planned })
 }
 
 /// Every capability that somebody can be asked for, with the score of the best and what all who offer it agree on.
-    check_times(shared, &planned, false).map_err(bad)?;
 fn offered<'a>(shared: &Shared, routes: &'a Routes, min_trust: Option<f64>) -> Vec<(&'a CapabilityName, f64, types::Agreed)> {
     let now = shared.mono();
     let best = |name: &CapabilityName| {
@@ -180,7 +185,7 @@ async fn by_schemas(shared: &Arc<Shared>, definition: &Definition) -> Result<Val
 }
 
 /// Asks an agent that decomposes; `None` if there is none.
-async fn by_agent(shared: &Arc<Shared>, definition: &Definition) -> Result<Option<Arc<InvokeReply>>, Failure> {
+async fn by_agent(shared: &Arc<Shared>, definition: &Definition, task: Option<TaskId>) -> Result<Option<Arc<InvokeReply>>, Failure> {
     let name: CapabilityName =
         DECOMPOSITION.parse().map_err(|_| Failure::new(ErrorCode::Internal, "the name of decomposition is no capability"))?;
     let input = json!({
@@ -193,7 +198,9 @@ async fn by_agent(shared: &Arc<Shared>, definition: &Definition) -> Result<Optio
         "capabilities": shared.routes.load().names().take(256).map(CapabilityName::as_str).collect::<Vec<_>>(),
     });
     let mut request = InvokeRequest::new(name, input.to_string().into());
-    request.timeout = Some(DECOMPOSE_MAX);
+    request.timeout = Some(DECOMPOSE_MAX.min(Duration::from_millis(shared.config.limits.call_timeout_ms_max)));
+    request.key = task.map(key);
+    request.fence = task.map(|_| wire::invocation::Fence { epoch: book::EPOCH, attempt: 1 });
     request.priority = definition.priority;
     request.constraints.min_trust = definition.usual.min_trust;
     request.constraints.max_cost = definition.budget.map(|budget| budget.amount);
@@ -207,6 +214,11 @@ async fn by_agent(shared: &Arc<Shared>, definition: &Definition) -> Result<Optio
             Err(Failure::new(failure.code, message).retryable(failure.retryable))
         }
     }
+}
+
+/// What the plan of a task is known by to whoever makes it. The name of no subtask has a line break in it, so it is the key of no step.
+fn key(task: TaskId) -> String {
+    blake3::Hasher::new().update(&task.to_bytes()).update(b"\nplan").finalize().to_hex().to_string()
 }
 
 /// The subtasks in what an agent made of a goal.
@@ -228,7 +240,7 @@ fn bill(reply: &InvokeReply) -> Option<Bill> {
 /// What would come of a definition.
 pub(super) async fn explain(shared: &Arc<Shared>, definition: Definition) -> Result<Value, Failure> {
     let (definition, by) = if definition.subtasks.is_empty() {
-        let planned = planned(shared, &definition).await?;
+        let planned = planned(shared, &definition, None).await?;
         (planned.definition, planned.by.word())
     } else {
         (definition, "given")

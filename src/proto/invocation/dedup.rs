@@ -5,7 +5,8 @@
 //! failed call may be tried again under its key.
 //!
 //! A task's step carries a fence as well: an attempt that is lower than one that was seen under its key comes too late and is refused
-//! (design/tasks.md, "Fences and idempotency"). After a restart, a key whose run broke off is free again, and its fence still holds.
+//! (design/tasks.md, "Fences and idempotency"). Its key alone says which work it is, since the owner of the task makes the key from what has to be
+//! the same: an input that tells of the moment, such as who is there to ask, need not be. After a restart, a key whose run broke off is free again, and its fence still holds.
 //!
 //! Results are kept for a while, and within bounds of number and bytes. Where room is short, the first to expire of whichever caller holds the most
 //! makes it, bytes where bytes are short and results where results are, so that nobody who holds no more than its even share loses any of
@@ -163,7 +164,8 @@ impl<W, R: Clone> State<W, R> {
             self.entries_by_key.insert(key, Entry { call, state: Progress::Running(Vec::new()) });
             return Verdict::Run(waiter);
         };
-        if entry.call.input != call.input {
+        let is_step = entry.call.fence.is_some() && call.fence.is_some();
+        if entry.call.input != call.input && !is_step {
             let message = format!("the idempotency key `{}` was used before with another input", key.0);
             return Verdict::Refuse(waiter, Failure::new(ErrorCode::Conflict, message));
         }
@@ -502,6 +504,19 @@ mod tests {
         assert_eq!(state.handle_done(&key("k"), Some((success(), 1)), s(1)), [3]);
         assert!(refused(state.on_call(key("k"), attempt(2), 4, s(1))));
         assert_eq!(state.on_call(key("k"), attempt(4), 5, s(1)), Verdict::Done(5, success()));
+    }
+
+    /// AITP-4, F10: what a step's owner calls the same is the same, although its input tells of another moment; for a call it is not.
+    #[test]
+    fn the_key_of_a_step_says_alone_which_work_it_is() {
+        let step = |input| Call { fence: Some(Fence { epoch: 1, attempt: 1 }), ..plain(input) };
+        let mut state = keeping(10, 100);
+        assert_eq!(state.on_call(key("k"), step(1), 1, s(0)), Verdict::Run(1));
+        assert_eq!(state.on_call(key("k"), step(2), 2, s(0)), Verdict::Wait);
+        let refused = state.on_call(key("k"), plain(2), 3, s(0));
+        assert!(matches!(refused, Verdict::Refuse(3, Failure { code: ErrorCode::Conflict, .. })), "{refused:?}");
+        state.handle_done(&key("k"), Some((success(), 1)), s(1));
+        assert_eq!(state.on_call(key("k"), step(3), 4, s(1)), Verdict::Done(4, success()));
     }
 
     /// Fault F10: what was kept before a restart answers after it; what had only begun is run again, and its fence holds.

@@ -4,7 +4,8 @@ its own name.
 A line each, appended before anything else happens: `started STEP KEY`, then `failed STEP KEY` or `finished STEP KEY`, where KEY is the
 idempotency key of the call. Its input: `step`, a name; `ms`, how long it takes, or `first_ms`, if it was never started
 before; `until`, a file that it waits for; `fails`, how often it fails at first, by what the file says; `odd`, the name of an agent that
-answers with a sum that is no number; `add`, numbers, whose sum and one more it answers with. A goal it answers with the plan in its parameters.
+answers with a sum that is no number; `add`, numbers, whose sum and one more it answers with. A goal it answers with the plan in its parameters, when
+the file is there that they may name as `until`; its step is called `plan-` and the name of the task.
 """
 
 import json
@@ -24,15 +25,23 @@ def noted(line):
         return sum(1 for noted in file if noted == f"{line}\n")
 
 
+def wait(file):
+    while file and not os.path.exists(file):
+        time.sleep(0.01)
+
+
 def serve(given, key):
     if "goal" in given:
+        step = f"plan-{given['name']}".replace(" ", "-")
+        note("started", step, key)
+        wait(given["parameters"].get("until"))
+        note("finished", step, key)
         return {"output": {"subtasks": given["parameters"]["plan"]}}
     step = given["step"]
     note("started", step, key)
     is_first = noted(f"started {step} {key}") == 1
     time.sleep(given.get("first_ms" if is_first and "first_ms" in given else "ms", 0) / 1000)
-    while "until" in given and not os.path.exists(given["until"]):
-        time.sleep(0.01)
+    wait(given.get("until"))
     if noted(f"failed {step} {key}") < given.get("fails", 0):
         note("failed", step, key)
         return {"error": {"message": "not this time", "retryable": True}}
