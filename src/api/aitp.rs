@@ -91,8 +91,9 @@ const LIMIT_DEFAULT: usize = 50;
 /// Lists this node's tasks, the latest first.
 #[utoipa::path(
     get, path = "/aitp/tasks",
-    params(("status" = Option<String>, Query), ("tag" = Option<String>, Query), ("limit" = Option<usize>, Query), ("after" = Option<String>, Query)),
-    responses((status = 200, description = "Tasks, and where the next page begins", body = Value))
+    params(("status" = Option<String>, Query), ("tag" = Option<String>, Query), ("limit" = Option<usize>, Query, minimum = 1, maximum = 500, description = "How many at most: 1 to 500, which is refused above; 50 without it"),
+        ("after" = Option<String>, Query, description = "`next` of another page: those behind it")),
+    responses((status = 200, description = "Tasks, and in `next` where the next page begins; null if there is none", body = Value), (status = 400, description = "No such status, limit or cursor", body = ErrorDocument))
 )]
 async fn list(
     State(handle): State<Handle>,

@@ -32,7 +32,7 @@ pub use invocation::offers::{Declined, Offered, OffersAnswer, OffersRequest};
 pub use receipts::{PinView, ReceiptView};
 pub use runtime::runtime;
 pub use start::{Node, StartError};
-pub use task::{EventStream, Submission, TaskEvent};
+pub use task::{DECOMPOSE_MAX, EventStream, LIST_MAX, Submission, TaskEvent};
 pub use view::{Check, Event, Level, NodeView, State};
 
 // What questions and answers are made of, so that doors and verbs need to know no other layer.

@@ -562,6 +562,12 @@ async fn the_more_urgent_goes_first() {
     };
     workshop.release("now");
     let blocker = node.submit(&urgent("blocker", "NORMAL", "go")).await;
+    assert_eq!(node.get("/aitp/tasks?limit=500").await.ok()["tasks"].as_array().map(Vec::len), Some(5));
+    for limit in [0, 501] {
+        let error = node.get(&format!("/aitp/tasks?limit={limit}")).await.refused(400, "INVALID_REQUEST");
+        let message = error["message"].as_str().unwrap_or_default();
+        assert!(error["details"]["path"] == "/limit" && message.contains("1 to 500") && message.contains("`next`"), "{error}");
+    }
     workshop.until("started", 1).await;
     let low = node.submit(&urgent("low", "LOW", "now")).await;
     let high = node.submit(&urgent("high", "HIGH", "now")).await;

@@ -21,9 +21,10 @@ use super::{
     wait::said,
 };
 use crate::model::{ErrorCode, Failure, printable};
+use crate::node::DECOMPOSE_MAX;
 
-/// How long a plan may take: the node gives an agent that decomposes a goal 120 s, and then looks who would do each step.
-const PLAN_TIMEOUT: Duration = Duration::from_secs(150);
+/// How long a plan may take: the node gives an agent that decomposes a goal so much, and then looks who would do each step.
+const PLAN_TIMEOUT: Duration = DECOMPOSE_MAX.saturating_add(Duration::from_secs(30));
 
 /// Arguments of `task plan`.
 #[derive(Debug, clap::Args)]

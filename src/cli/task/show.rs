@@ -14,6 +14,7 @@ use super::{
     wait::{self, Show},
 };
 use crate::model::ErrorCode;
+use crate::node::LIST_MAX;
 
 /// The most tasks that one list shows, in as many pages of the node as it takes.
 const LIMIT_MAX: usize = 1_000;
@@ -81,7 +82,7 @@ pub(super) struct ListArgs {
     /// Only those with this tag.
     #[arg(long, value_name = "T")]
     tag: Option<String>,
-    /// How many at most, up to 1000; 50 without it.
+    /// How many at most, up to 1000, which are asked for 500 at a time; 50 without it.
     #[arg(long, value_name = "N", value_parser = limit)]
     limit: Option<usize>,
     /// Those after the last of another list, which names this.
@@ -144,7 +145,7 @@ pub(super) async fn cancel(args: CancelArgs, global: &Global) -> Result<(), CliE
 pub(super) async fn list(args: ListArgs, global: &Global) -> Result<(), CliError> {
     let client = Client::new(global)?;
     let mut answer = page(&client, &args, args.limit, args.after.as_deref()).await?;
-    // The node bounds its pages, wherever that bound lies.
+    // A node refuses to give more at once than one page holds.
     while let (Some(limit), Some(next)) = (args.limit, answer["next"].as_str().map(str::to_owned)) {
         let Some(missing) = limit.checked_sub(rows(&answer).len()).filter(|missing| *missing > 0) else { break };
         let more = page(&client, &args, Some(missing), Some(&next)).await?;
@@ -182,7 +183,7 @@ pub(super) async fn list(args: ListArgs, global: &Global) -> Result<(), CliError
 
 /// A page of the list, as the node gives it.
 async fn page(client: &Client, args: &ListArgs, limit: Option<usize>, after: Option<&str>) -> Result<Value, CliError> {
-    let (limit, status) = (limit.map(|limit| limit.to_string()), args.status.as_ref().map(|status| status.to_uppercase()));
+    let (limit, status) = (limit.map(|limit| limit.min(LIST_MAX).to_string()), args.status.as_ref().map(|status| status.to_uppercase()));
     let given = [("status", status.as_deref()), ("tag", args.tag.as_deref()), ("limit", limit.as_deref()), ("after", after)];
     let query: Vec<(&str, &str)> = given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     client.get(&["aitp", "tasks"], &query).await

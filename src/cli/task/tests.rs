@@ -358,6 +358,9 @@ async fn a_list_goes_on_until_it_is_as_long_as_was_asked() {
                 "GET /aitp/tasks?tag=x&limit=5" => json!({ "tasks": rows(&["a", "b"]), "next": "c2" }),
                 "GET /aitp/tasks?tag=x&limit=3&after=c2" => json!({ "tasks": rows(&["c", "d"]), "next": "c4" }),
                 "GET /aitp/tasks?tag=x&limit=1&after=c4" => json!({ "tasks": rows(&["e"]), "next": "c5" }),
+                // More than a page holds is not asked for at once.
+                "GET /aitp/tasks?tag=y&limit=500" => json!({ "tasks": rows(&["g"; 500]), "next": "c7" }),
+                "GET /aitp/tasks?tag=y&limit=200&after=c7" => json!({ "tasks": rows(&["h"; 200]), "next": null }),
                 "GET /aitp/tasks?tag=x&limit=6&after=c5" => json!({ "tasks": rows(&["f"]), "next": null }),
                 // A node that gives nothing and says that there is more is not asked for ever.
                 _ => json!({ "tasks": [], "next": "c5" }),
@@ -374,6 +377,7 @@ async fn a_list_goes_on_until_it_is_as_long_as_was_asked() {
     };
     assert_eq!(ids(&["--tag", "x", "--limit", "5"]).await, ("abcde".to_owned(), json!("c5")));
     assert_eq!(ids(&["--tag", "x", "--limit", "6", "--after", "c5"]).await, ("f".to_owned(), Value::Null));
+    assert_eq!(ids(&["--tag", "y", "--limit", "700"]).await, ("g".repeat(500) + &"h".repeat(200), Value::Null));
     assert_eq!(ids(&["--limit", "1000"]).await, (String::new(), json!("c5")));
 }
 

@@ -26,8 +26,8 @@ use crate::wire::task::{Event, Outcome, Parent, Submitted};
 
 /// The largest document of a task, in bytes: as large as bodies are unless configured otherwise, so that a task can be given what a call can.
 const DOCUMENT_BYTES_MAX: usize = 6 * 1024 * 1024;
-/// Rows that one list holds at most.
-const LIST_MAX: usize = 500;
+/// Rows that one list holds at most: some hundred kilobytes, which are read in a moment.
+pub const LIST_MAX: usize = 500;
 /// Tasks that the loop is asked for at once where only some of them fit a list.
 const LOOKED_AT: usize = 256;
 /// Entries that are read from the journal at once for a stream of events.
@@ -369,14 +369,18 @@ impl Handle {
     /// Tasks of this node, the latest first: rows, and where the next page begins.
     ///
     /// # Errors
-    /// `INVALID_REQUEST` for a cursor that is none.
+    /// `INVALID_REQUEST` for a cursor that is none, and for no rows or more than [`LIST_MAX`].
     pub async fn tasks(&self, status: Option<String>, tag: Option<String>, limit: usize, after: Option<&str>) -> Result<Value, Failure> {
         let cursor = |text: &str| {
             let failure = Failure::new(ErrorCode::InvalidRequest, format!("`{}` is no cursor of a list", printable(text, 60)));
             cursor_of(text).ok_or_else(|| failure.with("path", "/after"))
         };
         let mut after = after.map(cursor).transpose()?;
-        let (wanted, limit) = (Wanted { status, tag }, limit.clamp(1, LIST_MAX));
+        if !(1..=LIST_MAX).contains(&limit) {
+            let message = format!("a list holds 1 to {LIST_MAX} tasks, not {limit}; `next` in its answer leads to those behind it");
+            return Err(Failure::new(ErrorCode::InvalidRequest, message).with("path", "/limit"));
+        }
+        let wanted = Wanted { status, tag };
         let (mut rows, mut last, mut next) = (Vec::new(), None, None);
         while next.is_none() {
             // One more than is wanted tells whether there is a next page.
