@@ -2,7 +2,8 @@
 
 A note is a line of JSON in `notes`: `who`, `what` (`started`, `done`, `failed`, `cancelled`), and the `input`.
 What the input may say: `fail`, `{"times": n, "error": {...}}`, the first n calls that any who share the folder begin with the same `mark`
-fail; `meet`, work begins when so many calls with the same `mark` have begun; `ms`, it takes so long; `until`, it takes until the folder has
+fail; `meet`, work begins when so many calls with the same `mark` have begun; `odd`, the first so many calls with the same `mark` give a text
+that nobody wants; `ms`, it takes so long; `until`, it takes until the folder has
 this file; `units`, what it wants to be paid for; `sized`, it gives a text whose JSON has so many bytes; `output`, what it gives. Without
 either it gives its input.
 """
@@ -66,6 +67,8 @@ def serve(call):
         note("failed", given)
         return {"error": given["fail"].get("error", {"message": "not this time", "retryable": True})}
     note("done", given)
+    if begun(given) <= given.get("odd", 0):
+        return {"output": "odd"}
     answer = {"output": "x" * (given["sized"] - 2) if "sized" in given else given.get("output", given)}
     return {**answer, "units": given["units"]} if "units" in given else answer
 
