@@ -3,6 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -519,4 +520,27 @@ async fn a_task_goes_on_after_an_orderly_stop() {
     assert_eq!((&result["outcome"], &result["result"]), (&json!("success"), &json!("later")), "{result}");
     let took = Duration::from_millis(result["execution_time_ms"].as_u64().expect("a time"));
     assert!(took < SETTLE, "{took:?}");
+}
+
+/// AITP-9, AITP-10: the only agent that is paid in the currency of the budget is busy; that another one is paid in euros does not end the task.
+#[tokio::test]
+async fn a_busy_agent_is_waited_for_though_another_is_paid_in_foreign_money() {
+    let workshop = Workshop::new();
+    let agent = |name: &str, currency: &str| {
+        let price = json!({ "price": { "amount": "0.1", "currency": currency } });
+        with(workshop.worker(name, "test.work", price), json!({ "concurrency": 1, "queue": 0 }))
+    };
+    let home = planner().agent(agent("own", "USD")).agent(agent("foreign", "EUR")).spawn().await;
+    home.knows("test.work", &["foreign", "own"]).await;
+    let call = json!({ "capability": "test.work", "agent_id": home.agent_id("own").await, "input": { "mark": "other", "until": "go" } });
+    let other = tokio::spawn(home.request(Method::POST, "/v1/invoke").json(&call).send());
+    workshop.until("started", 1).await;
+    let limited = json!({ "metadata": { "cost_limit": { "amount": "1", "currency": "USD" } } });
+    let id = home.submit(&with(task(&[step("a", "test.work", json!({ "output": 1 }))]), limited)).await;
+    home.task_events(&id).await.wait_for("deferred", SETTLE, |_| true).await;
+    workshop.release("go");
+    let result = home.result(&id).await;
+    assert_eq!((&result["outcome"], &result["cost"], &result["currency"]), (&json!("success"), &json!(0.1), &json!("USD")), "{result}");
+    let other = other.await.expect("the other call ends").expect("the node answers");
+    assert_eq!(other.status().as_u16(), 200);
 }

@@ -1,7 +1,10 @@
 //! Tasks of several steps, as people and programs submit, watch and finish them: the draft's own example, steps that run at once, values
 //! that pass from step to step, what it costs, and the doors. What goes wrong is in `task_faults`, what is refused in `task_bad_input`.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use futures::future::join_all;
 use reqwest::Method;
@@ -472,6 +475,73 @@ async fn tasks_are_listed_by_status_and_tag() {
     node.post(&format!("/aitp/tasks/{running}/cancel"), &json!({})).await.ok();
 }
 
+/// AITP-5: an agent that others keep busy says so by its node's pulses; the next step goes to another without asking it first.
+#[tokio::test]
+async fn a_step_goes_elsewhere_when_a_pulse_says_that_the_best_agent_is_full() {
+    let workshop = Workshop::new();
+    let home = planner().spawn().await;
+    let mut hosts = Vec::new();
+    for (name, ms) in [("best", 1), ("next", 900)] {
+        let agent = workshop.worker(name, "test.work", json!({ "constraints": { "response_time_ms": ms } }));
+        hosts.push(Node::builder().join(&home).agent(with(agent, json!({ "concurrency": 1, "queue": 8 }))).spawn().await);
+    }
+    home.knows("test.work", &["best", "next"]).await;
+    let id = home
+        .submit(&task(&[
+            step("a", "test.work", json!({ "mark": "a", "until": "go", "output": 1 })),
+            step("b", "test.work", json!({ "mark": "b", "output": "${a.output}" })),
+        ]))
+        .await;
+    workshop.until("started", 1).await;
+    let call =
+        json!({ "capability": "test.work", "agent_id": hosts[0].agent_id("best").await, "input": { "mark": "other", "until": "over" } });
+    let others = [(); 4].map(|()| tokio::spawn(hosts[0].request(Method::POST, "/v1/invoke").json(&call).send()));
+    let is_told = async || {
+        let rows = home.find("test.work").await;
+        rows.iter().any(|row| row["name"] == "best" && row["in_flight"].as_u64() >= Some(5)).then_some(())
+    };
+    eventually("the home node hears that the agent is full", SETTLE, is_told).await;
+    workshop.release("go");
+
+    assert_eq!(home.result(&id).await["result"], 1);
+    let [a, b] = [home.step(&id, "a").await, home.step(&id, "b").await];
+    assert_eq!((&a["node_id"], &b["node_id"]), (&json!(hosts[0].id()), &json!(hosts[1].id())), "{b}");
+    let attempts = b["attempts"].as_array().expect("attempts");
+    assert_eq!((attempts.len(), &attempts[0]["explain"]["why"]), (1, &json!("best score with room")), "nobody refused: {b}");
+    workshop.release("over");
+    for other in join_all(others).await {
+        let answer = other.expect("no call panics").expect("the node answers");
+        assert_eq!(answer.status().as_u16(), 200);
+    }
+}
+
+/// AITP-7, AITP-11: when a task will be done is estimated from what its steps took, once one is done and until it ends.
+#[tokio::test]
+async fn the_end_of_a_task_is_estimated_while_it_runs() {
+    let workshop = Workshop::new();
+    let node = planner().agent(workshop.worker("worker", "test.work", json!({}))).spawn().await;
+    node.knows("test.work", &["worker"]).await;
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is right").as_secs();
+    let begun = now();
+    let steps =
+        [json!({ "ms": 2_000, "output": 1 }), json!({ "until": "go", "output": "${a.output}" }), json!({ "output": "${b.output}" })];
+    let id = node
+        .submit(&task(&["a", "b", "c"].into_iter().zip(steps).map(|(id, input)| step(id, "test.work", input)).collect::<Vec<_>>()))
+        .await;
+    let first = node.task(&id).await;
+    assert_eq!(first["estimated_completion"], Value::Null, "nothing is known yet: {first}");
+    node.until_step(&id, "b", |step| step["status"] == "EXECUTING").await;
+
+    let before = now();
+    let running = node.task(&id).await;
+    let (after, estimated) = (now(), running["estimated_completion"].as_u64().expect("a time"));
+    // The last step has yet to take as long as the first, two seconds at least; that one took no longer than all until now.
+    assert!((before + 2..=after + 2 * (after - begun + 1)).contains(&estimated), "{begun} {before} {after}: {running}");
+    workshop.release("go");
+    node.result(&id).await;
+    assert_eq!(node.task(&id).await["estimated_completion"], Value::Null);
+}
+
 /// AITP-11: a list is read a page at a time, and no task is left out or told twice.
 #[tokio::test]
 async fn a_list_is_read_a_page_at_a_time() {
@@ -491,6 +561,12 @@ async fn a_list_is_read_a_page_at_a_time() {
             cursor = format!("&after={next}");
         }
         assert_eq!(paged, newest_first, "{limit} at a time");
+    }
+    assert_eq!(node.get("/aitp/tasks?limit=500").await.ok()["tasks"].as_array().map(Vec::len), Some(5));
+    for limit in [0, 501] {
+        let error = node.get(&format!("/aitp/tasks?limit={limit}")).await.refused(400, "INVALID_REQUEST");
+        let message = error["message"].as_str().unwrap_or_default();
+        assert!(error["details"]["path"] == "/limit" && message.contains("1 to 500") && message.contains("`next`"), "{error}");
     }
 }
 
@@ -562,12 +638,6 @@ async fn the_more_urgent_goes_first() {
     };
     workshop.release("now");
     let blocker = node.submit(&urgent("blocker", "NORMAL", "go")).await;
-    assert_eq!(node.get("/aitp/tasks?limit=500").await.ok()["tasks"].as_array().map(Vec::len), Some(5));
-    for limit in [0, 501] {
-        let error = node.get(&format!("/aitp/tasks?limit={limit}")).await.refused(400, "INVALID_REQUEST");
-        let message = error["message"].as_str().unwrap_or_default();
-        assert!(error["details"]["path"] == "/limit" && message.contains("1 to 500") && message.contains("`next`"), "{error}");
-    }
     workshop.until("started", 1).await;
     let low = node.submit(&urgent("low", "LOW", "now")).await;
     let high = node.submit(&urgent("high", "HIGH", "now")).await;
