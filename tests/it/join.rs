@@ -1,13 +1,10 @@
 //! Getting into a mesh, staying in it and leaving it.
 
-use std::{
-    net::TcpListener,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::{Node, SETTLE, builtin, eventually, meshwork, slow};
+use crate::support::{Node, Port, SETTLE, builtin, eventually, meshwork, slow};
 
 #[tokio::test]
 async fn two_nodes_meet_over_tcp() {
@@ -35,7 +32,7 @@ async fn two_nodes_meet_over_quic() {
 
 #[tokio::test]
 async fn the_ready_line_says_where_the_node_is() {
-    let node = Node::first().await;
+    let node = Node::builder().listen(&["/ip4/127.0.0.1/tcp/0"]).spawn().await;
 
     let view = node.get("/v1/node").await.ok();
 
@@ -48,7 +45,8 @@ async fn the_ready_line_says_where_the_node_is() {
 
 #[tokio::test]
 async fn a_node_that_starts_before_its_bootstrap_peer_joins_once_that_starts() {
-    let fixed = format!("/ip4/127.0.0.1/tcp/{}", free_port());
+    let port = Port::reserve();
+    let fixed = port.address();
     // A first short run makes the key.
     let mut bootstrap = Node::builder().listen(&[&fixed]).spawn().await;
     let address = bootstrap.address();
@@ -164,10 +162,4 @@ async fn a_node_that_stops_lets_its_calls_finish() {
     assert_eq!(status.code(), Some(0));
     let answered = call.await.expect("the call does not panic").expect("the call is answered before the node ends");
     assert_eq!(answered, 200);
-}
-
-/// A TCP port that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    listener.local_addr().expect("a bound socket has an address").port()
 }

@@ -1,6 +1,6 @@
 //! What the journeys share: whole nodes as child processes, a client for their API, agents written in Python, and waiting.
 //!
-//! Every node has a temporary directory of its own, listens on ports that the system picks and dies with its value, so tests run beside
+//! Every node has a temporary directory of its own, listens on ports that nobody else has and dies with its value, so tests run beside
 //! each other. Nothing here sleeps: a test waits for a named condition under a deadline ([`eventually`]) or for an event ([`Node::events`]).
 
 mod agents;
@@ -10,6 +10,7 @@ mod events;
 mod node;
 pub(crate) mod oracle;
 pub(crate) mod peer;
+mod port;
 pub(crate) mod stepping;
 pub(crate) mod target;
 pub(crate) mod tasks;
@@ -20,4 +21,5 @@ pub(crate) use answer::Answer;
 pub(crate) use command::{Output, finished, meshwork, shell};
 pub(crate) use events::Events;
 pub(crate) use node::{Builder, Node, signal};
+pub(crate) use port::Port;
 pub(crate) use wait::{SETTLE, eventually, within};

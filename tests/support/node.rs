@@ -22,11 +22,14 @@ use super::{
     answer::Answer,
     command::{Output, finished, program, program_after},
     events::Events,
+    port::Port,
     wait::{SETTLE, eventually, poll, within},
 };
 
-/// From the start of the process to its ready line.
-const READY: Duration = Duration::from_secs(20);
+/// From the start of the process to its ready line, on a machine that has other things to do. Who promises less holds it against the clock.
+const READY: Duration = Duration::from_secs(60);
+/// Where a node listens that may have another address whenever it starts.
+const ANYWHERE: &str = "/ip4/127.0.0.1/tcp/0";
 /// From SIGTERM to the end of the process: what the interface allows, and a little for the machine.
 const STOP: Duration = Duration::from_secs(35);
 /// How long any one request may take.
@@ -38,6 +41,7 @@ const LOG_SHOWN: usize = 16 * 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct Builder {
     home: Arc<TempDir>,
+    port: Arc<Port>,
     config: String,
     config_file: Option<PathBuf>,
     agents: Vec<Value>,
@@ -218,12 +222,14 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// A node that listens on one free TCP port of this machine.
+    /// A node that listens on one TCP port of this machine, which stays free for it while it is dead.
     pub(crate) fn builder() -> Builder {
         let home = Arc::new(tempfile::tempdir().expect("a folder for the node"));
-        let listen = vec!["/ip4/127.0.0.1/tcp/0".to_owned()];
+        let port = Arc::new(Port::reserve());
+        let listen = vec![port.address()];
         Builder {
             home,
+            port,
             config: String::new(),
             config_file: None,
             agents: Vec::new(),
@@ -505,7 +511,7 @@ impl Node {
         rest
     }
 
-    /// Stops it if it runs, and starts it again on the same data directory.
+    /// Stops it if it runs, and starts it again on the same data directory, at another address unless its test has chosen one.
     pub(crate) async fn restart(self) -> Self {
         self.restart_with(|builder| builder).await
     }
@@ -516,7 +522,11 @@ impl Node {
         if runs {
             self.terminate().await;
         }
-        change(self.builder.clone()).spawn().await
+        let mut builder = self.builder.clone();
+        if builder.listen == [builder.port.address()] {
+            builder = builder.listen(&[ANYWHERE]);
+        }
+        change(builder).spawn().await
     }
 
     fn signal(&self, name: &str) {
