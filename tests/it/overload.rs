@@ -18,8 +18,9 @@ const PLACES: u32 = 4;
 const LINE: u32 = 16;
 /// Calls that clients of the calling node may wait for.
 const WAITING: u32 = 80;
-/// How long a call takes the agent.
-const WORK: Duration = Duration::from_millis(100);
+/// How long a call takes the agent: so long that a machine with other things to do has time for three times the load, and it is the agent that
+/// is overloaded.
+const WORK: Duration = Duration::from_millis(300);
 /// How long a load is kept up.
 const LOAD: Duration = Duration::from_secs(3);
 /// What shall be done of three times the load, as a share of what is done of the load that fits.
@@ -27,7 +28,7 @@ const GOODPUT_AIM: f64 = 0.9;
 /// A machine that has other things to do besides may miss the aim in each of its rounds; what collapses under load is far below this.
 const GOODPUT_MIN: f64 = 0.5;
 /// How often both loads are compared, unless the aim is met before.
-const ROUNDS_MAX: usize = 3;
+const ROUNDS_MAX: usize = 4;
 /// Of four calls one is urgent and one may wait.
 const PRIORITIES: [&str; 4] = ["HIGH", "NORMAL", "LOW", "NORMAL"];
 /// What a node may hold more than before, in bytes.
@@ -47,13 +48,18 @@ async fn three_times_the_load_that_fits_is_shed_from_below() {
     let before = [&host, &caller].map(Node::resident_bytes);
 
     let (mut most, mut refused, mut goodput) = (Most::default(), BTreeMap::<&str, Vec<Duration>>::new(), 0.0_f64);
+    let mut offered = Vec::new();
     for _ in 0..ROUNDS_MAX {
         let once = offer(&caller, fits, LOAD).await;
         let thrice = tokio::select! {
             thrice = offer(&caller, fits / 3, LOAD) => thrice,
             () = watch(&host, &caller, &mut most) => panic!("nobody watches for ever"),
         };
-        assert!(thrice.offered > once.offered * 2, "the load was not offered: {thrice:?} after {once:?}");
+        offered.push((once.offered, thrice.offered));
+        if thrice.offered <= once.offered * 2 {
+            // The machine had no time to offer it, so nothing was shown, for good or bad.
+            continue;
+        }
         for (priority, took) in thrice.refused {
             refused.entry(priority).or_default().extend(took);
         }
@@ -64,6 +70,7 @@ async fn three_times_the_load_that_fits_is_shed_from_below() {
     }
 
     let [high, normal, low] = ["HIGH", "NORMAL", "LOW"].map(|priority| refused.get(priority).map_or(0, Vec::len));
+    assert!(low > 0, "three times the load was never offered, or none of it refused: {offered:?}");
     let mut took: Vec<Duration> = refused.into_values().flatten().collect();
     took.sort();
     let (median, p99) = (took[took.len() / 2], took[took.len() * 99 / 100]);

@@ -22,8 +22,8 @@ use crate::support::{
 };
 
 const CLIENTS: usize = 64;
-/// How long the clients may take between two deaths, and the tasks to their end, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the clients may take between two deaths, and how long nothing may get on, on a machine that has other things to do.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Where the node is now.
 #[derive(Debug, Clone)]
@@ -53,7 +53,7 @@ async fn no_acknowledged_task_is_lost_when_the_home_node_is_killed_under_load() 
 }
 
 #[tokio::test]
-#[ignore = "takes minutes: nice cargo nextest run --release --run-ignored only --no-capture --test it a_hundred_times"]
+#[ignore = "takes minutes: nice cargo nextest run --run-ignored only --no-capture --test it a_hundred_times"]
 async fn no_acknowledged_task_is_lost_when_the_home_node_is_killed_a_hundred_times_under_load() {
     kill_under_load(100, 60).await;
 }
@@ -90,6 +90,7 @@ async fn kill_under_load(kills: usize, tasks: usize) {
     };
     let ((home, at_deaths), _) = tokio::join!(killing, clients);
 
+    all_end(&home, &oracle).await;
     let acknowledged = told.acknowledged.lock().expect("no client has panicked").clone();
     assert!(acknowledged.len() >= kills, "seed {seed}: the clients got something done: {}", acknowledged.len());
     let check = async |(first, task): (&u64, &String)| {
@@ -133,6 +134,25 @@ async fn client(told: &Told, doors: watch::Receiver<Door>) {
             let before = told.acknowledged.lock().expect("no client has panicked").insert(number, id_of(&receipt));
             assert_eq!(before, None);
         }
+    }
+}
+
+/// Waits until no task is left that has not ended. How long that takes is up to the machine; that something gets on is up to the node.
+async fn all_end(home: &Node, oracle: &Oracle) {
+    let is_left = async |status: &str| {
+        let page = home.get(&format!("/aitp/tasks?limit=1&status={status}")).await.ok();
+        page["tasks"].as_array().is_some_and(|rows| !rows.is_empty())
+    };
+    let mut is_over = false;
+    while !is_over {
+        let before = oracle.bytes();
+        let gets_on = async || {
+            if oracle.bytes() > before {
+                return Some(false);
+            }
+            (!is_left("PENDING").await && !is_left("EXECUTING").await).then_some(true)
+        };
+        is_over = eventually("another step is done, or all are", PATIENCE, gets_on).await;
     }
 }
 

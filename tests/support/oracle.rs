@@ -53,6 +53,11 @@ impl Oracle {
         eventually(&format!("{prefix} {what} {times} times"), SETTLE * 2, enough).await;
     }
 
+    /// How much was noted so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        fs::metadata(&self.0).map_or(0, |file| file.len())
+    }
+
     /// What was done so far of the steps whose names begin so.
     pub(crate) fn of(&self, prefix: &str) -> Vec<Noted> {
         let text = fs::read_to_string(&self.0).unwrap_or_default();
