@@ -9,6 +9,13 @@
 //!
 //! The order of things is the journal's: an event is appended when it is decided, and what follows from it leaves this node when the disk has
 //! it. A client's answer waits likewise, so nobody is ever told what a crash could undo.
+//!
+//! Two departures from the design. *Heartbeat*: a step does not report every 10 s to be lost after 30 s of silence; its call is on a lane, which
+//! asks for a sign of life every half second while calls are under way, and is lost with all of them after 2 s of silence
+//! (`proto::invocation::client`). So a node that died is noticed sooner, and an agent that hangs on a node that lives is left to the timeout of
+//! the attempt. *Results*: an agent's node keeps what came of a step until a day after its deadline, but never more results, of steps and calls
+//! together, than `limits.results_kept_max` and `limits.results_kept_bytes_max` say. One that had to make room is work that a repeat does
+//! again, at least once and not at most, unless the step says `retry: never`.
 
 mod archive;
 pub(super) mod book;
