@@ -238,8 +238,8 @@ async fn the_verbs_create_change_share_and_look_back() {
         let output = node.cli(&[&["context"], arguments].concat()).await;
         (output.code, output.stdout, output.stderr)
     };
-    let done = |(code, out, err): (Option<i32>, String, String)| {
-        assert_eq!(code, Some(0), "{err}");
+    let done = |(code, out, err): (i32, String, String)| {
+        assert_eq!(code, 0, "{err}");
         out
     };
     done(run(&owner, &["set", short, "/shared_memory/plan/steps", "[\"read\"]"]).await);
@@ -255,10 +255,10 @@ async fn the_verbs_create_change_share_and_look_back() {
     shows(&other, id, "/votes", json!(-3)).await;
     done(run(&other, &["set", short, "/shared_memory/notes", "{}"]).await);
     let (code, _, err) = run(&other, &["set", short, "/shared_memory/votes", "0"]).await;
-    assert!(code == Some(1) && err.contains("ACCESS_DENIED"), "{err}");
+    assert!(code == 1 && err.contains("ACCESS_DENIED"), "{err}");
     done(run(&owner, &["revoke", short, other.id()]).await);
     let (code, _, err) = run(&owner, &["revoke", short, other.id()]).await;
-    assert!(code == Some(2) && err.contains("already"), "{err}");
+    assert!(code == 2 && err.contains("already"), "{err}");
     let (code, _, err) = run(&owner, &["get", "ffffffff"]).await;
-    assert!(code == Some(1) && err.contains("CONTEXT_NOT_FOUND"), "{err}");
+    assert!(code == 1 && err.contains("CONTEXT_NOT_FOUND"), "{err}");
 }
