@@ -5,8 +5,12 @@
 //! Where items of different kinds meet at one place, the newest says what the place is: a number that was set is what a counter starts
 //! from, a list that was set what is appended to, and anything else gives way.
 //!
-//! Items may come in any order: what is hidden once stays hidden, since the stamp that hides it only grows. So the fold keeps nothing that
-//! is hidden, and is the same after every order. It cannot take an item back; for that it is made anew.
+//! Items may come in any order: what is hidden once stays hidden, since the stamp that hides it only grows. What an item hides is left where
+//! it is, and passed over when the state is shown; so an item costs the way to its place, however much lies below. When what is held has
+//! doubled, all that is hidden is swept out, so that not much more is held than could be seen or still decides. The fold cannot take an item
+//! back; for that it is made anew.
+//!
+//! Values are held as text: an array of many small objects takes a hundred times its text as values, and writers are not to be trusted.
 
 use std::collections::BTreeMap;
 
@@ -26,32 +30,37 @@ pub struct Stamp {
     pub item: u16,
 }
 
+/// How much more may be held than was left by the last sweep before it doubled.
+const SWEEP_SPARE: usize = 1_024;
+
 /// One memory of a context: the shared one, or an agent's own.
 #[derive(Debug, Default)]
 pub struct Fold {
     root: Node,
+    /// How many places and gains are held, and how many the last sweep left.
+    held: usize,
+    swept: usize,
 }
 
 #[derive(Debug, Default)]
 struct Node {
-    /// The newest `Set` or `Del` of this place.
+    /// The newest `Set` or `Del` of this place itself.
     reset: Option<Stamp>,
-    /// What it put here. An object is put here empty, and its fields are children.
-    value: Option<Value>,
-    /// What came since then. Most places have one kind at most.
-    gains: Gains,
-    children: BTreeMap<String, Node>,
+    /// What it put here, fields and all. Children say what became of them since.
+    value: Option<Box<str>>,
+    /// What was added to a counter and appended to a list. Most places have neither.
+    gains: Option<Box<Gains>>,
+    children: BTreeMap<Box<str>, Box<Node>>,
 }
 
-/// What was added to a counter and appended to a list; in a box, since most places have neither.
 #[derive(Debug, Default)]
-struct Gains(Option<Box<Gained>>);
-
-#[derive(Debug, Default)]
-struct Gained {
+struct Gains {
     added: BTreeMap<Stamp, i64>,
-    appended: BTreeMap<Stamp, Value>,
+    appended: BTreeMap<Stamp, Box<str>>,
 }
+
+/// A value and the stamp of the newest item that it comes of.
+type Stamped = (Value, Stamp);
 
 impl Fold {
     /// Takes in one item, which names a place in this memory by the names below its root.
@@ -61,16 +70,24 @@ impl Fold {
             if node.hides(stamp) {
                 return;
             }
-            node = node.children.entry(name.clone()).or_default();
+            node = node.children.entry(name.as_str().into()).or_insert_with(|| {
+                self.held += 1;
+                Box::default()
+            });
         }
         if node.hides(stamp) {
             return;
         }
-        match item {
-            Item::Set(_, value) => node.set(stamp, value),
+        let is_new = match item {
+            Item::Set(_, value) => node.reset(stamp, Some(text(value))),
             Item::Del(_) => node.reset(stamp, None),
-            Item::Inc(_, amount) => drop(node.gains.get().added.insert(stamp, *amount)),
-            Item::Append(_, value) => drop(node.gains.get().appended.insert(stamp, value.clone())),
+            Item::Inc(_, amount) => node.gains.get_or_insert_default().added.insert(stamp, *amount).is_none(),
+            Item::Append(_, value) => node.gains.get_or_insert_default().appended.insert(stamp, text(value)).is_none(),
+        };
+        self.held += usize::from(is_new);
+        if self.held > self.swept.saturating_mul(2).saturating_add(SWEEP_SPARE) {
+            self.held = self.root.sweep(None);
+            self.swept = self.held;
         }
     }
 
@@ -81,42 +98,34 @@ impl Fold {
 
     /// What is at a place, if something is.
     pub fn get(&self, below_root: &[String]) -> Option<Value> {
-        let node = below_root.iter().try_fold(&self.root, |node, name| node.children.get(name))?;
-        if let Some((value, _)) = node.shown()
-            && self.is_shown(below_root)
-        {
-            return Some(value);
-        }
-        None
-    }
-
-    /// Whether every place on the way shows its fields, rather than something else that is newer.
-    fn is_shown(&self, below_root: &[String]) -> bool {
-        let mut node = &self.root;
-        below_root.iter().all(|name| {
-            let is_object = matches!(node.shown(), Some((Value::Object(_), _)));
-            match node.children.get(name) {
-                Some(child) => node = child,
-                None => return false,
+        let nothing = Node::default();
+        let (mut node, mut base, mut hidden) = (&self.root, None, None);
+        for name in below_root {
+            (base, hidden) = node.seen(base, hidden);
+            if node.gains.as_ref().is_some_and(|gains| gains.newest(hidden).is_some()) {
+                // It may show what it gained rather than its fields; which is newer, all of them decide.
+                let whole = self.root.shown(None, None).map(|(value, _)| value)?;
+                return below_root.iter().try_fold(whole, |value, name| field(value, name));
             }
-            is_object
-        })
+            base = base.and_then(|(value, at)| Some((field(value, name)?, at)));
+            node = node.children.get(name.as_str()).map_or(&nothing, |child| child);
+        }
+        node.shown(base, hidden).map(|(value, _)| value)
     }
 }
 
 impl Gains {
-    fn get(&mut self) -> &mut Gained {
-        self.0.get_or_insert_default()
+    /// The stamps of the newest that was added and of the newest that was appended, as far as they are newer than what is hidden.
+    fn newest_of_each(&self, hidden: Option<Stamp>) -> (Option<Stamp>, Option<Stamp>) {
+        let is_seen = |stamp: &Stamp| Some(*stamp) > hidden;
+        let added = self.added.keys().next_back().copied().filter(is_seen);
+        let appended = self.appended.keys().next_back().copied().filter(is_seen);
+        (added, appended)
     }
 
-    fn forget_before(&mut self, stamp: Stamp) {
-        if let Some(gains) = &mut self.0 {
-            gains.added = gains.added.split_off(&stamp);
-            gains.appended = gains.appended.split_off(&stamp);
-            if gains.added.is_empty() && gains.appended.is_empty() {
-                self.0 = None;
-            }
-        }
+    fn newest(&self, hidden: Option<Stamp>) -> Option<Stamp> {
+        let (added, appended) = self.newest_of_each(hidden);
+        added.max(appended)
     }
 }
 
@@ -125,69 +134,60 @@ impl Node {
         self.reset.is_some_and(|reset| reset > stamp)
     }
 
-    /// Everything older than `stamp` goes, here and below.
-    fn reset(&mut self, stamp: Stamp, value: Option<Value>) {
-        self.reset = Some(stamp);
+    /// Whether it was none of those that are held.
+    fn reset(&mut self, stamp: Stamp, value: Option<Box<str>>) -> bool {
         self.value = value;
-        self.forget_before(stamp);
+        self.reset.replace(stamp).is_none()
     }
 
-    fn forget_before(&mut self, stamp: Stamp) {
-        self.gains.forget_before(stamp);
-        self.children.retain(|_, child| {
-            if child.reset.is_some_and(|reset| reset < stamp) {
-                child.reset = None;
-                child.value = None;
+    /// What this place starts from, and what hides all that is not newer: what was put here, or what comes from above if that is newer.
+    fn seen(&self, base: Option<Stamped>, hidden: Option<Stamp>) -> (Option<Stamped>, Option<Stamp>) {
+        match self.reset {
+            Some(reset) if self.reset > hidden => {
+                let value = self.value.as_ref().and_then(|text| serde_json::from_str(text).ok());
+                (value.map(|value| (value, reset)), self.reset)
             }
-            child.forget_before(stamp);
-            child.reset.is_some() || child.gains.0.is_some() || !child.children.is_empty()
-        });
-    }
-
-    fn set(&mut self, stamp: Stamp, value: &Value) {
-        let Value::Object(fields) = value else {
-            self.reset(stamp, Some(value.clone()));
-            return;
-        };
-        self.reset(stamp, Some(Value::Object(Map::new())));
-        for (name, value) in fields {
-            let child = self.children.entry(name.clone()).or_default();
-            // A field that somebody changed later than this keeps that.
-            if !child.hides(stamp) {
-                child.set(stamp, value);
-            }
+            Some(_) | None => (base, hidden),
         }
     }
 
-    /// What is shown here, and the newest stamp of what is shown.
-    fn shown(&self) -> Option<(Value, Option<Stamp>)> {
+    /// What is shown here.
+    fn shown(&self, base: Option<Stamped>, hidden: Option<Stamp>) -> Option<Stamped> {
+        let (base, hidden) = self.seen(base, hidden);
+        let base_at = base.as_ref().map(|(_, at)| *at);
+        let (mut below, plain) = match base {
+            Some((Value::Object(fields), _)) => (fields, Some(Value::Object(Map::new()))),
+            base => (Map::new(), base.map(|(value, _)| value)),
+        };
         let mut fields = Map::new();
         let mut newest_field = None;
         for (name, child) in &self.children {
-            if let Some((value, newest)) = child.shown() {
-                fields.insert(name.clone(), value);
-                newest_field = newest_field.max(newest);
+            let base = below.remove(&**name).zip(base_at);
+            if let Some((value, newest)) = child.shown(base, hidden) {
+                fields.insert(name.to_string(), value);
+                newest_field = newest_field.max(Some(newest));
             }
         }
-        let newest_added = self.gains.0.as_ref().and_then(|gains| gains.added.keys().next_back()).copied();
-        let newest_appended = self.gains.0.as_ref().and_then(|gains| gains.appended.keys().next_back()).copied();
-        let newest = newest_field.max(newest_added).max(newest_appended);
-        if newest.is_none() {
-            return self.value.clone().map(|value| (value, self.reset));
+        if !below.is_empty() {
+            newest_field = newest_field.max(base_at);
+            fields.append(&mut below);
         }
-        let value = if newest == newest_added {
-            self.counter()
-        } else if newest == newest_appended {
-            self.list()
+        let (added, appended) = self.gains.as_ref().map(|gains| gains.newest_of_each(hidden)).unwrap_or_default();
+        let Some(newest) = newest_field.max(added).max(appended) else { return plain.zip(base_at) };
+        let value = if Some(newest) == added {
+            self.counter(plain.as_ref(), hidden)
+        } else if Some(newest) == appended {
+            self.list(plain, hidden)
         } else {
             Value::Object(fields)
         };
         Some((value, newest))
     }
 
-    fn counter(&self) -> Value {
-        let gained: i128 = self.gains.0.iter().flat_map(|gains| gains.added.values()).map(|amount| i128::from(*amount)).sum();
-        match &self.value {
+    fn counter(&self, start: Option<&Value>, hidden: Option<Stamp>) -> Value {
+        let added = self.gains.iter().flat_map(|gains| &gains.added).filter(|(stamp, _)| Some(**stamp) > hidden);
+        let gained: i128 = added.map(|(_, amount)| i128::from(*amount)).sum();
+        match start {
             Some(Value::Number(start)) if start.as_i128().is_none() => {
                 // A counter that starts from a fraction; what it gained is exact up to 2^53.
                 #[expect(clippy::cast_precision_loss, reason = "fractions are floats in JSON")]
@@ -199,10 +199,47 @@ impl Node {
         }
     }
 
-    fn list(&self) -> Value {
-        let start = self.value.as_ref().and_then(Value::as_array).into_iter().flatten();
-        let appended = self.gains.0.iter().flat_map(|gains| gains.appended.values());
-        Value::Array(start.chain(appended).cloned().collect())
+    fn list(&self, start: Option<Value>, hidden: Option<Stamp>) -> Value {
+        let mut list = match start {
+            Some(Value::Array(start)) => start,
+            _ => Vec::new(),
+        };
+        let appended = self.gains.iter().flat_map(|gains| &gains.appended).filter(|(stamp, _)| Some(**stamp) > hidden);
+        list.extend(appended.filter_map(|(_, text)| serde_json::from_str::<Value>(text).ok()));
+        Value::Array(list)
+    }
+
+    /// Lets go of all that is hidden, here and below; how much is left.
+    fn sweep(&mut self, hidden: Option<Stamp>) -> usize {
+        let hidden = hidden.max(self.reset);
+        if self.reset < hidden {
+            self.reset = None;
+            self.value = None;
+        }
+        if let Some(gains) = &mut self.gains {
+            gains.added.retain(|stamp, _| Some(*stamp) > hidden);
+            gains.appended.retain(|stamp, _| Some(*stamp) > hidden);
+        }
+        self.gains.take_if(|gains| gains.added.is_empty() && gains.appended.is_empty());
+        let mut held = usize::from(self.reset.is_some()) + self.gains.as_ref().map_or(0, |gains| gains.added.len() + gains.appended.len());
+        self.children.retain(|_, child| {
+            let below = child.sweep(hidden);
+            held += below;
+            below > 0
+        });
+        // The place itself, if something is there.
+        held + usize::from(held > 0)
+    }
+}
+
+fn text(value: &Value) -> Box<str> {
+    value.to_string().into()
+}
+
+fn field(value: Value, name: &str) -> Option<Value> {
+    match value {
+        Value::Object(mut fields) => fields.remove(name),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => None,
     }
 }
 
