@@ -1,9 +1,10 @@
 //! The owner's line of access changes: who could write what, and when (design/contexts.md "Access").
 //!
 //! Changes are numbered from 1 and each names the one before it. An owner who signs two for one number has split the line: access then stays
-//! as it was at the last common change for good, on every replica that has seen both, and the two are the proof.
+//! as it was at the last common change for good, on every replica that has seen both, and the two are the proof. Of several splits the earliest
+//! holds, whichever was seen first.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{ContextId, Path, Principal, Timestamp};
 use crate::wire::context::{Access, Cut, Genesis, Verified};
@@ -18,6 +19,8 @@ pub struct Chain {
     context: ContextId,
     born_until: Timestamp,
     changes: Vec<Verified<Access>>,
+    /// Who lost a right, and with which changes.
+    losses: BTreeMap<Principal, Vec<u64>>,
     split: Option<Box<(Verified<Access>, Verified<Access>)>>,
 }
 
@@ -61,7 +64,7 @@ pub enum Refusal {
 impl Chain {
     /// The line that begins with `genesis`.
     pub fn new(context: ContextId, genesis: &Genesis) -> Self {
-        Self { owner: genesis.owner, context, born_until: genesis.expires_at, changes: Vec::new(), split: None }
+        Self { owner: genesis.owner, context, born_until: genesis.expires_at, changes: Vec::new(), losses: BTreeMap::new(), split: None }
     }
 
     /// The newest change that counts.
@@ -108,11 +111,12 @@ impl Chain {
         }
         if let Some((first, second)) = self.split() {
             let is_known = [first, second].iter().any(|known| known.name() == access.name());
-            return if is_known || self.at(access.epoch).is_some_and(|known| known.name() == access.name()) {
-                Ok(Step::Known)
-            } else {
-                Err(Refusal::Frozen)
-            };
+            if is_known {
+                return Ok(Step::Known);
+            }
+            if access.epoch >= first.epoch {
+                return Err(Refusal::Frozen);
+            }
         }
         if access.epoch > self.epoch() + 1 {
             return Ok(Step::Early);
@@ -124,9 +128,13 @@ impl Chain {
                 self.split = Some(Box::new((known.clone(), access)));
                 let common = self.split.as_ref().map_or(0, |split| split.0.epoch.saturating_sub(1));
                 self.changes.truncate(usize::try_from(common).unwrap_or(0));
+                self.losses.values_mut().for_each(|epochs| epochs.retain(|epoch| *epoch <= common));
                 Ok(Step::Split)
             }
             None => {
+                for author in self.tip().map(|before| losers(before, &access)).unwrap_or_default() {
+                    self.losses.entry(author).or_default().push(access.epoch);
+                }
                 self.changes.push(access);
                 Ok(Step::Added)
             }
@@ -167,16 +175,27 @@ impl Chain {
         let holds = |access: &Access| {
             if paths.is_empty() { access.may_read(author) } else { paths.iter().all(|path| access.may_write(author, path)) }
         };
-        let from = usize::try_from(epoch.saturating_sub(1)).unwrap_or(usize::MAX);
-        let later = self.changes.get(from..).unwrap_or_default();
-        let losses = later.windows(2).filter_map(|pair| match pair {
-            [before, after] if holds(before) && !holds(after) => Some(after),
-            _ => None,
-        });
+        let later = self.losses.get(&author).into_iter().flatten().filter(|after| **after > epoch);
+        let pairs = later.filter_map(|after| self.at(after.checked_sub(1)?).zip(self.at(*after)));
+        let losses = pairs.filter(|(before, after)| holds(before) && !holds(after)).map(|(_, after)| after);
         let cut_of = |access: &Verified<Access>| {
             let named = access.cuts.binary_search_by_key(&author, |cut| cut.author).ok().and_then(|at| access.cuts.get(at));
             named.cloned().unwrap_or(Cut { author, last: None })
         };
         losses.map(cut_of).collect()
     }
+}
+
+/// Who may less after a change than before it, in order.
+pub fn losers(before: &Access, after: &Access) -> Vec<Principal> {
+    let prefixes = |access: &Access, author: Principal| {
+        let at = access.writers.binary_search_by_key(&author, |writer| writer.principal);
+        at.ok().and_then(|at| access.writers.get(at)).map(|writer| writer.prefixes.clone()).unwrap_or_default()
+    };
+    let loses = |author: &Principal| {
+        let still = prefixes(after, *author);
+        let is_covered = |prefix: &Path| still.iter().any(|wider| wider.covers(prefix));
+        *author != after.owner && (!after.may_read(*author) || !prefixes(before, *author).iter().all(is_covered))
+    };
+    before.readers.iter().map(|reader| reader.principal).filter(loses).collect()
 }

@@ -22,8 +22,10 @@ pub struct Entry {
     pub acl_epoch: u64,
     /// How many bytes its author's line has up to here.
     pub line_bytes: u64,
-    /// Whether it counts. Otherwise it only stands there because one that counts builds on it.
+    /// Whether it counts. Otherwise it lies behind a cut, and stands there for what others built on it.
     pub counts: bool,
+    /// An operation far before it on its author's line, so that the way to any of them is short.
+    pub(super) skip: Option<OperationId>,
 }
 
 /// All operations of a context.
@@ -31,12 +33,14 @@ pub struct Entry {
 pub struct Operations {
     entries: BTreeMap<OperationId, Entry>,
     lines: BTreeMap<Principal, Line>,
-    /// Those that nobody has built on.
+    /// Those that count and that nothing which counts was built on.
     heads: BTreeSet<OperationId>,
 }
 
 #[derive(Debug, Default)]
 struct Line {
+    /// How many there are on all branches, and how many bytes they have.
+    written: (u64, u64),
     /// By number; a second one of a number stands in `twins`.
     by_seq: BTreeMap<u64, OperationId>,
     twins: BTreeSet<(u64, OperationId)>,
@@ -60,7 +64,7 @@ impl Operations {
         self.entries.get(&id)
     }
 
-    /// Those that nobody has built on, in order.
+    /// Those that count and that nothing which counts was built on, in order.
     pub fn heads(&self) -> &BTreeSet<OperationId> {
         &self.heads
     }
@@ -88,6 +92,11 @@ impl Operations {
         line.by_seq.get(&entry.seq).into_iter().chain(others.map(|(_, id)| id)).find(|other| **other != id).copied()
     }
 
+    /// How many operations of `author` there are on all its branches, and how many bytes they have.
+    pub fn written(&self, author: Principal) -> (u64, u64) {
+        self.lines.get(&author).map_or((0, 0), |line| line.written)
+    }
+
     /// Whether `author` has signed two operations of one number.
     pub fn has_twins(&self, author: Principal) -> bool {
         self.lines.get(&author).is_some_and(|line| !line.twins.is_empty())
@@ -95,13 +104,18 @@ impl Operations {
 
     /// Takes in an operation whose parents are all here.
     pub(super) fn insert(&mut self, id: OperationId, entry: Entry, header: &Header) {
-        let Entry { author, seq, prev, .. } = entry;
-        self.entries.insert(id, entry);
-        for parent in header.parents() {
-            self.heads.remove(&parent);
+        let Entry { author, seq, prev, line_bytes, counts, .. } = entry;
+        let bytes = line_bytes.saturating_sub(prev.and_then(|prev| self.get(prev)).map_or(0, |prev| prev.line_bytes));
+        let skip = prev.and_then(|prev| self.skip_behind(prev));
+        self.entries.insert(id, Entry { skip, ..entry });
+        if counts {
+            for parent in header.parents() {
+                self.heads.remove(&parent);
+            }
+            self.heads.insert(id);
         }
-        self.heads.insert(id);
         let line = self.lines.entry(author).or_default();
+        line.written = (line.written.0.saturating_add(1), line.written.1.saturating_add(bytes));
         if let Some(first) = line.by_seq.get(&seq) {
             line.twins.extend([(seq, *first), (seq, id)]);
         } else {
@@ -113,22 +127,38 @@ impl Operations {
         line.tips.insert((seq, id));
     }
 
-    /// Whether the operation of `author` after `prev` with number `seq` lies on the line that ends with `last`, or is its end.
+    /// Whether the operation `id` of `author` with number `seq` lies on the line that ends with `last`, or is its end. As long as that end
+    /// is not here, all before it may.
     pub fn is_on_line(&self, id: OperationId, seq: u64, author: Principal, last: Last) -> bool {
         if seq >= last.seq {
             return id == last.id;
         }
-        if !self.has_twins(author) {
-            return true;
-        }
-        let mut on_line = Some(last.id);
-        while let Some(entry) = on_line.and_then(|id| self.get(id)) {
-            if entry.seq == seq + 1 {
-                return entry.prev == Some(id);
+        let ends_here = self.get(last.id).is_some_and(|end| end.author == author && end.seq == last.seq);
+        !ends_here || self.on_line(last.id, seq) == Some(id)
+    }
+
+    /// The operation with number `seq` on the line that ends with `last`.
+    fn on_line(&self, last: OperationId, seq: u64) -> Option<OperationId> {
+        let mut at = last;
+        loop {
+            let entry = self.get(at)?;
+            if entry.seq <= seq {
+                return (entry.seq == seq).then_some(at);
             }
-            on_line = entry.prev;
+            let skip = entry.skip.filter(|skip| self.get(*skip).is_some_and(|far| far.seq >= seq));
+            at = skip.or(entry.prev)?;
         }
-        false
+    }
+
+    /// Where the one after `prev` skips to. Any way along `prev` and these takes a number of steps in the order of its logarithm
+    /// (Myers, "An applicative random-access stack", 1983).
+    fn skip_behind(&self, prev: OperationId) -> Option<OperationId> {
+        let near = self.get(prev)?;
+        let Some(far) = near.skip else { return Some(prev) };
+        let far_entry = self.get(far)?;
+        let further = far_entry.skip.unwrap_or(far);
+        let is_even = near.seq.checked_sub(far_entry.seq)? == far_entry.seq.checked_sub(self.get(further)?.seq)?;
+        Some(if is_even { further } else { prev })
     }
 
     /// What a replica with those tips lacks, in an order in which each builds on those before it.

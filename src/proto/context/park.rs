@@ -69,11 +69,6 @@ impl Park {
         all
     }
 
-    /// One that is here.
-    pub fn get(&self, id: OperationId) -> Option<&Verified<Operation>> {
-        self.held.get(&id)
-    }
-
     /// How many there are.
     pub fn len(&self) -> usize {
         self.held.len()

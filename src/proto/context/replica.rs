@@ -2,8 +2,8 @@
 //!
 //! An operation is taken in once the change of access that it names and all that it builds on are here; until then it is *early*, and parked.
 //! It is refused for good if its author could not write there at the change that it names, if its numbers are not exactly those that follow
-//! from what it builds on, or if it does not open. What lies behind a cut does not count; it is set aside, and takes its place in the graph
-//! only if something that counts builds on it, since its author's fault must not be that of others.
+//! from what it builds on, or if it does not open. What lies behind a cut takes its place in the graph and does not count: others may have
+//! built on it, and its author's fault must not be theirs; an author who gets a right back goes on from there.
 //!
 //! A change of access can take back what counted. The fold cannot; the replica then says that it [is stale](Replica::is_stale), and the
 //! shell makes it anew from what it kept ([`Replica::foresee`]). What it shows meanwhile is what it showed before.
@@ -29,6 +29,9 @@ use crate::wire::context::{
 pub const OPERATIONS_PER_AUTHOR_MAX: u64 = 100_000;
 /// How many bytes the operations of an author may have in one context.
 pub const BYTES_PER_AUTHOR_MAX: u64 = 16 * 1024 * 1024;
+/// How many times that much is taken in of an author who signs several operations of one number, on all its branches together. Only such
+/// an author can reach it; what it then says reaches some replicas and not others, until its owner cuts it off.
+const BRANCHES_PER_AUTHOR_MAX: u64 = 2;
 
 /// A context as one node has it.
 #[derive(Debug)]
@@ -42,7 +45,6 @@ pub struct Replica {
     shared: Fold,
     private: BTreeMap<Principal, Fold>,
     early: Park,
-    cut: Park,
     /// Author's lines that are known beforehand, while the replica is made anew.
     foreseen: Operations,
     is_stale: bool,
@@ -98,8 +100,7 @@ enum One {
     Known,
     Early(OperationId),
     Waits,
-    Cut,
-    Counts,
+    Taken,
 }
 
 /// Who may do what, as people write it (AMP `access_control`): the owner may do all.
@@ -126,7 +127,6 @@ impl Replica {
             shared: Fold::default(),
             private: BTreeMap::new(),
             early: Park::default(),
-            cut: Park::default(),
             foreseen: Operations::default(),
             is_stale: false,
         }
@@ -154,7 +154,7 @@ impl Replica {
 
     /// How many operations are parked.
     pub fn parked(&self) -> usize {
-        self.early.len() + self.cut.len()
+        self.early.len()
     }
 
     /// Whether something counts in what it shows that does not count any more, or the other way round: it must be made anew.
@@ -164,9 +164,11 @@ impl Replica {
 
     /// Prepares a fresh replica for all that one kept: the lines of authors are then known before the first operation is judged.
     pub fn foresee<'k>(&mut self, kept: impl Iterator<Item = &'k Verified<Operation>>) {
+        let mut kept: Vec<_> = kept.collect();
+        kept.sort_by_key(|operation| operation.header.lamport);
         for operation in kept {
             let Header { author, seq, prev, lamport, acl_epoch, .. } = operation.header;
-            let entry = Entry { author, seq, prev, lamport, acl_epoch, line_bytes: 0, counts: false };
+            let entry = Entry { author, seq, prev, lamport, acl_epoch, line_bytes: 0, counts: false, skip: None };
             self.foreseen.insert(operation.id(), entry, &operation.header);
         }
     }
@@ -229,17 +231,10 @@ impl Replica {
 
     /// Whether something that counted does not count after this change.
     fn takes_back(&self, before: &Access, after: &Access) -> bool {
-        let writers = before.writers.iter().map(|writer| writer.principal);
-        let authors: BTreeSet<Principal> = before.readers.iter().map(|reader| reader.principal).chain(writers).collect();
-        authors.into_iter().any(|author| {
-            let prefixes = |access: &Access| access.writers.iter().find(|writer| writer.principal == author).map(|writer| writer.prefixes.clone());
-            let has_lost = !after.may_read(author) || prefixes(before).is_some_and(|prefixes_before| {
-                let after = prefixes(after).unwrap_or_default();
-                prefixes_before.iter().any(|prefix| !after.iter().any(|wider| wider.covers(prefix)))
-            });
+        chain::losers(before, after).into_iter().any(|author| {
             let cut = after.cuts.iter().find(|cut| cut.author == author).and_then(|cut| cut.last);
-            let wrote_beyond = self.operations.last(author).is_some_and(|last| cut.is_none_or(|cut| cut.seq < last.seq));
-            has_lost && (wrote_beyond || self.operations.has_twins(author))
+            let lies_beyond = |last: Last| cut.is_none_or(|cut| cut.seq < last.seq || cut.seq == last.seq && cut.id != last.id);
+            self.operations.last(author).is_some_and(lies_beyond) || self.operations.has_twins(author)
         })
     }
 
@@ -269,12 +264,12 @@ impl Replica {
         let mut taken = Taken::default();
         let id = operation.id();
         match self.take_one(operation, &mut taken)? {
-            One::Counts => {
+            One::Taken => {
                 let freed = self.early.freed_by(id);
                 self.take(freed, &mut taken);
             }
             One::Early(missing) => drop(taken.missing.insert(missing)),
-            One::Known | One::Waits | One::Cut => {}
+            One::Known | One::Waits => {}
         }
         Ok(taken)
     }
@@ -284,9 +279,9 @@ impl Replica {
         while let Some(operation) = queue.pop_front() {
             let (id, author) = (operation.id(), operation.header.author);
             match self.take_one(operation, taken) {
-                Ok(One::Counts) => queue.extend(self.early.freed_by(id)),
+                Ok(One::Taken) => queue.extend(self.early.freed_by(id)),
                 Ok(One::Early(missing)) => drop(taken.missing.insert(missing)),
-                Ok(One::Known | One::Waits | One::Cut) => {}
+                Ok(One::Known | One::Waits) => {}
                 Err(refusal) => taken.refused.push((author, refusal)),
             }
         }
@@ -312,36 +307,15 @@ impl Replica {
         if !self.had_right(&operation.header, &paths) {
             return Err(Refusal::Access);
         }
-        let is_cut = self.is_cut(id, &operation.header, &paths);
-        let hollow = match self.hollow_parents(&operation.header) {
-            Ok(hollow) => hollow,
-            Err(missing) => {
-                self.early.put(operation, Some(missing));
-                return Ok(One::Early(missing));
-            }
-        };
-        if is_cut {
-            // What it builds on is looked at when something that counts builds on it.
-            self.cut.put(operation, None);
-            return Ok(One::Cut);
+        let missing = operation.header.parents().find(|parent| self.operations.get(*parent).is_none());
+        if let Some(missing) = missing {
+            self.early.put(operation, Some(missing));
+            return Ok(One::Early(missing));
         }
-        // All of it is judged before any of it is taken in.
-        let mut hollow_entries = BTreeMap::new();
-        for parent in hollow {
-            let Some(parent) = self.cut.get(parent) else { continue };
-            let entry = self.follows(parent, false, &hollow_entries)?;
-            hollow_entries.insert(parent.id(), entry);
-        }
-        let entry = self.follows(&operation, true, &hollow_entries)?;
-        let mut hollow_entries: Vec<_> = hollow_entries.into_iter().collect();
-        hollow_entries.sort_by_key(|(id, entry)| (entry.lamport, *id));
-        for (id, entry) in hollow_entries {
-            if let Some(parent) = self.cut.take(id) {
-                self.insert(parent, entry, taken);
-            }
-        }
+        let counts = !self.is_cut(id, &operation.header, &paths);
+        let entry = self.follows(&operation, counts)?;
         let stamp = |item: usize| Stamp { lamport: operation.header.lamport, id, item: u16::try_from(item).unwrap_or(u16::MAX) };
-        for (at, item) in body.iter().flat_map(|body| &body.items).enumerate() {
+        for (at, item) in body.iter().filter(|_| counts).flat_map(|body| &body.items).enumerate() {
             match item.path().segments() {
                 [_, _, below @ ..] if operation.header.is_private => self.private.entry(author).or_default().apply(stamp(at), below, item),
                 [_, below @ ..] => self.shared.apply(stamp(at), below, item),
@@ -349,29 +323,31 @@ impl Replica {
             }
         }
         self.insert(operation, entry, taken);
-        Ok(One::Counts)
+        Ok(One::Taken)
     }
 
     fn insert(&mut self, operation: Verified<Operation>, entry: Entry, taken: &mut Taken) {
         let (id, author) = (operation.id(), operation.header.author);
         self.operations.insert(id, entry, &operation.header);
         taken.twins.extend(self.operations.twin(id).map(|twin| (twin, id)));
-        // Which of two branches lies before a cut is known only once the whole line is.
-        self.is_stale |= self.operations.has_twins(author) && self.has_cut(author);
+        // Which of two branches lies before a cut is known only once the end of the line is here.
+        self.is_stale |= self.operations.has_twins(author) && self.ends_cut_line(author, id);
         taken.kept.push(operation);
     }
 
-    fn has_cut(&self, author: Principal) -> bool {
-        self.chain.changes().iter().any(|access| access.cuts.iter().any(|cut| cut.author == author))
+    fn ends_cut_line(&self, author: Principal, id: OperationId) -> bool {
+        let is_end = |cut: &Cut| cut.author == author && cut.last.is_some_and(|last| last.id == id);
+        self.chain.changes().iter().any(|access| access.cuts.iter().any(is_end))
     }
 
-    /// What stands in an operation; nothing that this node can read if it is in the memory of somebody else's agent.
+    /// What stands in an operation; nothing that this node can read if it is in the memory of somebody else's agent. An agent of this node
+    /// that wrote nonsense there is not refused either: nobody else can tell, and what others build on it must count here as there.
     fn open(&self, operation: &Operation) -> Result<Option<Body>, Refusal> {
         let header = &operation.header;
         if header.is_private {
             let Some(own) = self.own.iter().find(|own| own.principal() == header.author) else { return Ok(None) };
-            let body = ContextKey::private(own, self.id).open_operation(operation).map_err(Refusal::Shut)?;
-            return if body.private_to() == Some(header.author) { Ok(Some(body)) } else { Err(Refusal::Access) };
+            let body = ContextKey::private(own, self.id).open_operation(operation).ok();
+            return Ok(body.filter(|body| body.private_to() == Some(header.author)));
         }
         let key = self.key_at(header.acl_epoch).ok_or(Refusal::NotReader)?;
         let body = key.open_operation(operation).map_err(Refusal::Shut)?;
@@ -405,29 +381,10 @@ impl Replica {
         !self.chain.cuts(author, header.acl_epoch, &shared).iter().all(is_before)
     }
 
-    /// What it builds on that lies behind a cut and is not in the graph yet, in an order in which each builds on those before it.
-    ///
-    /// # Errors
-    /// With an operation that is not here at all.
-    fn hollow_parents(&self, header: &Header) -> Result<Vec<OperationId>, OperationId> {
-        let mut found: BTreeSet<(u64, OperationId)> = BTreeSet::new();
-        let mut open: Vec<OperationId> = header.parents().collect();
-        while let Some(id) = open.pop() {
-            if self.operations.get(id).is_some() {
-                continue;
-            }
-            let parent = self.cut.get(id).ok_or(id)?;
-            if found.insert((parent.header.lamport, id)) {
-                open.extend(parent.header.parents());
-            }
-        }
-        Ok(found.into_iter().map(|(_, id)| id).collect())
-    }
-
-    /// Its place in the graph, if its numbers are those that follow from what it builds on: what is in the graph, and what comes with it.
-    fn follows(&self, operation: &Verified<Operation>, counts: bool, with: &BTreeMap<OperationId, Entry>) -> Result<Entry, Refusal> {
+    /// Its place in the graph, if its numbers are those that follow from what it builds on, all of which is there.
+    fn follows(&self, operation: &Verified<Operation>, counts: bool) -> Result<Entry, Refusal> {
         let header = &operation.header;
-        let entry_of = |id| self.operations.get(id).or_else(|| with.get(&id));
+        let entry_of = |id| self.operations.get(id);
         let mut lamport = 0;
         for parent in header.parents() {
             let parent = entry_of(parent).ok_or(Refusal::Numbers("prev"))?;
@@ -445,11 +402,14 @@ impl Replica {
         }
         let bytes = u64::try_from(operation.len_bytes()).unwrap_or(u64::MAX);
         let line_bytes = prev.map_or(0, |prev| prev.line_bytes).saturating_add(bytes);
-        if header.seq >= OPERATIONS_PER_AUTHOR_MAX || line_bytes > BYTES_PER_AUTHOR_MAX {
+        let written = self.operations.written(header.author);
+        let has_branched = written.0 >= BRANCHES_PER_AUTHOR_MAX * OPERATIONS_PER_AUTHOR_MAX
+            || written.1.saturating_add(bytes) > BRANCHES_PER_AUTHOR_MAX * BYTES_PER_AUTHOR_MAX;
+        if header.seq >= OPERATIONS_PER_AUTHOR_MAX || line_bytes > BYTES_PER_AUTHOR_MAX || has_branched {
             return Err(Refusal::Quota);
         }
         let Header { author, seq, prev, lamport, acl_epoch, .. } = *header;
-        Ok(Entry { author, seq, prev, lamport, acl_epoch, line_bytes, counts })
+        Ok(Entry { author, seq, prev, lamport, acl_epoch, line_bytes, counts, skip: None })
     }
 
     /// The next operation of the author with `key`, which does what `body` says, to be taken in like any other.
@@ -560,15 +520,7 @@ impl Replica {
 
     /// A cut for everybody who may less after the change than before.
     fn cuts_between(&self, before: &Access, after: &Access) -> Vec<Cut> {
-        let prefixes = |access: &Access, author: Principal| {
-            access.writers.iter().find(|writer| writer.principal == author).map(|writer| writer.prefixes.clone()).unwrap_or_default()
-        };
-        let loses = |author: Principal| {
-            let still = prefixes(after, author);
-            !after.may_read(author) || prefixes(before, author).iter().any(|prefix| !still.iter().any(|wider| wider.covers(prefix)))
-        };
-        let losers = before.readers.iter().map(|reader| reader.principal).filter(|author| loses(*author));
-        losers.map(|author| Cut { author, last: self.operations.last(author) }).collect()
+        chain::losers(before, after).into_iter().map(|author| Cut { author, last: self.operations.last(author) }).collect()
     }
 
     /// How far it has come.
