@@ -15,6 +15,8 @@ mod key;
 mod operation;
 pub mod seal;
 pub mod sync;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
@@ -100,6 +102,7 @@ impl<T: Statement> Signed<T> {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
         bounded::<T>(bytes.len().saturating_sub(ENVELOPE_BYTES_MAX))?;
         let Envelope { statement, signature } = read(T::KIND, bytes)?;
+        bounded::<T>(statement.len())?;
         let content: T = read(T::KIND, statement)?;
         content.check()?;
         Ok(Self { content, bytes: Bytes::copy_from_slice(statement), name: name::<T>(statement), signature })

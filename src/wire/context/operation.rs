@@ -1,6 +1,6 @@
 //! What writers do to a context (design/contexts.md "Operation").
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use minicbor::{Decode, Encode};
 use serde_json::Value;
@@ -147,7 +147,7 @@ impl Body {
                 || matches!(item, Item::Del(_) | Item::Set(_, Value::Object(_)))
         };
         rule(self.items.iter().all(is_whole), kind, "value", "of a whole memory is an object")?;
-        let owners: std::collections::BTreeSet<Option<Principal>> = self.items.iter().map(|item| item.path().private_to()).collect();
+        let owners: BTreeSet<Option<Principal>> = self.items.iter().map(|item| item.path().private_to()).collect();
         rule(owners.len() == 1, kind, "items", "are all shared or all in one memory")
     }
 
@@ -224,13 +224,13 @@ impl Verified<Operation> {
 /// [`Error::Signature`] for one whose signature is wrong and which no later operation of its author covers.
 pub fn verify(run: Vec<Signed<Operation>>) -> Vec<Result<Verified<Operation>, Error>> {
     // A signature covers what its author names as its own operation before; that somebody else wrote that is not for the author to say.
-    let mut covered: BTreeMap<[u8; 32], Principal> = BTreeMap::new();
+    let mut covered: BTreeSet<([u8; 32], Principal)> = BTreeSet::new();
     let mut answers: Vec<_> = run
         .into_iter()
         .rev()
         .map(|signed| {
             let author = signed.content.header.author;
-            let is_covered = covered.get(&signed.name) == Some(&author);
+            let is_covered = covered.contains(&(signed.name, author));
             let prev = signed.content.header.prev;
             let verified = if is_covered { Verified { signed, is_checked: false } } else { signed.verify()? };
             covered.extend(prev.map(|prev| (prev.to_bytes(), author)));
