@@ -22,13 +22,17 @@ use crate::wire;
 use crate::wire::context::seal::ContextKey;
 use crate::wire::context::sync::Heads;
 use crate::wire::context::{
-    Access, Body, Cut, DEPENDENCIES_MAX, Genesis, Header, Last, Operation, PrincipalKey, Reader, Signed, Statement as _, Tip, Verified, Writer,
+    Access, Body, Cut, DEPENDENCIES_MAX, Genesis, Header, Item, Last, Operation, PrincipalKey, Reader, Signed, Statement as _, Tip, Verified, Writer,
 };
 
 /// How many operations an author may write in one context.
 pub const OPERATIONS_PER_AUTHOR_MAX: u64 = 100_000;
-/// How many bytes the operations of an author may have in one context.
+/// How many bytes the operations of an author may have in one context, with what their items add to that.
 pub const BYTES_PER_AUTHOR_MAX: u64 = 16 * 1024 * 1024;
+/// What an item adds to the bytes of its operation, and what each name on its path does: a path that is a few bytes long can be of a dozen
+/// places, each of which takes some hundred bytes of memory, and it is memory that the limit is about.
+const ITEM_BYTES: u64 = 64;
+const NAME_BYTES: u64 = 32;
 /// How many times that much is taken in of an author who signs several operations of one number, on all its branches together. Only such
 /// an author can reach it; what it then says reaches some replicas and not others, until its owner cuts it off.
 const BRANCHES_PER_AUTHOR_MAX: u64 = 2;
@@ -313,7 +317,7 @@ impl Replica {
             return Ok(One::Early(missing));
         }
         let counts = !self.is_cut(id, &operation.header, &paths);
-        let entry = self.follows(&operation, counts)?;
+        let entry = self.follows(&operation, body.as_ref(), counts)?;
         let stamp = |item: usize| Stamp { lamport: operation.header.lamport, id, item: u16::try_from(item).unwrap_or(u16::MAX) };
         for (at, item) in body.iter().filter(|_| counts).flat_map(|body| &body.items).enumerate() {
             match item.path().segments() {
@@ -382,7 +386,7 @@ impl Replica {
     }
 
     /// Its place in the graph, if its numbers are those that follow from what it builds on, all of which is there.
-    fn follows(&self, operation: &Verified<Operation>, counts: bool) -> Result<Entry, Refusal> {
+    fn follows(&self, operation: &Verified<Operation>, body: Option<&Body>, counts: bool) -> Result<Entry, Refusal> {
         let header = &operation.header;
         let entry_of = |id| self.operations.get(id);
         let mut lamport = 0;
@@ -400,7 +404,9 @@ impl Replica {
         if prev.is_some_and(|prev| prev.author != header.author || prev.seq.checked_add(1) != Some(header.seq)) {
             return Err(Refusal::Numbers("seq"));
         }
-        let bytes = u64::try_from(operation.len_bytes()).unwrap_or(u64::MAX);
+        // What stands in a private memory cannot count: not everybody knows it.
+        let shared = body.filter(|_| !header.is_private);
+        let bytes = u64::try_from(operation.len_bytes()).unwrap_or(u64::MAX).saturating_add(shared.map_or(0, takes_bytes));
         let line_bytes = prev.map_or(0, |prev| prev.line_bytes).saturating_add(bytes);
         let written = self.operations.written(header.author);
         let has_branched = written.0 >= BRANCHES_PER_AUTHOR_MAX * OPERATIONS_PER_AUTHOR_MAX
@@ -542,6 +548,12 @@ impl Replica {
     pub fn last(&self, author: Principal) -> Option<Last> {
         self.operations.last(author)
     }
+}
+
+/// What the items of an operation take beside its bytes.
+fn takes_bytes(body: &Body) -> u64 {
+    let names = |item: &Item| u64::try_from(item.path().segments().len()).unwrap_or(u64::MAX).saturating_sub(1);
+    body.items.iter().map(|item| names(item).saturating_mul(NAME_BYTES).saturating_add(ITEM_BYTES)).sum()
 }
 
 /// How a context begins: what its owner signs, to be followed by the first change of access.
