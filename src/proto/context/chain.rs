@@ -199,3 +199,173 @@ pub fn losers(before: &Access, after: &Access) -> Vec<Principal> {
     };
     before.readers.iter().map(|reader| reader.principal).filter(loses).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::replica::{self, Rights};
+    use super::super::testing::{BEGIN, END, Node, all_write, context, key, path, who};
+    use super::*;
+    use crate::wire::context::Signed;
+    use crate::wire::context::seal::ContextKey;
+
+    fn refused(node: &mut Node, change: &Verified<Access>) -> Refusal {
+        let before = node.replica.chain().tip().map(Verified::name);
+        let refusal = node.on_access(change.clone()).expect_err("it does not count");
+        assert_eq!(node.replica.chain().tip().map(Verified::name), before, "nothing was changed");
+        refusal
+    }
+
+    #[test]
+    fn a_change_of_another_context_or_owner_is_foreign() {
+        let mut node = context(&all_write([2]));
+        let elsewhere = node.forge_access(&all_write([2]), |access| access.context = ContextId::from_bytes([3; 32]));
+        assert_eq!(refused(&mut node, &elsewhere), Refusal::Foreign);
+        let mut usurped = (*node.draft_access(&all_write([2]))).clone();
+        usurped.owner = who(2);
+        let usurped = Signed::sign(usurped, &key(2)).expect("by its own rules a change");
+        assert_eq!(refused(&mut node, &usurped), Refusal::Foreign);
+    }
+
+    #[test]
+    fn the_key_changes_by_one_when_a_reader_goes_and_otherwise_as_a_whole() {
+        let mut node = context(&all_write([2]));
+        let other = ContextKey::random(&mut <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(9));
+        // A reader goes and the key stays.
+        let tip = node.replica.chain().tip().expect("a tip").clone();
+        let stays = node.forge_access(&all_write([]), |access| {
+            (access.key_epoch, access.key_check, access.previous_key) = (tip.key_epoch, tip.key_check, tip.previous_key);
+        });
+        assert_eq!(refused(&mut node, &stays), Refusal::Key);
+        let stays_by_name = node.forge_access(&all_write([]), |access| access.key_check = tip.key_check);
+        assert_eq!(refused(&mut node, &stays_by_name), Refusal::Key);
+        // Another key under the same number.
+        let secret = node.forge_access(&all_write([2]), |access| access.key_check = other.check());
+        assert_eq!(refused(&mut node, &secret), Refusal::Key);
+        node.change_access(&all_write([]));
+        let rewritten = node.forge_access(&all_write([]), |access| access.previous_key = Some(other.seal_previous(&other)));
+        assert_eq!(refused(&mut node, &rewritten), Refusal::Key, "what leads back is not changed afterwards");
+        // Back to a key that a former reader has, or on past one.
+        let back = node.forge_access(&all_write([]), |access| {
+            (access.key_epoch, access.key_check, access.previous_key) = (tip.key_epoch, tip.key_check, tip.previous_key);
+        });
+        assert_eq!(refused(&mut node, &back), Refusal::Key);
+        node.change_access(&all_write([2]));
+        let skips = node.forge_access(&all_write([]), |access| access.key_epoch += 1);
+        assert_eq!(refused(&mut node, &skips), Refusal::Key);
+        // An owner may change the key although nobody goes.
+        let fresh = node.forge_access(&all_write([2]), |access| {
+            (access.key_epoch, access.key_check) = (access.key_epoch + 1, other.check());
+        });
+        assert_eq!(node.on_access(fresh), Ok(Step::Added));
+    }
+
+    #[test]
+    fn a_context_is_extended_and_never_shortened() {
+        let mut node = context(&all_write([2]));
+        let earlier = node.forge_access(&all_write([2]), |access| access.expires_at = Timestamp::from_ms(END.as_ms() - 1));
+        assert_eq!(refused(&mut node, &earlier), Refusal::Shortened);
+        assert_eq!(node.replica.chain().expires_at(), END);
+        let later = Timestamp::from_ms(END.as_ms() + 1);
+        let extended = node.forge_access(&all_write([2]), |access| access.expires_at = later);
+        assert_eq!(node.on_access(extended), Ok(Step::Added));
+        assert_eq!(node.replica.chain().expires_at(), later);
+        let back = node.forge_access(&all_write([2]), |access| access.expires_at = END);
+        assert_eq!(refused(&mut node, &back), Refusal::Shortened);
+        // The first change may not end it earlier than the genesis says either.
+        let genesis = node.replica.genesis().clone();
+        let mut fresh = Chain::new(node.replica.id(), &genesis);
+        let first = Signed::sign(Access { expires_at: BEGIN, ..(*node.accesses[0]).clone() }, &key(1)).expect("a change");
+        assert_eq!(fresh.on_change(first), Err(Refusal::Shortened));
+        assert_eq!((fresh.epoch(), fresh.expires_at()), (0, END));
+    }
+
+    #[test]
+    fn a_context_has_1024_changes_and_no_more() {
+        let mut node = context(&all_write([]));
+        while node.replica.chain().epoch() < EPOCHS_MAX {
+            node.change_access(&all_write([]));
+        }
+        let past = node.draft_access(&all_write([]));
+        assert_eq!(past.epoch, EPOCHS_MAX + 1);
+        assert_eq!(refused(&mut node, &past), Refusal::TooMany);
+    }
+
+    /// Of several splits the earliest holds, whichever was seen first, and no third branch is let in.
+    #[test]
+    fn an_owner_who_splits_the_line_twice_is_frozen_at_the_first() {
+        let mut here = context(&all_write([2]));
+        let mut there = here.join(&[3]);
+        let early = here.draft_access(&all_write([2, 4]));
+        let second = here.change_access(&all_write([2, 3]));
+        let late = here.draft_access(&all_write([3]));
+        let third = here.change_access(&all_write([2]));
+        let fourth = here.draft_access(&all_write([2]));
+        let first = here.accesses[0].clone();
+        assert_eq!(here.on_access(late.clone()), Ok(Step::Split));
+        assert_eq!(here.replica.chain().epoch(), 2);
+        assert_eq!(here.on_access(fourth.clone()), Err(Refusal::Frozen));
+        assert_eq!(here.on_access(second.clone()), Ok(Step::Known));
+        let branch = here.forge_access_at(&third);
+        assert_eq!(here.on_access(branch.clone()), Err(Refusal::Frozen), "a third branch changes nothing");
+        assert_eq!(here.on_access(early.clone()), Ok(Step::Split), "an earlier split does");
+        // The other way round.
+        for change in [first, second.clone()] {
+            assert_eq!(there.on_access(change), Ok(Step::Added));
+        }
+        assert_eq!(there.on_access(early.clone()), Ok(Step::Split));
+        for change in [&third, &late, &branch, &fourth] {
+            assert_eq!(there.on_access(change.clone()), Err(Refusal::Frozen));
+        }
+        for node in [&here, &there] {
+            let chain = node.replica.chain();
+            assert_eq!(chain.epoch(), 1);
+            let mut proof = chain.split().map(|(one, other)| [one.name(), other.name()]).expect("a proof");
+            proof.sort_unstable();
+            let mut expected = [early.name(), second.name()];
+            expected.sort_unstable();
+            assert_eq!(proof, expected);
+        }
+        for change in [&early, &second] {
+            assert_eq!(here.on_access(change.clone()), Ok(Step::Known));
+        }
+        let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(1);
+        let draft = here.replica.draft_access(&key(1), &all_write([2]), END, BEGIN, &mut rng);
+        assert_eq!(draft, Err(replica::Refusal::Frozen));
+    }
+
+    impl Node {
+        /// Another change of the same number behind the same one.
+        fn forge_access_at(&self, change: &Verified<Access>) -> Verified<Access> {
+            Signed::sign(Access { at: END, ..(**change).clone() }, &key(1)).expect("a valid change")
+        }
+    }
+
+    #[test]
+    fn who_loses_what_is_told_from_the_two_changes() {
+        let rights = |write: &[(u8, &[&str])], read: &[u8]| Rights {
+            read: read.iter().map(|seed| who(*seed)).collect(),
+            write: write.iter().map(|(seed, below)| (who(*seed), below.iter().map(|below| path(below)).collect())).collect(),
+        };
+        let before = rights(&[(2, &["/a", "/b"]), (3, &[""]), (4, &["/a/c"]), (5, &["/a"])], &[6, 7]);
+        let after = rights(&[(2, &["/a"]), (3, &["/a"]), (4, &["/a"]), (5, &["/a"])], &[6, 8]);
+        let mut node = context(&before);
+        let before = node.replica.chain().tip().expect("a tip").clone();
+        let after = node.change_access(&after);
+        let expected: BTreeSet<_> = [2, 3, 7].map(who).into();
+        assert_eq!(losers(&before, &after), expected.into_iter().collect::<Vec<_>>());
+        // What was lost is asked for path by path.
+        let chain = node.replica.chain();
+        let cuts = |seed, below: &[&str]| {
+            let paths: Vec<Path> = below.iter().map(|below| path(below)).collect();
+            chain.cuts(who(seed), 1, &paths.iter().collect()).len()
+        };
+        assert_eq!((cuts(2, &["/a/x"]), cuts(2, &["/b"]), cuts(2, &["/a", "/b"])), (0, 1, 1));
+        assert_eq!((cuts(3, &["/a"]), cuts(3, &["/c"]), cuts(4, &["/a/c"]), cuts(7, &[])), (0, 1, 0, 1));
+        assert_eq!((cuts(6, &[]), cuts(1, &["/z"])), (0, 0));
+        assert!(chain.cuts(who(2), 2, &BTreeSet::from([&path("/b")])).is_empty(), "what is lost already is not lost again");
+        let named: BTreeMap<_, _> = after.cuts.iter().map(|cut| (cut.author, cut.last)).collect();
+        assert_eq!(named.keys().copied().collect::<BTreeSet<_>>(), [2, 3, 7].map(who).into());
+    }
+}

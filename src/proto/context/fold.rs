@@ -86,9 +86,14 @@ impl Fold {
         };
         self.held += usize::from(is_new);
         if self.held > self.swept.saturating_mul(2).saturating_add(SWEEP_SPARE) {
-            self.held = self.root.sweep(None);
-            self.swept = self.held;
+            self.sweep();
         }
+    }
+
+    /// Lets go of all that is hidden, which changes nothing that can be seen.
+    pub(super) fn sweep(&mut self) {
+        self.held = self.root.sweep(None);
+        self.swept = self.held;
     }
 
     /// What is in this memory.
@@ -246,4 +251,126 @@ fn field(value: Value, name: &str) -> Option<Value> {
 /// The whole number, or the nearest that JSON readers take for one.
 fn within(sum: i128) -> Value {
     Value::from(i64::try_from(sum).unwrap_or(if sum < 0 { i64::MIN } else { i64::MAX }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::testing::{path, set};
+    use super::*;
+
+    fn stamp(lamport: u64) -> Stamp {
+        Stamp { lamport, id: OperationId::from_bytes([0; 32]), item: 0 }
+    }
+
+    fn put(fold: &mut Fold, at: u64, item: &Item) {
+        fold.apply(stamp(at), &item.path().segments()[1..], item);
+    }
+
+    fn of(items: impl IntoIterator<Item = Item>) -> Value {
+        let mut fold = Fold::default();
+        for (at, item) in (1..).zip(items) {
+            put(&mut fold, at, &item);
+        }
+        fold.value()
+    }
+
+    fn inc(below: &str, amount: i64) -> Item {
+        Item::Inc(path(below), amount)
+    }
+
+    fn append(below: &str, value: impl Into<Value>) -> Item {
+        Item::Append(path(below), value.into())
+    }
+
+    #[test]
+    fn a_counter_stops_at_the_ends_of_the_whole_numbers() {
+        assert_eq!(of([inc("/n", i64::MAX), inc("/n", 1)]), json!({"n": i64::MAX}));
+        assert_eq!(of([inc("/n", i64::MIN), inc("/n", -1)]), json!({"n": i64::MIN}));
+        assert_eq!(of([inc("/n", i64::MAX), inc("/n", i64::MAX), inc("/n", i64::MIN), inc("/n", 2)]), json!({"n": i64::MAX}), "no step is lost");
+        assert_eq!(of([inc("/n", i64::MAX), inc("/n", 5), inc("/n", -6)]), json!({"n": i64::MAX - 1}), "what went over comes back");
+        assert_eq!(of([set("/n", i64::MAX), inc("/n", 1)]), json!({"n": i64::MAX}));
+        assert_eq!(of([set("/n", u64::MAX), inc("/n", -1)]), json!({"n": i64::MAX}), "a counter is a signed number");
+        assert_eq!(of([set("/n", u64::MAX)]), json!({"n": u64::MAX}), "what was set alone is shown as it was set");
+    }
+
+    #[test]
+    fn a_counter_starts_from_the_number_that_was_set() {
+        assert_eq!(of([set("/n", 0.5), inc("/n", 2)]), json!({"n": 2.5}));
+        assert_eq!(of([set("/n", -1.5), inc("/n", -2), inc("/n", 1)]), json!({"n": -2.5}));
+        assert_eq!(of([set("/n", 1e308), inc("/n", i64::MAX)]), json!({"n": 1e308}));
+        assert_eq!(of([set("/n", json!({"a": 5})), inc("/n/a", 2)]), json!({"n": {"a": 7}}), "in an object as well");
+        assert_eq!(of([set("/n", "text"), inc("/n", 2)]), json!({"n": 2}), "anything else gives way");
+        assert_eq!(of([inc("/n", 2), set("/n", 10), inc("/n", 1)]), json!({"n": 11}), "what came before it is gone");
+        assert_eq!(of([inc("/n", 2), Item::Del(path("/n"))]), json!({}));
+    }
+
+    #[test]
+    fn a_list_starts_from_the_one_that_was_set_and_the_newest_kind_shows() {
+        assert_eq!(of([set("/l", json!([1])), append("/l", 2), append("/l", json!([3]))]), json!({"l": [1, 2, [3]]}));
+        assert_eq!(of([inc("/l", 1), append("/l", "a")]), json!({"l": ["a"]}));
+        assert_eq!(of([append("/l", "a"), inc("/l", 1)]), json!({"l": 1}));
+        assert_eq!(of([append("/l", "a"), set("/l/b", 1)]), json!({"l": {"b": 1}}));
+        assert_eq!(of([set("/l/b", 1), append("/l", "a")]), json!({"l": ["a"]}));
+        let mut fold = Fold::default();
+        for (at, item) in (1..).zip([set("/l/b", 1), append("/l", "a")]) {
+            put(&mut fold, at, &item);
+        }
+        assert_eq!(fold.get(&["l".to_owned(), "b".to_owned()]), None, "a field that gave way is not there either");
+        assert_eq!(fold.get(&["l".to_owned()]), Some(json!(["a"])));
+    }
+
+    #[test]
+    fn an_older_item_that_comes_later_is_hidden() {
+        let mut fold = Fold::default();
+        put(&mut fold, 9, &set("/a", json!({"b": {"c": 1}, "e": {}})));
+        for old in [set("/a/b/c", 2), set("/a/b", 3), inc("/a/b/c", 4), append("/a/x", 5), Item::Del(path("/a")), set("/a", "x")] {
+            put(&mut fold, 8, &old);
+        }
+        assert_eq!(fold.value(), json!({"a": {"b": {"c": 1}, "e": {}}}));
+        put(&mut fold, 10, &Item::Del(path("/a/b/c")));
+        assert_eq!(fold.value(), json!({"a": {"b": {}, "e": {}}}));
+        put(&mut fold, 11, &Item::Del(path("")));
+        put(&mut fold, 10, &set("/z", 1));
+        assert_eq!(fold.value(), json!({}));
+    }
+
+    /// What hides much costs no more than what hides little, and what is hidden is let go of.
+    #[test]
+    fn what_is_hidden_is_not_held_for_long() {
+        let mut fold = Fold::default();
+        for at in 1..20_000 {
+            put(&mut fold, at, &set(&format!("/{at}/a/b"), "x"));
+            if at % 100 == 0 {
+                put(&mut fold, at, &Item::Del(path("")));
+            }
+        }
+        assert!(fold.held <= 2 * 500 + SWEEP_SPARE + 500, "{} are held", fold.held);
+        assert_eq!(fold.value().as_object().map(Map::len), Some(99));
+        // A counter that is set anew now and then, and a list.
+        for at in 20_000..40_000 {
+            put(&mut fold, at, &if at % 100 == 0 { set("/n", 0) } else { inc("/n", 1) });
+            put(&mut fold, at, &if at % 100 == 0 { set("/l", json!([])) } else { append("/l", 1) });
+        }
+        assert!(fold.held <= 3 * 1_000 + SWEEP_SPARE, "{} are held", fold.held);
+        assert_eq!((&fold.value()["n"], fold.value()["l"].as_array().map(Vec::len)), (&json!(99), Some(99)));
+    }
+
+    /// Deep places cost memory in proportion to their path, and are shown without much of a stack.
+    #[test]
+    fn the_deepest_places_fold_on_a_small_stack() {
+        let run = || {
+            let mut fold = Fold::default();
+            for at in 1..200 {
+                let below = format!("/{at}{}", "/a".repeat(crate::model::CONTEXT_DEPTH_MAX - 2));
+                put(&mut fold, at, &set(&below, at));
+            }
+            put(&mut fold, 150, &Item::Del(path("")));
+            fold.sweep();
+            assert_eq!(fold.value().as_object().map(Map::len), Some(49));
+        };
+        let small = std::thread::Builder::new().stack_size(256 * 1024).spawn(run).expect("a thread");
+        assert!(small.join().is_ok());
+    }
 }

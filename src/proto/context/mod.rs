@@ -16,6 +16,8 @@ pub mod operations;
 pub mod park;
 pub mod replica;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;

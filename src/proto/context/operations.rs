@@ -207,3 +207,153 @@ impl Line {
         self.by_seq.values().copied().chain(second)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ContextId, Timestamp};
+
+    fn author() -> Principal {
+        Principal::from_public_key([1; 32])
+    }
+
+    fn id(branch: u8, seq: u64) -> OperationId {
+        let [.., high, low] = seq.to_be_bytes();
+        let mut bytes = [0; 32];
+        // Names say nothing about the order in which they were written.
+        (bytes[0], bytes[1], bytes[2]) = (low ^ branch, high, branch);
+        OperationId::from_bytes(bytes)
+    }
+
+    fn put(operations: &mut Operations, id: OperationId, prev: Option<OperationId>, deps: &[OperationId], counts: bool) {
+        let before = prev.and_then(|prev| operations.get(prev)).copied();
+        let seq = before.map_or(0, |prev| prev.seq + 1);
+        let line_bytes = before.map_or(0, |prev| prev.line_bytes) + 100;
+        let header = Header {
+            v: crate::wire::VERSION,
+            context: ContextId::from_bytes([0; 32]),
+            author: author(),
+            seq,
+            prev,
+            deps: deps.to_vec(),
+            lamport: seq + 1,
+            acl_epoch: 1,
+            is_private: false,
+            at: Timestamp::from_ms(0),
+        };
+        let entry = Entry { author: author(), seq, prev, lamport: seq + 1, acl_epoch: 1, line_bytes, counts, skip: None };
+        operations.insert(id, entry, &header);
+    }
+
+    /// A line of `count`, and one of branch 1 that leaves it after number `fork`.
+    fn forked(count: u64, fork: u64) -> Operations {
+        let mut operations = Operations::default();
+        (0..count).for_each(|seq| put(&mut operations, id(0, seq), seq.checked_sub(1).map(|prev| id(0, prev)), &[], true));
+        for seq in fork + 1..count {
+            let prev = if seq == fork + 1 { id(0, fork) } else { id(1, seq - 1) };
+            put(&mut operations, id(1, seq), Some(prev), &[], true);
+        }
+        operations
+    }
+
+    fn tip(id: OperationId, seq: u64) -> Tip {
+        Tip { author: author(), seq, id }
+    }
+
+    fn numbers(branch: u8, seqs: std::ops::Range<u64>) -> Vec<OperationId> {
+        seqs.map(|seq| id(branch, seq)).collect()
+    }
+
+    #[test]
+    fn what_another_lacks_is_all_that_does_not_lead_to_its_tips() {
+        let line = forked(10, 9);
+        assert_eq!(line.beyond(&[]), numbers(0, 0..10));
+        assert_eq!(line.beyond(&[tip(id(0, 6), 6)]), numbers(0, 7..10));
+        assert_eq!(line.beyond(&line.tips()), []);
+        assert_eq!(line.beyond(&[tip(id(0, 20), 20)]), [], "it is ahead");
+        assert_eq!(line.beyond(&[tip(id(7, 6), 6)]), numbers(0, 0..10), "with another branch, nobody knows where it left");
+        let stranger = Tip { author: Principal::from_public_key([2; 32]), ..tip(id(0, 6), 6) };
+        assert_eq!(line.beyond(&[stranger]), numbers(0, 0..10));
+    }
+
+    #[test]
+    fn of_two_branches_the_one_that_another_lacks_is_sent() {
+        let operations = forked(10, 3);
+        assert_eq!(operations.tips().len(), 2);
+        assert_eq!(operations.beyond(&operations.tips()), []);
+        assert_eq!(operations.beyond(&[tip(id(0, 9), 9)]), numbers(1, 4..10));
+        assert_eq!(operations.beyond(&[tip(id(1, 9), 9)]), numbers(0, 4..10));
+        let both = operations.beyond(&[tip(id(0, 3), 3)]);
+        assert_eq!(both.len(), 12);
+        assert!(both.iter().is_sorted_by_key(|id| operations.get(*id).expect("here").lamport), "each after what it builds on");
+        assert_eq!(operations.beyond(&[tip(id(9, 5), 5)]).len(), 16, "all, for a branch that is not here");
+        assert_eq!(operations.beyond(&[tip(id(0, 9), 9), tip(id(1, 6), 6)]), numbers(1, 7..10));
+    }
+
+    #[test]
+    fn operations_of_one_number_are_each_others_proof() {
+        let operations = forked(6, 3);
+        assert!(operations.has_twins(author()));
+        assert_eq!((operations.twin(id(0, 4)), operations.twin(id(1, 4))), (Some(id(1, 4)), Some(id(0, 4))));
+        assert_eq!((operations.twin(id(0, 3)), operations.twin(id(5, 5))), (None, None));
+        assert!(!forked(6, 5).has_twins(author()));
+        assert_eq!(operations.len(), 8);
+        assert_eq!(operations.written(author()), (8, 800), "both branches, each of them once");
+    }
+
+    #[test]
+    fn what_lies_on_the_line_to_an_end_is_found_however_long_it_is() {
+        let operations = forked(600, 250);
+        for (branch, other) in [(0, 1), (1, 0)] {
+            let last = Last { seq: 599, id: id(branch, 599) };
+            for seq in 0..600 {
+                let own = if seq <= 250 { id(0, seq) } else { id(branch, seq) };
+                assert!(operations.is_on_line(own, seq, author(), last), "{seq}");
+                assert!(seq <= 250 || !operations.is_on_line(id(other, seq), seq, author(), last), "{seq} of the other");
+            }
+        }
+        let early = Last { seq: 300, id: id(1, 300) };
+        assert!(operations.is_on_line(id(1, 299), 299, author(), early));
+        assert!(!operations.is_on_line(id(1, 301), 301, author(), early));
+        assert!(!operations.is_on_line(id(0, 300), 300, author(), early));
+    }
+
+    /// Skips are few: an attacker's line of any shape is gone along in steps of a logarithm.
+    #[test]
+    fn the_way_along_a_line_is_short() {
+        let operations = forked(600, 599);
+        for seq in [0, 1, 17, 255, 256, 511, 598] {
+            let (mut at, mut steps) = (id(0, 599), 0);
+            while operations.get(at).expect("here").seq > seq {
+                let entry = operations.get(at).expect("here");
+                let skip = entry.skip.filter(|skip| operations.get(*skip).expect("here").seq >= seq);
+                at = skip.or(entry.prev).expect("not the first");
+                steps += 1;
+            }
+            assert!(steps <= 20, "{steps} steps to {seq}");
+        }
+    }
+
+    #[test]
+    fn an_end_that_is_not_here_may_have_any_line() {
+        let operations = forked(10, 3);
+        let unknown = Last { seq: 20, id: id(0, 20) };
+        assert!(operations.is_on_line(id(0, 5), 5, author(), unknown) && operations.is_on_line(id(1, 5), 5, author(), unknown));
+        // An owner that gives an end another number than it has, or another's operation, has named none.
+        let wrong = Last { seq: 8, id: id(0, 9) };
+        assert!(operations.is_on_line(id(1, 5), 5, author(), wrong));
+        assert!(!operations.is_on_line(id(0, 8), 8, author(), wrong));
+        let other = Principal::from_public_key([2; 32]);
+        assert!(operations.is_on_line(id(1, 5), 5, other, Last { seq: 9, id: id(0, 9) }));
+    }
+
+    #[test]
+    fn what_does_not_count_takes_no_head_away_and_is_none() {
+        let mut operations = forked(3, 2);
+        put(&mut operations, id(1, 3), Some(id(0, 2)), &[], false);
+        assert_eq!(operations.heads(), &BTreeSet::from([id(0, 2)]));
+        assert_eq!(operations.tips(), [tip(id(1, 3), 3)], "it is there all the same");
+        put(&mut operations, id(0, 3), Some(id(0, 2)), &[id(1, 3)], true);
+        assert_eq!(operations.heads(), &BTreeSet::from([id(0, 3)]));
+    }
+}

@@ -299,6 +299,9 @@ impl Replica {
         if operation.header.context != self.id {
             return Err(Refusal::Foreign);
         }
+        if operation.header.seq >= OPERATIONS_PER_AUTHOR_MAX {
+            return Err(Refusal::Quota);
+        }
         if operation.header.acl_epoch > self.chain.epoch() {
             if self.chain.split().is_some() {
                 return Err(Refusal::Frozen);
@@ -411,7 +414,7 @@ impl Replica {
         let written = self.operations.written(header.author);
         let has_branched = written.0 >= BRANCHES_PER_AUTHOR_MAX * OPERATIONS_PER_AUTHOR_MAX
             || written.1.saturating_add(bytes) > BRANCHES_PER_AUTHOR_MAX * BYTES_PER_AUTHOR_MAX;
-        if header.seq >= OPERATIONS_PER_AUTHOR_MAX || line_bytes > BYTES_PER_AUTHOR_MAX || has_branched {
+        if line_bytes > BYTES_PER_AUTHOR_MAX || has_branched {
             return Err(Refusal::Quota);
         }
         let Header { author, seq, prev, lamport, acl_epoch, .. } = *header;

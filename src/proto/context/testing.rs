@@ -11,7 +11,8 @@ use super::chain::Step;
 use super::replica::{self, Refusal, Replica, Rights, Taken};
 use crate::model::{Path, Principal, Timestamp};
 use crate::wire::VERSION;
-use crate::wire::context::{Access, Body, Genesis, Item, Operation, PrincipalKey, Verified};
+use crate::wire::context::seal::ContextKey;
+use crate::wire::context::{Access, Body, Genesis, Header, Item, Operation, PrincipalKey, Signed, Verified};
 
 /// When every test begins.
 pub(super) const BEGIN: Timestamp = Timestamp::from_ms(1_700_614_200_000);
@@ -109,6 +110,25 @@ impl Node {
     pub(super) fn draft(&self, seed: u8, items: impl IntoIterator<Item = Item>) -> Result<Verified<Operation>, Refusal> {
         let mut rng = StdRng::seed_from_u64(u64::try_from(self.replica.operations().len()).expect("few") << 8 | u64::from(seed));
         self.replica.draft(&key(seed), &body(items), BEGIN, &mut rng)
+    }
+
+    /// What the author `seed` would write next, with another header and other items, signed by whom the header names.
+    pub(super) fn forge(&self, seed: u8, items: impl IntoIterator<Item = Item>, change: impl FnOnce(&mut Header)) -> Verified<Operation> {
+        let mut header = self.draft(seed, [set("/forged", 1)]).expect("may").header.clone();
+        change(&mut header);
+        let tip = self.replica.chain().tip().expect("a tip");
+        let context_key = self.own.iter().find_map(|own| ContextKey::of(tip, &key(*own)).ok()).expect("a reader");
+        let mut rng = StdRng::seed_from_u64(header.lamport << 16 | header.seq << 8 | u64::from(seed));
+        let operation = context_key.seal_operation(header, &body(items), &mut rng).expect("a valid body");
+        let signer = (1..16).find(|signer| who(*signer) == operation.header.author).expect("one of the tests' principals");
+        Signed::sign(operation, &key(signer)).expect("a valid operation")
+    }
+
+    /// What the owner would change next, changed and signed all the same.
+    pub(super) fn forge_access(&self, rights: &Rights, change: impl FnOnce(&mut Access)) -> Verified<Access> {
+        let mut access = (*self.draft_access(rights)).clone();
+        change(&mut access);
+        Signed::sign(access, &key(1)).expect("a valid change")
     }
 
     /// The author `seed` writes here.

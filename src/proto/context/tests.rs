@@ -67,21 +67,6 @@ impl Node {
         let operation = context_key.seal_operation(good.header.clone(), &body, &mut rng).expect("a valid body");
         Signed::sign(operation, &key).expect("a valid operation")
     }
-
-    /// `good` with another header, signed all the same.
-    fn forge(&self, seed: u8, change: impl FnOnce(&mut crate::wire::context::Header)) -> Verified<Operation> {
-        let good = self.draft(seed, [set("/forged", 1)]).expect("may");
-        let mut header = good.header.clone();
-        change(&mut header);
-        let key = super::testing::key(seed);
-        let own = self.own.iter().map(|own| super::testing::key(*own));
-        let tip = self.replica.chain().tip().expect("a tip");
-        let context_key = own.into_iter().find_map(|own| crate::wire::context::seal::ContextKey::of(tip, &own).ok()).expect("a reader");
-        let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(8);
-        let body = super::testing::body([set("/forged", 1)]);
-        let operation = context_key.seal_operation(header, &body, &mut rng).expect("a valid body");
-        Signed::sign(operation, &key).expect("a valid operation")
-    }
 }
 
 /// A clock that runs ahead would win every conflict; one is refused (threat T28).
@@ -92,22 +77,16 @@ fn nobody_jumps_ahead_of_what_it_builds_on() {
     node.rebuild();
     node.write(1, [set("/a", 1)]);
     node.write(2, [set("/a", 2)]);
-    assert_eq!(node.on_operation(node.forge(2, |header| header.lamport += 1_000)), Err(Refusal::Numbers("lamport")));
-    assert_eq!(node.on_operation(node.forge(2, |header| header.seq = 2)), Err(Refusal::Numbers("seq")));
-    let other = node.operations_of(1);
-    let stolen = node.forge(2, |header| (header.prev, header.lamport) = (other, 2));
+    assert_eq!(node.on_operation(node.forge(2, [set("/forged", 1)], |header| header.lamport += 1_000)), Err(Refusal::Numbers("lamport")));
+    assert_eq!(node.on_operation(node.forge(2, [set("/forged", 1)], |header| header.seq = 2)), Err(Refusal::Numbers("seq")));
+    let other = node.replica.last(who(1)).map(|last| last.id);
+    let stolen = node.forge(2, [set("/forged", 1)], |header| (header.prev, header.lamport) = (other, 2));
     assert_eq!(node.on_operation(stolen), Err(Refusal::Numbers("seq")), "another's line");
     node.change_access(&all_write([2, 3]));
     node.write(2, [set("/a", 3)]);
-    let backdated = node.forge(2, |header| header.acl_epoch = 1);
+    let backdated = node.forge(2, [set("/forged", 1)], |header| header.acl_epoch = 1);
     assert_eq!(node.on_operation(backdated), Err(Refusal::Numbers("acl_epoch")));
     assert_eq!(node.shared(), json!({"a": 3}));
-}
-
-impl Node {
-    fn operations_of(&self, seed: u8) -> Option<OperationId> {
-        self.replica.last(who(seed)).map(|last| last.id)
-    }
 }
 
 /// What comes before what it builds on waits for it, and for nothing else.
@@ -478,6 +457,11 @@ fn any_item() -> impl Strategy<Value = Item> {
     })
 }
 
+/// What is at a place that objects lead to; the entries of lists have none.
+fn object_at<'v>(value: &'v Value, below: &str) -> Option<&'v Value> {
+    below.split('/').skip(1).try_fold(value, |value, name| value.as_object()?.get(name))
+}
+
 fn fold(items: &[(Stamp, Item)]) -> Value {
     let mut fold = Fold::default();
     for (stamp, item) in items {
@@ -509,8 +493,15 @@ proptest! {
         let mut fold = Fold::default();
         for (stamp, item) in other.iter().chain(&stamped) {
             fold.apply(*stamp, &item.path().segments()[1..], item);
+            let before = fold.value();
+            fold.sweep();
+            prop_assert_eq!(fold.value(), before, "what is swept out was hidden");
         }
         prop_assert_eq!(&fold.value(), &expected, "told twice");
+        for below in ["/a", "/b", "/c", "/a/a", "/a/b", "/b/a", "/b/c", "/a/a/a", "/a/a/b", "/a/b/a", "/b/b/b", "/a/0", "/a/b/a/b"] {
+            let found = fold.get(&path(below).segments()[1..]);
+            prop_assert_eq!(found.as_ref(), object_at(&expected, below), "{}", below);
+        }
     }
 }
 
@@ -526,13 +517,16 @@ fn any_deed() -> impl Strategy<Value = Deed> {
     prop_oneof![
         5 => (0..4_usize, any_item()).prop_map(|(node, item)| Deed::Write { node, item }),
         3 => (0..4_usize, 0..4_usize).prop_map(|(from, to)| Deed::Pull { from, to }),
-        1 => (0..8_u8).prop_map(|mask| Deed::Grant { mask }),
+        1 => (0..64_u8).prop_map(|mask| Deed::Grant { mask }),
         1 => (1..4_usize, any_item()).prop_map(|(node, item)| Deed::Equivocate { node, item }),
     ]
 }
 
 fn granted(mask: u8) -> Rights {
     let mut rights = all_write((0..3).filter(|bit| mask & 1 << bit != 0).map(|bit| bit + 2));
+    // Some may write in one place only.
+    let narrow = (0..3).filter(|bit| mask & 8 << bit != 0).map(|bit| (who(bit + 2), BTreeSet::from([path("/a")])));
+    rights.write.extend(narrow);
     // All of them read, so that they can be asked what they see.
     rights.read = (2..5).map(who).collect::<BTreeSet<Principal>>();
     rights
