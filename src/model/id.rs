@@ -37,7 +37,9 @@ pub enum ParseError {
     #[error("`{0}` is not a principal: expected did:key:z6Mk... or a libp2p peer id such as 12D3KooW...")]
     Principal(String),
     /// The text is not a place in a context.
-    #[error("`{0}` is not a path in a context: expected a JSON Pointer that begins with /shared_memory or /agent_memory/did:key:..., at most 32 names and 512 bytes")]
+    #[error(
+        "`{0}` is not a path in a context: expected a JSON Pointer that begins with /shared_memory or /agent_memory/did:key:..., at most 32 names and 512 bytes"
+    )]
     Path(String),
 }
 

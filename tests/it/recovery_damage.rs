@@ -1,5 +1,5 @@
 //! The journal of a home node is damaged while the node is down (faults F4): it starts, says what is lost and where, stops the tasks whose
-//! entries are hit, and goes on with all others.
+//! entries are hit and that had not ended, still tells how those ended that had, and goes on with all others.
 
 use std::{fs, path::PathBuf};
 
@@ -63,11 +63,27 @@ impl Scene {
             assert_eq!((&result["outcome"], &result["result"]["sum"]), (&json!("success"), &json!(place + 2)), "{result}");
         }
         for task in stopped {
-            self.is_unreadable(task).await;
+            if self.ended.contains(task) {
+                self.has_no_result(task).await;
+            } else {
+                self.is_unreadable(task).await;
+            }
         }
         let new = self.home.submit(&chain("new", "test.work", &["a"], 1, &json!({}))).await;
         self.home.history(&new).await;
         assert_eq!(self.home.task_result(&new).await["result"]["sum"], 2);
+    }
+
+    /// How the task ended is told, and that its result and events cannot be read.
+    async fn has_no_result(&self, task: &str) {
+        let status = self.home.task(task).await;
+        assert_eq!((&status["status"], &status["outcome"]), (&json!("COMPLETED"), &json!("success")), "{status}");
+        assert!(status["error"]["message"].as_str().is_some_and(|message| message.contains("journal")), "{status}");
+        let refused = self.home.get(&format!("/aitp/tasks/{task}/result")).await.refused(500, "INTERNAL").to_string();
+        assert!(refused.contains("no sound entry at byte") && refused.contains("meshwork doctor"), "{refused}");
+        let listing = self.home.get("/aitp/tasks?status=COMPLETED").await.ok();
+        assert!(listing["tasks"].as_array().expect("rows").iter().any(|row| row["task_id"] == task), "{listing}");
+        self.home.post(&format!("/aitp/tasks/{task}/cancel"), &json!({})).await.refused(409, "CONFLICT");
     }
 
     /// The task is told of as stopped, wherever it is told of.
@@ -121,7 +137,7 @@ fn flip(bytes: &mut [u8], task: &str, entry: isize) -> usize {
 
 /// F4: one bit in the middle of a task that has ended.
 #[tokio::test]
-async fn a_flipped_bit_stops_the_task_whose_entry_it_is() {
+async fn a_flipped_bit_costs_the_result_of_the_task_whose_entry_it_is() {
     let mut at = 0;
     let scene = Scene::start().await;
     let hit = scene.ended[1].clone();

@@ -19,7 +19,7 @@ use crate::node::failpoint;
 use crate::store::Journal;
 use crate::store::journal::{Index, Position, SegmentId};
 
-/// So many segments a start may have to read for tasks that wait: the most that is read twice, and rarely enough that copies cost little.
+/// So many segments a start may have to go back for tasks that wait: each is copied once in the time that as many pass.
 const SEGMENTS_MAX: usize = 4;
 /// The entries of one task that are copied: a quarter of what may wait for the disk.
 const TASK_BYTES_MAX: usize = 2 * 1_048_576;

@@ -5,6 +5,8 @@
 //! there; the others carry the one before. If any batch fails, what it would have changed waits for the next checkpoint, and the journal is
 //! read from the older watermark.
 //!
+//! What would hold the watermark far back for long is read for a copy ([`super::copies`]).
+//!
 //! Calls with a key change where they run, so they are looked at from here, some at a time. What happens to one meanwhile lies in the journal
 //! behind the watermark, since that was taken first.
 
