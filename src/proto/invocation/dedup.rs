@@ -14,7 +14,7 @@
 //! on, and a call that repeats it runs again. A run under way is never let go of, whatever is kept.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +27,23 @@ pub type Key = Arc<(String, AgentId, NodeId)>;
 
 /// When an entry expires, and a number that it shares with no other.
 type End = (Duration, u64);
+
+/// A key as the table has it: behind the end of its word, where words that are alike mostly differ. That stands in the table itself, and the
+/// key is somewhere else in memory, which is the dearer the more of them there are.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Placed {
+    tail: [u8; TAIL_BYTES],
+    key: Key,
+}
+
+/// How much of a word tells it from a hundred thousand others, even if it is the digits of a number.
+const TAIL_BYTES: usize = 8;
+
+impl Placed {
+    fn new(key: &Key) -> Self {
+        Self { tail: key.0.as_bytes().last_chunk().copied().unwrap_or_default(), key: Arc::clone(key) }
+    }
+}
 
 /// What to do with a call that carries a key.
 #[derive(Debug, PartialEq)]
@@ -108,7 +125,7 @@ pub enum Standing<'a, R> {
 #[derive(Debug)]
 pub struct State<W, R> {
     config: Config,
-    entries_by_key: BTreeMap<Key, Entry<W, R>>,
+    entries_by_key: BTreeMap<Placed, Entry<W, R>>,
     /// Those that are over, by when they expire.
     keys_by_end: BTreeMap<End, Key>,
     /// How many ends were given out.
@@ -160,9 +177,12 @@ impl<W, R: Clone> State<W, R> {
     /// A call with `key` has come.
     pub fn on_call(&mut self, key: Key, call: Call, waiter: W, now: Duration) -> Verdict<W, R> {
         self.expire(now);
-        let Some(entry) = self.entries_by_key.get_mut(&key) else {
-            self.entries_by_key.insert(key, Entry { call, state: Progress::Running(Vec::new()) });
-            return Verdict::Run(waiter);
+        let entry = match self.entries_by_key.entry(Placed::new(&key)) {
+            btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            btree_map::Entry::Vacant(place) => {
+                place.insert(Entry { call, state: Progress::Running(Vec::new()) });
+                return Verdict::Run(waiter);
+            }
         };
         let is_step = entry.call.fence.is_some() && call.fence.is_some();
         if entry.call.input != call.input && !is_step {
@@ -194,7 +214,7 @@ impl<W, R: Clone> State<W, R> {
 
     /// The call that was run is over, with a result to keep, and its size in bytes, if it went well. Returns those who waited for it.
     pub fn handle_done(&mut self, key: &Key, good: Option<(R, u64)>, now: Duration) -> Vec<W> {
-        let Some(entry) = self.entries_by_key.get_mut(key) else { return Vec::new() };
+        let Some(entry) = self.entries_by_key.get_mut(&Placed::new(key)) else { return Vec::new() };
         let waiters = match &mut entry.state {
             Progress::Running(waiters) => std::mem::take(waiters),
             Progress::Interrupted { .. } | Progress::Done { .. } => return Vec::new(),
@@ -206,10 +226,10 @@ impl<W, R: Clone> State<W, R> {
             }
             Some((result, _)) => {
                 self.forgotten.push(result);
-                self.entries_by_key.remove(key);
+                self.entries_by_key.remove(&Placed::new(key));
             }
             None => {
-                self.entries_by_key.remove(key);
+                self.entries_by_key.remove(&Placed::new(key));
             }
         }
         waiters
@@ -217,7 +237,7 @@ impl<W, R: Clone> State<W, R> {
 
     fn keep(&mut self, key: &Key, result: R, bytes: u64, until: Duration) {
         let end = self.end(until);
-        let Some(entry) = self.entries_by_key.get_mut(key) else { return };
+        let Some(entry) = self.entries_by_key.get_mut(&Placed::new(key)) else { return };
         entry.state = Progress::Done { result, bytes, end };
         self.bytes = self.bytes.saturating_add(bytes);
         self.keys_by_end.insert(end, key.clone());
@@ -239,16 +259,16 @@ impl<W, R: Clone> State<W, R> {
         self.release(&key);
         let end = self.end(until);
         self.keys_by_end.insert(end, key.clone());
-        self.entries_by_key.insert(key, Entry { call, state: Progress::Interrupted { end } });
+        self.entries_by_key.insert(Placed::new(&key), Entry { call, state: Progress::Interrupted { end } });
     }
 
     /// Takes up the good end of a run that was taken up before.
     pub fn restore_done(&mut self, key: &Key, result: R, bytes: u64, at: Duration) {
-        let Some(Entry { call, state: Progress::Interrupted { end } }) = self.entries_by_key.get(key) else { return };
+        let Some(Entry { call, state: Progress::Interrupted { end } }) = self.entries_by_key.get(&Placed::new(key)) else { return };
         let (before, after) = (*end, at.saturating_add(call.keep.unwrap_or(self.config.keep)));
         self.keys_by_end.remove(&before);
         if bytes > self.config.bytes_max {
-            self.entries_by_key.remove(key);
+            self.entries_by_key.remove(&Placed::new(key));
             self.forgotten.push(result);
             return;
         }
@@ -257,7 +277,7 @@ impl<W, R: Clone> State<W, R> {
 
     /// Lets go of what was taken up under a key: its run ended without a result.
     pub fn release(&mut self, key: &Key) {
-        let end = match self.entries_by_key.get(key).map(|entry| &entry.state) {
+        let end = match self.entries_by_key.get(&Placed::new(key)).map(|entry| &entry.state) {
             Some(Progress::Interrupted { end } | Progress::Done { end, .. }) => *end,
             Some(Progress::Running(_)) | None => return,
         };
@@ -277,10 +297,10 @@ impl<W, R: Clone> State<W, R> {
         })
     }
 
-    /// The calls whose keys follow on `after`, or all of them, in the order of the keys.
+    /// The calls whose keys follow on `after`, or all of them, in an order that does not change.
     pub fn following(&self, after: Option<&Key>) -> impl Iterator<Item = (&Key, &Call, Standing<'_, R>)> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.entries_by_key.range::<Key, _>((from, Bound::Unbounded)).map(|(key, Entry { call, state })| {
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(Placed::new(after)));
+        self.entries_by_key.range((from, Bound::Unbounded)).map(|(Placed { key, .. }, Entry { call, state })| {
             let since = |(until, _): &End| until.saturating_sub(call.keep.unwrap_or(self.config.keep));
             let standing = match state {
                 Progress::Running(_) => Standing::Running,
@@ -325,7 +345,7 @@ impl<W, R: Clone> State<W, R> {
 
     fn forget(&mut self, end: End) {
         let Some(key) = self.keys_by_end.remove(&end) else { return };
-        let Some(Entry { state: Progress::Done { bytes, result, .. }, .. }) = self.entries_by_key.remove(&key) else { return };
+        let Some(Entry { state: Progress::Done { bytes, result, .. }, .. }) = self.entries_by_key.remove(&Placed::new(&key)) else { return };
         self.forgotten.push(result);
         self.bytes = self.bytes.saturating_sub(bytes);
         self.change(key.2, |kept| {
@@ -337,15 +357,24 @@ impl<W, R: Clone> State<W, R> {
     /// Changes what is kept for `caller`, and where that puts it among the others.
     fn change(&mut self, caller: NodeId, change: impl FnOnce(&mut Kept)) {
         let kept = self.kept_by_caller.entry(caller).or_default();
-        self.callers_by_bytes.remove(&(kept.bytes, kept.first_end(), caller));
-        self.callers_by_count.remove(&(kept.ends.len(), kept.first_end(), caller));
+        let places = |kept: &Kept| ((kept.bytes, kept.first_end(), caller), (kept.ends.len(), kept.first_end(), caller));
+        let before = places(kept);
         change(kept);
-        if kept.ends.is_empty() {
+        let after = places(kept);
+        let is_gone = kept.ends.is_empty();
+        if is_gone {
             self.kept_by_caller.remove(&caller);
-            return;
+        } else {
+            // Before the other goes: the table of a single caller would give its memory back each time.
+            self.callers_by_bytes.insert(after.0);
+            self.callers_by_count.insert(after.1);
         }
-        self.callers_by_bytes.insert((kept.bytes, kept.first_end(), caller));
-        self.callers_by_count.insert((kept.ends.len(), kept.first_end(), caller));
+        if is_gone || before.0 != after.0 {
+            self.callers_by_bytes.remove(&before.0);
+        }
+        if is_gone || before.1 != after.1 {
+            self.callers_by_count.remove(&before.1);
+        }
     }
 }
 
@@ -384,7 +413,7 @@ mod tests {
     }
 
     fn is_kept(state: &State<i32, &'static str>, word: &str) -> bool {
-        state.entries_by_key.contains_key(&key(word))
+        state.entries_by_key.contains_key(&Placed::new(&key(word)))
     }
 
     fn s(seconds: u64) -> Duration {
@@ -465,10 +494,10 @@ mod tests {
         for second in 1..50 {
             keep(&mut state, 2, &second.to_string(), 1, second);
         }
-        assert!(state.entries_by_key.contains_key(&key_of(1, "first")), "many small ones");
+        assert!(state.entries_by_key.contains_key(&Placed::new(&key_of(1, "first"))), "many small ones");
         keep(&mut state, 2, "large", 100, 50);
-        assert!(state.entries_by_key.contains_key(&key_of(1, "first")), "a large one");
-        assert!(!state.entries_by_key.contains_key(&key_of(2, "large")), "there is no room left for it");
+        assert!(state.entries_by_key.contains_key(&Placed::new(&key_of(1, "first"))), "a large one");
+        assert!(!state.entries_by_key.contains_key(&Placed::new(&key_of(2, "large"))), "there is no room left for it");
     }
 
     #[test]
@@ -587,7 +616,7 @@ mod tests {
                     (own.clone().count(), own.map(|(_, bytes)| bytes).sum::<u64>())
                 };
                 let before = kept.clone();
-                kept.retain(|key, _| state.entries_by_key.contains_key(key));
+                kept.retain(|key, _| state.entries_by_key.contains_key(&Placed::new(key)));
                 let callers: BTreeSet<NodeId> = before.keys().map(|key| key.2).collect();
                 for caller in callers {
                     let (count, bytes) = share(&before, caller);
