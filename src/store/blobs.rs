@@ -7,6 +7,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use blake3::Hash;
@@ -22,12 +23,12 @@ const BLOB_BYTES_MAX: u64 = 64 * 1_048_576;
 /// The blobs of a data directory. Made by [`super::DataDir::blobs`]; calls block on the disk.
 #[derive(Debug, Clone)]
 pub struct Blobs {
-    folder: PathBuf,
+    folder: Arc<Path>,
 }
 
 impl Blobs {
     pub(super) fn new(data_dir: &Path) -> Self {
-        Self { folder: data_dir.join("blobs") }
+        Self { folder: data_dir.join("blobs").into() }
     }
 
     /// Keeps `bytes` for `owner`, durably, and says under which hash.

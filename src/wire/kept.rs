@@ -3,6 +3,8 @@
 //! They stand in the same journal as those of tasks, and every entry begins with the number of its kind. What holds for the one holds for
 //! the other: fields are numbered, unknown ones are passed over, unknown events are not.
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
@@ -13,6 +15,11 @@ use crate::model::{AgentId, NodeId, Timestamp};
 const KIND: &str = "journal entry";
 /// Most entries are smaller.
 const ENTRY_BYTES_USUAL: usize = 1_000;
+
+thread_local! {
+    /// Where entries are written before they have their length.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// What an entry is about; the first thing that stands in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,12 +45,16 @@ impl Subject {
 
     /// `entry` as bytes, with its subject before it.
     pub(super) fn encode(self, entry: &impl Encode<()>) -> Bytes {
-        // With room for most entries, since one that grows is moved several times; what is handed out is no larger than it must be.
-        let mut bytes = Vec::with_capacity(ENTRY_BYTES_USUAL);
-        bytes.push(self.number());
-        // Writing to memory cannot fail, and every field has an encoding.
-        let _ = minicbor::encode(entry, &mut bytes);
-        Bytes::copy_from_slice(&bytes)
+        // Written where the entry before it was, since one that grows is moved several times; what is handed out is no larger than it must be.
+        SCRATCH.with_borrow_mut(|bytes| {
+            bytes.clear();
+            bytes.push(self.number());
+            // Writing to memory cannot fail, and every field has an encoding.
+            let _ = minicbor::encode(entry, &mut *bytes);
+            let entry = Bytes::copy_from_slice(bytes);
+            bytes.shrink_to(ENTRY_BYTES_USUAL);
+            entry
+        })
     }
 
     /// What stands behind the subject in `bytes`.

@@ -82,7 +82,7 @@ impl Step {
             Err(failure) => return self.tell(Input::Unavailable(number, failure), None).await,
         };
         let (attempt, bids) =
-            match choose_agent(&self.shared, request.clone(), &self.definition, subtask, &self.choose, self.clock.now()).await {
+            match choose_agent(&self.shared, &request, &self.definition, subtask, &self.choose, self.clock.now()).await {
                 Ok(chosen) => chosen,
                 Err(failure) => return self.tell(Input::Unavailable(number, self.while_joining(failure)), None).await,
             };
@@ -140,14 +140,15 @@ impl Step {
         let _counted = Counted::new(&shared.in_flight);
         let ended = |finish| (Input::Finished(fence, finish), None);
         let price = attempt.candidate().capability().and_then(|capability| capability.price.clone());
-        let (chunks, mut arriving) = mpsc::channel(CHUNKS_MAX);
+        let mut arriving = None;
         if let Some(task) = &subtask.task {
             let input = nested::input(task, &request.input, (self.task, subtask), &self.definition, self.choose.cost_max, price.as_ref());
             request.input = match input {
                 Ok(input) => input,
                 Err(failure) => return ended(Finish::Rejected { expired: false, failure }),
             };
-            request.chunks = Some(chunks);
+            let (chunks, words) = mpsc::channel(CHUNKS_MAX);
+            (request.chunks, arriving) = (Some(chunks), Some(words));
         }
         request.key = Some(key(self.task, subtask, &request.input, self.choose.redo));
         request.fence = Some(wire::invocation::Fence { epoch: super::book::EPOCH, attempt: fence.attempt });
@@ -161,12 +162,14 @@ impl Step {
         let id = InvocationId::from_random(rand::random());
         let node = attempt.candidate().entry.record.node;
         let call = async {
-            let mut call = std::pin::pin!(attempt.ask(&request, id, Some(watch), deadline));
+            let call = attempt.ask(&request, id, Some(watch), deadline);
+            let Some(words) = &mut arriving else { return call.await };
+            let mut call = std::pin::pin!(call);
             let child = async {
-                if let Some(task) = nested::first(&mut arriving).await {
+                if let Some(task) = nested::first(words).await {
                     self.tell(Input::Delegated(fence, task, node), None).await;
                 }
-                nested::progress(&mut arriving, &self.reports, self.task, fence).await;
+                nested::progress(words, &self.reports, self.task, fence).await;
             };
             tokio::select! {
                 biased;
@@ -311,7 +314,7 @@ fn request(definition: &Definition, subtask: &Subtask, outputs: &[Option<Arc<Val
 /// whom no attempt failed, else anybody who did not refuse. Gives the offers too, if there are any.
 async fn choose_agent<'a>(
     shared: &'a Arc<Shared>,
-    mut request: InvokeRequest,
+    request: &InvokeRequest,
     definition: &Definition,
     subtask: &Subtask,
     choose: &Choose,
@@ -332,13 +335,13 @@ async fn choose_agent<'a>(
         }
     }
     if subtask.offers && subtask.agent.is_none() {
-        return Box::pin(choose_by_offers(shared, &request, definition, subtask, choose, now)).await;
+        return Box::pin(choose_by_offers(shared, request, definition, subtask, choose, now)).await;
     }
     let mut avoid: Vec<AgentId> = choose.refused_by.iter().chain(&choose.failed_on).copied().collect();
     let mut foreign: Option<Failure> = None;
     let may_again = |agent: &AgentId| choose.failed_on.contains(agent) && !choose.refused_by.contains(agent);
     loop {
-        let found = Box::pin(routing::choose(shared, &request, &avoid, deadline)).await;
+        let found = Box::pin(routing::choose(shared, request, &avoid, deadline)).await;
         match found {
             Ok(attempt) => match foreign_currency(definition, &attempt) {
                 None => return Ok((attempt, None)),
@@ -351,7 +354,6 @@ async fn choose_agent<'a>(
                 // Nobody else is left, so whoever failed may try again, unless it has just refused.
                 tracing::trace!(%failure, subtask = %subtask.id, "nobody but those who failed");
                 avoid.retain(|agent| !may_again(agent));
-                request.agent = subtask.agent;
             }
             Err(failure) => {
                 // Whoever can be paid, and is busy or away, may do it later.

@@ -57,6 +57,8 @@ pub(in crate::proto::task) fn apply(state: &mut State, event: &Dispatched, at: T
     part.prefer = None;
     part.unkept = Unkept::default();
     part.forget_attempts();
+    // Mostly the only one, and each has many fields.
+    part.attempts.reserve_exact(1);
     part.attempts.push(Attempt {
         number: event.fence.attempt,
         agent: event.agent,
