@@ -251,9 +251,14 @@ impl Archive {
 
 /// What is kept at hand of a task that has ended; `None` if it has not.
 pub(super) fn ended(state: &State, positions: &[Position]) -> Option<Ended> {
+    state.end().and_then(|_| ended_as(&view::summary(state), state, positions))
+}
+
+/// The same where its row is at hand.
+pub(super) fn ended_as(summary: &Value, state: &State, positions: &[Position]) -> Option<Ended> {
     let end = state.end()?;
     Some(Ended {
-        row: Row::new(&view::summary(state)),
+        row: Row::new(summary),
         outcome: end.outcome,
         created: state.created(),
         at: end.at,

@@ -20,14 +20,15 @@ use serde_json::Value;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::archive::{Archive, Place, ended, ids_from};
+use super::archive::{Archive, Place, ended_as, ids_from};
 use super::callback::Callbacks;
 use super::clock::TaskClock;
 use super::copies::Copies;
 use super::door::{Command, Cursor, Listed, Listing, Receipt, Standing};
 use super::filing::{self, Filer, Word, Work};
-use super::live::{Answer, Durable, Live, Running};
+use super::live::{Answer, Live, Running};
 use super::read::{self, Reader, unknown};
+use super::recent::Recent;
 use super::replay::{Found, Unfinished};
 use super::step::{Orders, Report, Step};
 use super::waiting::{Waiting, capability_of};
@@ -40,7 +41,7 @@ use crate::proto::task::machine::{Finish, Input, Machine, Output};
 use crate::proto::task::state::State;
 use crate::proto::task::{result, unreadable, view};
 use crate::store::journal::{Committed, Index, Position, SegmentId};
-use crate::wire::task::{Entry, Event, Fence, Outcome};
+use crate::wire::task::{Entry, Event, Fence, Outcome, Submitted};
 
 /// Commands of clients that may wait for the loop.
 pub(in crate::node) const COMMANDS_MAX: usize = 4_096;
@@ -75,6 +76,7 @@ pub(in crate::node) struct Book {
     clock: TaskClock,
     live: BTreeMap<TaskId, Live>,
     ended: Archive,
+    recent: Recent,
     filer: Filer,
     /// The checkpoint that is being made, and what is heard of it.
     filing: Option<tokio::task::JoinHandle<()>>,
@@ -117,6 +119,7 @@ impl Book {
             reader,
             live: BTreeMap::new(),
             ended: Archive::default(),
+            recent: Recent::default(),
             filer,
             filing: None,
             words: mpsc::channel(filing::WORDS_MAX),
@@ -267,14 +270,16 @@ impl Book {
             },
             Command::Status { task, explain, reply } => {
                 let (home, now) = (self.shared.node(), self.clock.now());
-                match self.ended.standing(&task, |row, failure| unreadable::status(row, failure, home)) {
+                let recent = self.recent.get(&task).map(Standing::Recent);
+                match recent.or_else(|| self.ended.standing(&task, |row, failure| unreadable::status(row, failure, home))) {
                     Some(standing) => drop(reply.send(Ok(standing))),
                     None => self.answer(task, reply, move |state| Ok(Standing::Told(view::status(state, home, explain, now)))),
                 }
             }
             Command::Percent { task, reply } => drop(reply.send(self.live.get(&task).and_then(|live| live.machine.percent()))),
             Command::Ended { task, reply } => {
-                let found = match self.ended.standing(&task, unreadable::result) {
+                let recent = self.recent.get(&task).map(Standing::Recent);
+                let found = match recent.or_else(|| self.ended.standing(&task, unreadable::result)) {
                     Some(standing) => Ok(standing),
                     None if self.live.contains_key(&task) => {
                         let failure = Failure::new(ErrorCode::NotFinished, format!("task {task} has not ended"));
@@ -441,6 +446,10 @@ impl Book {
                     if let Event::Deferred { subtask, .. } = &event {
                         self.waiting.add(live.machine.state(), *subtask);
                     }
+                    if let Event::Submitted(Submitted { document: text, .. }) | Event::Planned { subtasks: text, .. } = &event {
+                        let bytes = usize::try_from(text.len()).unwrap_or(usize::MAX);
+                        live.entry_bytes = live.entry_bytes.saturating_add(bytes);
+                    }
                     events.push(event);
                 }
                 // What begins while the node stops would only be cut off; the next start takes it up.
@@ -530,6 +539,7 @@ impl Book {
                 failpoint::queued(entries, &ticket);
                 if let Some(live) = self.live.get_mut(&task) {
                     live.positions.extend_from_slice(ticket.positions());
+                    live.entry_bytes = live.entry_bytes.saturating_add(entries.iter().map(Bytes::len).sum());
                 }
                 self.pending.push_back(Pending { end: ticket.end(), task, events });
                 true
@@ -556,7 +566,7 @@ impl Book {
             let mut outputs = Vec::new();
             live.machine.committed(events, &mut outputs);
             let ended = live.machine.state().end().is_some() && live.machine.state().events() <= events;
-            live.durable.send_replace(Durable { events, ended });
+            live.tell(events, ended);
             let (due, waiting) = std::mem::take(&mut live.answers).into_iter().partition(|(needed, _)| *needed <= events);
             live.answers = waiting;
             let due: Vec<(u64, Answer)> = due;
@@ -614,7 +624,9 @@ impl Book {
             live.outputs = vec![None; definition.subtasks.len()];
         }
         let mut freed = None;
-        if let Input::Finished(fence, Finish::Done { .. } | Finish::Failed { .. }) = &input {
+        if let Input::Finished(fence, Finish::Done { .. } | Finish::Failed { .. }) = &input
+            && !self.waiting.is_empty()
+        {
             freed = capability_of(live.machine.state(), fence.subtask).cloned();
         }
         self.drive(task, input);
@@ -669,12 +681,15 @@ impl Book {
             self.wakes.remove(&(at, task));
         }
         self.waiting.remove(live.machine.state());
-        let Some(ended) = ended(live.machine.state(), &live.positions) else { return };
-        live.durable.send_replace(Durable { events: live.machine.state().events(), ended: true });
+        let summary = view::summary(live.machine.state());
+        let Some(ended) = ended_as(&summary, live.machine.state(), &live.positions) else { return };
+        live.tell(live.machine.state().events(), true);
         let outcome = ended.outcome;
-        self.shared.publish(NodeEvent::TaskEnded(Arc::new(view::summary(live.machine.state()))));
         let url = ended.callback.clone();
         self.ended.insert(task, ended);
+        let Live { machine, outputs, entry_bytes, .. } = live;
+        self.recent.insert(machine.into_state(), outputs, entry_bytes);
+        self.shared.publish(NodeEvent::TaskEnded(Arc::new(summary)));
         if let (Some(url), Some(Ok(place))) = (url, self.ended.place(&task)) {
             self.callbacks.begin(&self.shared, &self.reader, (task, place), url, Duration::ZERO);
         }
@@ -693,6 +708,8 @@ impl Book {
         if self.filing.is_some() {
             return;
         }
+        // Whoever wanted one of them at once has it by now, and those that are forgotten are not told of any more.
+        self.recent = Recent::default();
         let limits = &self.shared.config.task;
         let (keep, kept_max) = (Duration::from_millis(limits.keep_ms), usize::try_from(limits.kept_max).unwrap_or(usize::MAX));
         let mut forgotten = std::mem::take(&mut self.forgotten);
@@ -747,10 +764,12 @@ impl Book {
         if let Some(live) = self.live.get(&task) {
             let committed = usize::try_from(live.machine.committed_events()).unwrap_or(usize::MAX);
             let positions = live.positions.get(..committed.min(live.positions.len())).unwrap_or_default().into();
-            return Ok(Cursor { place: Place::Journal(positions), durable: Some(live.durable.subscribe()) });
+            let definition = Some(Arc::clone(live.machine.state().definition()));
+            return Ok(Cursor { place: Place::Journal(positions), durable: Some(live.durable.subscribe()), definition });
         }
         let place = self.ended.place(&task).ok_or_else(|| unknown(task))??;
-        Ok(Cursor { place, durable: None })
+        let definition = self.recent.get(&task).map(|recent| Arc::clone(recent.state().definition()));
+        Ok(Cursor { place, durable: None, definition })
     }
 
     /// So many of the tasks that were submitted before `after`, the latest first.
@@ -794,7 +813,7 @@ mod tests {
     use crate::proto::task::definition::Definition;
     use crate::store::DataDir;
     use crate::store::journal::Config;
-    use crate::wire::task::{Submitted, Text};
+    use crate::wire::task::Text;
 
     const TINY: Config = Config { segment_bytes: 65_536, queue_entries_max: 8, queue_bytes_max: 65_536 };
 

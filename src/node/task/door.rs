@@ -12,6 +12,7 @@ use super::archive::Place;
 use super::clock::TaskClock;
 use super::live::Durable;
 use super::read::{self, Reader};
+use super::recent::Whole;
 use super::replay::Started;
 use super::row::Row;
 use super::{callback, plan, types};
@@ -19,6 +20,7 @@ use crate::agents::off_workers;
 use crate::model::{ErrorCode, Failure, TaskId, Timestamp, printable};
 use crate::node::handle::{Handle, stopping};
 use crate::proto::task::definition::Definition;
+use crate::proto::task::state::State;
 use crate::proto::task::{fault, result, view};
 use crate::store::journal::Position;
 use crate::wire::invocation::KEY_BYTES_MAX;
@@ -113,6 +115,8 @@ impl Listed {
 pub(in crate::node) enum Standing {
     /// The document that tells it.
     Told(Value),
+    /// It has just ended, and this is all of it.
+    Recent(Arc<Whole>),
     /// It has ended, and this is where to read it.
     Ended(Place),
 }
@@ -152,6 +156,8 @@ pub(in crate::node) struct Cursor {
     pub(super) place: Place,
     /// Grows while the task is under way.
     pub(super) durable: Option<watch::Receiver<Durable>>,
+    /// What it is to do, if that is at hand.
+    pub(super) definition: Option<Arc<Definition>>,
 }
 
 /// What a submission came to.
@@ -326,6 +332,7 @@ impl Handle {
     pub async fn task(&self, task: TaskId, explain: bool) -> Result<Value, Failure> {
         let place = match self.ask_tasks(|reply| Command::Status { task, explain, reply }).await?? {
             Standing::Told(document) => return Ok(document),
+            Standing::Recent(whole) => return Ok(view::status(whole.state(), self.node_id(), explain, self.tasks.clock.now())),
             Standing::Ended(place) => place,
         };
         let (reader, home, now) = (self.tasks.reader.clone(), self.node_id(), self.tasks.clock.now());
@@ -346,6 +353,7 @@ impl Handle {
         let internal = |error: serde_json::Error| Failure::new(ErrorCode::Internal, error.to_string());
         let place = match self.ask_tasks(|reply| Command::Ended { task, reply }).await?? {
             Standing::Told(document) => return serde_json::value::to_raw_value(&document).map_err(internal),
+            Standing::Recent(whole) => return off_workers(whole.bytes(), || result_of(whole.state(), whole.outputs())),
             Standing::Ended(place) => place,
         };
         let reader = self.tasks.reader.clone();
@@ -456,11 +464,16 @@ impl Handle {
 pub(super) fn result_document(reader: &Reader, place: &Place) -> Result<Box<RawValue>, Failure> {
     let state = reader.state(&reader.positions(place)?)?;
     let outputs = reader.outputs(&state)?;
+    result_of(&state, &outputs)
+}
+
+/// The same for a task that is at hand with its outputs.
+fn result_of(state: &State, outputs: &[Option<Arc<Value>>]) -> Result<Box<RawValue>, Failure> {
     let ended_well = state.end().is_some_and(|end| matches!(end.outcome, Outcome::Success | Outcome::Partial));
     let internal = |error: serde_json::Error| Failure::new(ErrorCode::Internal, error.to_string());
     let value = ended_well.then(|| result::compose(state.definition(), &|index| outputs.get(index)?.as_deref()));
     let value = value.map(|value| serde_json::value::to_raw_value(&value)).transpose().map_err(internal)?;
-    let document = view::result(&state, value.as_deref());
+    let document = view::result(state, value.as_deref());
     serde_json::value::to_raw_value(&document).map_err(internal)
 }
 
@@ -492,6 +505,7 @@ impl Following {
         let task = self.task;
         loop {
             let cursor = self.handle.ask_tasks(|reply| Command::Follow { task, reply }).await??;
+            self.definition = cursor.definition.or(self.definition);
             let positions = self.positions(cursor.place).await?;
             let from = usize::try_from(self.next).unwrap_or(usize::MAX).min(positions.len());
             let to = from.saturating_add(EVENTS_PER_READ).min(positions.len());

@@ -29,6 +29,8 @@ pub(super) struct Live {
     pub(super) wake: Option<Timestamp>,
     /// Where its entries lie.
     pub(super) positions: Vec<Position>,
+    /// How long its entries are together, with the texts of which they only have the hash; without end for one that a start found.
+    pub(super) entry_bytes: usize,
     /// How many of them are durable, for those who follow.
     pub(super) durable: watch::Sender<Durable>,
     /// Answers that wait for the disk, with the number of events that it must have.
@@ -40,7 +42,16 @@ impl Live {
     pub(super) fn new(machine: Machine, positions: Vec<Position>, outputs: Vec<Option<Arc<Value>>>) -> Self {
         let durable = watch::channel(Durable { events: machine.committed_events(), ended: false }).0;
         let running_by_subtask = BTreeMap::new();
-        Self { machine, outputs, running_by_subtask, work: None, wake: None, positions, durable, answers: Vec::new() }
+        let entry_bytes = if positions.is_empty() { 0 } else { usize::MAX };
+        Self { machine, outputs, running_by_subtask, work: None, wake: None, positions, entry_bytes, durable, answers: Vec::new() }
+    }
+
+    /// Notes how much of it is durable, and tells those who follow it, if there are any: to tell nobody takes long too.
+    pub(super) fn tell(&self, events: u64, ended: bool) {
+        self.durable.send_if_modified(|durable| {
+            *durable = Durable { events, ended };
+            self.durable.receiver_count() > 0
+        });
     }
 
     /// What a step is given: the outputs that it may name, and not all that there are.

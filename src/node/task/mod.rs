@@ -4,7 +4,7 @@
 //! nothing is decided twice. It decides nothing itself: `proto::task` does. What takes time is done by others and comes back as a report:
 //! [`step`] chooses an agent ([`offers`]: after asking around) and makes a call, [`plan`] decomposes a goal, [`types`] holds a definition
 //! against the schemas of those who would do it, [`delegate`] runs tasks for other nodes, [`callback`] tells of those that have ended,
-//! [`read`] reads them from the journal, [`archive`] is what memory keeps of them, and [`filed`] what the index has, where [`filing`] brings
+//! [`read`] reads them from the journal, [`recent`] has those of the last moments, [`archive`] is what memory keeps of them, and [`filed`] what the index has, where [`filing`] brings
 //! it. [`guard`] tells of work that panics. [`door`] is what clients reach it by, and [`replay`] what a start finds in the journal.
 //!
 //! The order of things is the journal's: an event is appended when it is decided, and what follows from it leaves this node when the disk has
@@ -32,6 +32,7 @@ mod nested;
 mod offers;
 mod plan;
 mod read;
+mod recent;
 mod replay;
 mod row;
 mod step;

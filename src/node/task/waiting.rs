@@ -20,6 +20,11 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tasks_by_capability.is_empty()
+    }
+
     /// A step of this task was put off.
     pub(super) fn add(&mut self, state: &State, subtask: u32) {
         if let Some(capability) = capability_of(state, subtask) {

@@ -193,6 +193,11 @@ impl Machine {
         &self.state
     }
 
+    /// The task itself, where nothing more will happen to it.
+    pub fn into_state(self) -> State {
+        self.state
+    }
+
     /// How much of it is done, in percent, where all of it is durable: nobody is told what a crash could undo.
     pub fn percent(&self) -> Option<usize> {
         (self.committed >= self.state.events).then(|| view::percent(&self.state))
