@@ -201,6 +201,12 @@ impl Agent {
         })?;
         // Bytes that go on unread must still be JSON, and an agent that takes anything gets nothing else.
         let input = off_workers(cost(offered.input.as_ref(), &invocation.input), || self.read_input(offered, &invocation.input))?;
+        // A place that is kept for a caller who has yet to say its word can as well wait for the disk; any other is for who can begin.
+        if invocation.confirm.is_none()
+            && let Some(begun) = invocation.begun.take()
+        {
+            begun.await.map_err(unkept)?;
+        }
         let line_max = usize::try_from(self.checked.definition.queue_len_max()).unwrap_or(usize::MAX);
         let permit = match self.slots.take(invocation.priority, line_max).map_err(|_| self.busy(invocation.priority))? {
             Place::Free(permit) => permit,
@@ -213,7 +219,8 @@ impl Agent {
             }
         };
         if let Some(confirm) = invocation.confirm.take() {
-            Box::pin(self.confirm(confirm, invocation, cancel)).await?;
+            let kept = invocation.begun.take();
+            Box::pin(self.confirm(confirm, kept, invocation, cancel)).await?;
             self.check_up()?;
         }
         *begun = true;
@@ -251,11 +258,24 @@ impl Agent {
         constrained || reads
     }
 
-    /// Waits for the caller's word.
-    async fn confirm(&self, confirm: Confirm, invocation: &Invocation, cancel: &CancellationToken) -> Result<(), Failure> {
+    /// Waits for the caller's word and for the disk's, both at the same time.
+    async fn confirm(
+        &self,
+        confirm: Confirm,
+        begun: Option<oneshot::Receiver<()>>,
+        invocation: &Invocation,
+        cancel: &CancellationToken,
+    ) -> Result<(), Failure> {
         let _ = confirm.ready.send(());
+        let words = async {
+            confirm.go.await.map_err(|_| cancelled())?;
+            match begun {
+                Some(begun) => begun.await.map_err(unkept),
+                None => Ok(()),
+            }
+        };
         tokio::select! {
-            went = confirm.go => went.map_err(|_| cancelled()),
+            may = words => may,
             () = cancel.cancelled() => Err(cancelled()),
             () = self.stopped.cancelled() => Err(stopped(self.name())),
             () = tokio::time::sleep_until(invocation.deadline) => Err(timed_out(self.name())),
@@ -344,6 +364,10 @@ enum Input {
 
 /// Levels of arrays and objects in an input that goes on unread: what a reader further on may choke on (threat T27).
 const DEPTH_MAX: usize = 128;
+
+fn unkept(_: oneshot::error::RecvError) -> Failure {
+    Failure::new(ErrorCode::Unavailable, "the journal of the agent's node has stopped, and nothing begins that it does not know of")
+}
 
 /// Refuses JSON that is nested too deeply; the text is known to be JSON.
 fn check_depth(text: &[u8]) -> Result<(), Failure> {

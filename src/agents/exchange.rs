@@ -66,6 +66,8 @@ pub struct Invocation {
     pub priority: Priority,
     /// What the work waits for once the agent is free.
     pub confirm: Option<Confirm>,
+    /// Comes once it is durable that the work begins, which it does not before, and never if this is dropped.
+    pub begun: Option<oneshot::Receiver<()>>,
     /// Where the chunks of the answer go, each as JSON text of at most `CHUNK_BYTES_MAX`; whoever sends waits until there is room.
     pub chunks: Option<mpsc::Sender<Bytes>>,
 }

@@ -560,6 +560,7 @@ mod tests {
                 key: None,
                 priority: Priority::Normal,
                 confirm: None,
+                begun: None,
                 chunks: None,
             };
             let place = Arc::clone(&self.place);

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::blobs::{self, Place, Push};
+use super::kept::Begun;
 use super::keyed::Ask;
 use super::offers;
 use super::own_side::OwnSide;
@@ -204,7 +205,7 @@ async fn under_key(
         not_begun(Failure::new(ErrorCode::AgentNotFound, message))
     })?;
     match request.key.clone() {
-        None => run(shared, caller, &agent, request, deadline, orders).await,
+        None => run(shared, caller, &agent, request, deadline, orders, None).await,
         Some(word) => Box::pin(keyed(shared, caller, agent, word, request, deadline, orders)).await,
     }
 }
@@ -236,9 +237,9 @@ async fn keyed(
     let here = Arc::clone(shared);
     let confirm = Arc::new(Mutex::new(orders.confirm.take()));
     let own = Arc::clone(&confirm);
-    let start = |stop: CancellationToken| async move {
+    let start = |stop: CancellationToken, begun: Option<Begun>| async move {
         let confirm = lock(&own).take();
-        let result = run(&here, caller, &agent, request, deadline, Orders { cancel: stop, confirm, ..orders }).await;
+        let result = run(&here, caller, &agent, request, deadline, Orders { cancel: stop, confirm, ..orders }, begun).await;
         result.map_err(|failed| {
             ran.fetch_or(failed.begun, Ordering::Relaxed);
             failed.failure
@@ -274,6 +275,7 @@ async fn run(
     request: Box<Request>,
     deadline: Duration,
     orders: Orders,
+    begun: Option<Begun>,
 ) -> Result<Success, AttemptFailure> {
     let entered = shared.running.enter(agent, caller, &request, deadline, &orders.cancel);
     let Request { invocation, capability, version, key, priority, body, .. } = *request;
@@ -291,6 +293,7 @@ async fn run(
         key,
         priority,
         confirm: orders.confirm.map(|(ready, go)| Confirm { ready, go }),
+        begun,
         chunks: orders.chunks,
     };
     let result = agent.invoke(invocation, &orders.cancel).await;

@@ -257,7 +257,7 @@ async fn once(
         cancel,
     };
     let shared_run = Arc::clone(shared);
-    let start = |stop: CancellationToken| async move {
+    let start = |stop: CancellationToken, _| async move {
         tokio::select! {
             result = run(&shared_run, &request, id) => result.map(Arc::new),
             () = stop.cancelled() => Err(Failure::new(ErrorCode::Cancelled, "nobody waited for the call any more")),

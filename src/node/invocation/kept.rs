@@ -22,7 +22,7 @@ use crate::proto::invocation::dedup::{Call, Key, Standing};
 use crate::store::Blobs;
 use crate::store::journal::{Index, Journal, Position, Refused, SegmentId, Ticket};
 use crate::wire::invocation::{Body, Fence, Success};
-use crate::wire::kept::{Begun, By, Done, Entry, Event, Side};
+use crate::wire::kept::{self, By, Done, Entry, Event, Side};
 use crate::wire::task::{Charge, TEXT_BYTES_MAX, Text};
 
 /// Characters of the hash in the name of an owner of blobs.
@@ -75,6 +75,9 @@ impl Commits {
         Ok((ticket, durable))
     }
 }
+
+/// Comes when it is durable that a call begins; if it is dropped, that will never be.
+pub(super) type Begun = oneshot::Receiver<()>;
 
 /// Where a result is.
 #[derive(Debug, Clone)]
@@ -296,14 +299,13 @@ impl Results {
         self.entry(key, Event::Begun(begun(call)))
     }
 
-    /// Makes it durable that a call begins.
-    pub(super) async fn begin(&self, key: &Key, call: &Call) -> Result<(), Failure> {
+    /// Has it made durable that a call begins. It must not before the word comes that it is.
+    pub(super) fn begin(&self, key: &Key, call: &Call) -> Result<Begun, Failure> {
         if self.commits.journal.is_full() {
             let failure = Failure::new(ErrorCode::InsufficientResources, "the disk of this node is full, and the call has a key");
             return Err(failure.with("retry_after_ms", 5_000));
         }
-        let (_, durable) = self.commits.append(vec![self.begun_entry(key, call)]).map_err(refused)?;
-        durable.await.map_err(|_| stopping())
+        self.commits.append(vec![self.begun_entry(key, call)]).map(|(_, durable)| durable).map_err(refused)
     }
 
     /// Notes that a call ended without a result. Nobody waits for this: without it, the call is only known to have begun.
@@ -416,13 +418,13 @@ impl Results {
     }
 }
 
-fn call(begun: &Begun) -> Call {
+fn call(begun: &kept::Begun) -> Call {
     let fence = begun.fence.map(|(epoch, attempt)| Fence { epoch, attempt });
     Call { input: begun.input, fence, keep: begun.keep_ms.map(Duration::from_millis) }
 }
 
-fn begun(call: &Call) -> Begun {
-    Begun {
+fn begun(call: &Call) -> kept::Begun {
+    kept::Begun {
         input: call.input,
         fence: call.fence.map(|Fence { epoch, attempt }| (epoch, attempt)),
         keep_ms: call.keep.map(|keep| u64::try_from(keep.as_millis()).unwrap_or(u64::MAX)),

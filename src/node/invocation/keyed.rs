@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::kept::{self, Found, Keep, Kept, Results, What};
+use super::kept::{self, Begun, Found, Keep, Kept, Results, What};
 use crate::model::{ErrorCode, Failure};
 use crate::node::clock::Clock;
 use crate::node::shared::lock;
@@ -149,12 +149,13 @@ impl<R: Keep> Calls<R> {
     }
 
     /// Starts what `run` makes, or waits for the call that runs under the key, or returns the result that is kept. `joined` is told when
-    /// it waits for somebody else's run. `run` gets a token that is cancelled when nobody waits any more.
+    /// it waits for somebody else's run. `run` gets a token that is cancelled when nobody waits any more, and what it must wait for before
+    /// it has the work begin, if that has to be durable.
     pub(super) async fn once<F>(
         self: &Arc<Self>,
         ask: Ask<'_>,
         joined: impl Fn(),
-        run: impl FnOnce(CancellationToken) -> F,
+        run: impl FnOnce(CancellationToken, Option<Begun>) -> F,
     ) -> Result<R, Failure>
     where
         F: Future<Output = Result<R, Failure>> + Send + 'static,
@@ -173,7 +174,7 @@ impl<R: Keep> Calls<R> {
                     }
                 },
                 Place::Run(stop, reply, interest) => {
-                    self.start(&ask, reply, run(stop));
+                    self.start(&ask, reply, |begun| run(stop, begun));
                     return self.wait(&ask, answer, Some(interest)).await?.unwrap_or_else(|| Err(broke_off()));
                 }
                 Place::Joined(interest, deadline) => {
@@ -241,9 +242,23 @@ impl<R: Keep> Calls<R> {
         }
     }
 
-    fn start(self: &Arc<Self>, ask: &Ask<'_>, reply: Waiter<R>, run: impl Future<Output = Result<R, Failure>> + Send + 'static) {
+    fn start<F>(self: &Arc<Self>, ask: &Ask<'_>, reply: Waiter<R>, run: impl FnOnce(Option<Begun>) -> F)
+    where
+        F: Future<Output = Result<R, Failure>> + Send + 'static,
+    {
         let mut running = Running { calls: Arc::clone(self), key: Some(ask.key.clone()) };
         let (key, call, durable) = (ask.key.clone(), ask.call, ask.durable);
+        // On the caller's side nothing has happened before there is a result.
+        let begins = durable && self.results.side == Side::Agent;
+        let run = match begins.then(|| self.results.begin(&key, &call)).transpose() {
+            Ok(begun) => run(begun),
+            Err(failure) => {
+                for waiter in running.finish(None).into_iter().chain([reply]) {
+                    let _ = waiter.send(Err(failure.clone()));
+                }
+                return;
+            }
+        };
         // In a box, since a task is moved about at its full size.
         tokio::spawn(Box::pin(async move {
             let (result, kept) = running.calls.made_durable(&key, &call, durable, run).await;
@@ -253,7 +268,7 @@ impl<R: Keep> Calls<R> {
         }));
     }
 
-    /// Runs a call between what has to be durable before it and what has to be durable after it.
+    /// Runs a call, and makes durable what has to be when it is over.
     async fn made_durable(
         &self,
         key: &Key,
@@ -261,11 +276,6 @@ impl<R: Keep> Calls<R> {
         durable: bool,
         run: impl Future<Output = Result<R, Failure>>,
     ) -> (Result<R, Failure>, Option<(Kept<R>, u64)>) {
-        // On the caller's side nothing has happened before there is a result.
-        let begins = durable && self.results.side == Side::Agent;
-        if begins && let Err(failure) = self.results.begin(key, call).await {
-            return (Err(failure), None);
-        }
         let result = run.await;
         let bytes = |result: &R| u64::try_from(result.output().len()).unwrap_or(u64::MAX);
         let kept = match &result {
@@ -279,7 +289,7 @@ impl<R: Keep> Calls<R> {
             },
             Ok(result) => Some((Kept::Memory(result.clone()), bytes(result))),
             Err(_) => {
-                if begins {
+                if durable && self.results.side == Side::Agent {
                     self.results.fail(key);
                 }
                 None
@@ -337,7 +347,7 @@ mod tests {
             let (calls, deadline, cancel) = (Arc::clone(&calls), Duration::from_millis(deadline_ms), CancellationToken::new());
             let key = Arc::new(("k".to_owned(), AgentId::from_public_key([0; 32]), node));
             let until = calls.clock.zero() + deadline;
-            let run = |_| async move {
+            let run = |_, _| async move {
                 let work = tokio::time::timeout_at(until, tokio::time::sleep(Duration::from_secs(1))).await;
                 let who = || Success { units: Some(deadline_ms.to_string()), execution_us: 0, body: Body::Inline(bytes::Bytes::new()) };
                 work.map(|()| who()).map_err(|_| Failure::new(ErrorCode::Timeout, "no time"))
