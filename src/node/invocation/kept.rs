@@ -98,7 +98,7 @@ pub(in crate::node) trait Keep: Clone + Send + Sync + 'static {
     /// Its output.
     fn output(&self) -> &Bytes;
     /// The rest of it, with the output where that is kept, and how it began.
-    fn done(&self, output: Text, begun: Begun) -> Done;
+    fn done(&self, output: Text, begun: kept::Begun) -> Done;
     /// The result that was kept; `None` if it is one of the other side.
     fn of(done: &Done, output: Bytes) -> Option<Self>;
 }
@@ -113,7 +113,7 @@ impl Keep for Success {
         }
     }
 
-    fn done(&self, output: Text, begun: Begun) -> Done {
+    fn done(&self, output: Text, begun: kept::Begun) -> Done {
         Done { output, units: self.units.clone(), took_us: self.execution_us, by: None, begun: Some(begun) }
     }
 
@@ -127,7 +127,7 @@ impl Keep for Arc<InvokeReply> {
         &self.output
     }
 
-    fn done(&self, output: Text, begun: Begun) -> Done {
+    fn done(&self, output: Text, begun: kept::Begun) -> Done {
         let charge =
             self.cost.map(|(total, currency)| Charge { units: self.units, unit: String::new(), price: Decimal::ZERO, currency, total });
         let by = By {

@@ -325,8 +325,8 @@ async fn choose_agent<'a>(
         if choose.refused_by.contains(&only) {
             return Err(Failure::new(ErrorCode::Busy, format!("agent {only} did not take it just now, and the budget pays no other")));
         }
-        request.agent = Some(only);
-        return Box::pin(routing::choose(shared, &request, &choose.refused_by, deadline)).await.map(|attempt| (attempt, None));
+        let named = InvokeRequest { agent: Some(only), ..request.clone() };
+        return Box::pin(routing::choose(shared, &named, &choose.refused_by, deadline)).await.map(|attempt| (attempt, None));
     }
     if let Some(prefer) = choose.prefer {
         let named = InvokeRequest { agent: Some(prefer), ..request.clone() };
