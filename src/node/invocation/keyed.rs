@@ -393,7 +393,7 @@ mod tests {
         let success = |units: &str| Success { units: Some(units.to_owned()), execution_us: 0, body: Body::Inline(bytes::Bytes::new()) };
         let (journal, _) = dir.journal(SMALL).expect("a journal");
         let before = calls(&journal);
-        let run = |_| {
+        let run = |_, _| {
             let journal = journal.clone();
             async move {
                 let filler = journal.append(vec![bytes::Bytes::from(vec![9; 60_000]); 2]).expect("room");
@@ -414,10 +414,10 @@ mod tests {
         assert_eq!(found.len(), 1, "{found:?}");
         let after = calls(&journal);
         found.iter().for_each(|found| after.restore(found));
-        let ended = after.once(ask(), || {}, |_| async move { Ok(success("2")) }).await.expect("a result");
+        let ended = after.once(ask(), || {}, |_, _| async move { Ok(success("2")) }).await.expect("a result");
         assert_eq!(ended.units.as_deref(), Some("1"), "nothing ran");
         let other = Ask { call: Call { input: [8; 32], fence: None, keep: None }, ..ask() };
-        let refused = after.once(other, || {}, |_| async move { Ok(success("3")) }).await.expect_err("the key stands for another input");
+        let refused = after.once(other, || {}, |_, _| async move { Ok(success("3")) }).await.expect_err("the key stands for another input");
         assert_eq!(refused.code, ErrorCode::Conflict);
         journal.close();
     }
