@@ -23,7 +23,8 @@ const VALUE_CHARS_MAX: usize = 60;
 
 /// Arguments of `context`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "A context is a JSON document whose replicas merge without a server. Paths are JSON Pointers into it: what readers share lies below \
+#[command(
+    after_help = "A context is a JSON document whose replicas merge without a server. Paths are JSON Pointers into it: what readers share lies below \
 /shared_memory, an agent's own memory below /agent_memory/did:key:... A context is named by its id or the beginning of it.
 
 Example:
@@ -31,7 +32,8 @@ Example:
   meshwork context set $ID /shared_memory/plan '{\"title\": \"draft\"}'
   meshwork context append $ID /shared_memory/plan/steps '\"read\"'
   meshwork context inc $ID /shared_memory/votes
-  meshwork context get $ID /shared_memory/plan")]
+  meshwork context get $ID /shared_memory/plan"
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -226,7 +228,9 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
             }
             if (access.read.len(), access.write.len()) == (readers, writers) {
                 let what = if write { "writes to" } else { "reads" };
-                return Err(CliError::usage(format!("{who} {what} the context in no way already")).hint("`meshwork context get` shows who does"));
+                return Err(
+                    CliError::usage(format!("{who} {what} the context in no way already")).hint("`meshwork context get` shows who does")
+                );
             }
             share(&client, global, &id, agent, &access).await
         }
@@ -313,7 +317,8 @@ async fn share(client: &Client, global: &Global, id: &str, agent: Option<&str>, 
 fn shown(answer: &Value) -> Result<String, CliError> {
     let document: Document = read(answer)?;
     let pretty = |value: &Value| serde_json::to_string_pretty(value).unwrap_or_default();
-    let writers = document.access_control.write.iter().map(|grant| format!("{}  {}", figures::word(&grant.principal), grant.paths.join(" ")));
+    let writers =
+        document.access_control.write.iter().map(|grant| format!("{}  {}", figures::word(&grant.principal), grant.paths.join(" ")));
     let mut rows = vec![
         ("context", figures::word(&document.id)),
         ("session", figures::word(&document.session_id)),

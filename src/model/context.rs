@@ -233,7 +233,8 @@ mod tests {
     fn what_is_no_path_is_refused() {
         let deep = format!("/shared_memory{}", "/a".repeat(CONTEXT_DEPTH_MAX));
         let long = format!("/shared_memory/{}", "a".repeat(PATH_BYTES_MAX));
-        for text in ["", "/", "shared_memory/a", "/lineage", "/agent_memory", "/agent_memory/extractor", "/shared_memory/~2", &deep, &long] {
+        for text in ["", "/", "shared_memory/a", "/lineage", "/agent_memory", "/agent_memory/extractor", "/shared_memory/~2", &deep, &long]
+        {
             assert!(text.parse::<Path>().is_err(), "{text}");
         }
         let deepest = format!("/shared_memory{}", "/a".repeat(CONTEXT_DEPTH_MAX - 1)).parse::<Path>().expect("at the limit");

@@ -4,9 +4,10 @@ use serde_bytes::ByteBuf;
 use tokio::sync::mpsc;
 
 use super::receipts;
-use crate::mesh::Stamp;
+use crate::mesh::{ReplyTo, Stamp};
 use crate::model::NodeId;
 use crate::wire::directory::{Pulse, Record};
+use crate::wire::outbox::Word;
 use crate::wire::receipt::Receipt;
 use crate::wire::{Error, Signed, Verified};
 
@@ -45,6 +46,8 @@ pub(super) enum Report {
     Receipts(receipts::Batch),
     /// Receipts of this node.
     Signed(Vec<Verified<Receipt>>),
+    /// A word on each result of tasks that a node has told of; `None` if nobody had time for them.
+    Words { node: NodeId, to: ReplyTo, words: Option<Vec<Word>> },
 }
 
 /// Verifies a gossip message on a worker.

@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::clock::Clock;
+use super::context;
 use super::event_loop::{EventLoop, Inputs, REPORTS_MAX};
 use super::find::SCANS_MAX;
-use super::context;
 use super::handle::Handle;
 use super::invocation::blobs::Blobs;
 use super::invocation::kept::{Commits, Results};
@@ -314,6 +314,7 @@ impl Node {
             shared.calls_by_key.restore(call);
             shared.results_by_key.restore(call);
         }
+        shared.results_by_key.doubt_all();
         leftovers::remove(reader.blobs(), owners, &found, &[shared.calls_by_key.owners(), shared.results_by_key.owners()]);
         let access = Arc::new(task::Access { reader: reader.clone(), clock: times, started: found.started });
         let book = task::Book::new(Arc::clone(&shared), reader, found, task_inbox);

@@ -10,6 +10,7 @@ use serde_bytes::ByteBuf;
 
 use super::context::sync::{ANSWER_BYTES_MAX, QUESTION_BYTES_MAX};
 use super::offer::{Inquiry, Offers};
+use super::outbox::{self, KeptResult, RESULTS_MAX, Word};
 use super::receipt::{RECEIPT_AGENTS_MAX, RECEIPTS_MAX};
 use super::{Document, Error, VERSION, rule, short, signed::Signable, version};
 use crate::model::{
@@ -356,6 +357,8 @@ pub enum Control {
     Offers(Inquiry),
     /// About shared contexts: a [`super::context::sync::Question`].
     Context(ByteBuf),
+    /// My agents have done these steps of your tasks, and I do not know whether you heard of it.
+    Results(#[serde(deserialize_with = "at_most::<RESULTS_MAX, _, _>")] Vec<KeptResult>),
 }
 
 impl Document for Control {
@@ -373,6 +376,7 @@ impl Document for Control {
             Self::Offers(inquiry) => inquiry.check(),
             // Read where it is answered, away from the loop.
             Self::Context(question) => rule(question.len() <= QUESTION_BYTES_MAX, kind, "context", "has at most 30 KiB"),
+            Self::Results(results) => outbox::check(results),
         }
     }
 }
@@ -406,6 +410,8 @@ pub enum Reply {
     Offers(Offers),
     /// About shared contexts: a [`super::context::sync::Answer`].
     Context(ByteBuf),
+    /// A word on each of the results that were told of, in the order of the request.
+    Results(#[serde(deserialize_with = "at_most::<RESULTS_MAX, _, _>")] Vec<Word>),
     /// Not now.
     Busy {
         /// When to come back, in milliseconds.
@@ -434,6 +440,7 @@ impl Document for Reply {
             Self::Receipts(receipts) => rule(receipts.len() <= RECEIPTS_MAX, kind, "receipts", "has at most 128 entries"),
             Self::Offers(offers) => offers.check(),
             Self::Context(answer) => rule(answer.len() <= ANSWER_BYTES_MAX, kind, "context", "has at most 1.5 MiB"),
+            Self::Results(words) => rule(words.len() <= RESULTS_MAX, kind, "results", "has at most 64 entries"),
             Self::Busy { .. } => Ok(()),
             Self::Refused(reason) => rule(short(reason, 200), kind, "refused", "has at most 200 printable characters"),
         }

@@ -16,6 +16,7 @@ pub mod directory;
 pub mod invocation;
 pub mod kept;
 pub mod offer;
+pub mod outbox;
 pub mod receipt;
 mod signed;
 pub mod task;

@@ -13,6 +13,7 @@ use meshwork::wire::directory::{
 };
 use meshwork::wire::invocation::{BlobId, Body, Frame, Hop, LENGTH_BYTES, Request, Success};
 use meshwork::wire::offer::{Inquiry, Offer, Offers, Refusal, SPAN_MS_MAX, VALID_MS_MAX};
+use meshwork::wire::outbox::{KeptResult, Word};
 use meshwork::wire::receipt::{RECEIPT_LIFETIME_MS_MAX, Receipt, WINDOW_MS_MAX};
 use meshwork::wire::{self, AgentKey, Document, NodeKey, Signed};
 use serde_bytes::ByteBuf;
@@ -136,6 +137,7 @@ pub(crate) fn controls() -> Vec<Vec<u8>> {
         Control::Receipts(vec![agent(), AgentId::from_public_key([3; 32])]),
         Control::Receipts(Vec::new()),
         Control::Offers(inquiry()),
+        Control::Results(vec![KeptResult { agent: agent(), key: "a key".to_owned(), epoch: 1, attempt: 2 }]),
     ])
 }
 
@@ -147,6 +149,7 @@ pub(crate) fn replies() -> Vec<Vec<u8>> {
         Reply::Schemas(vec!["{\"type\":\"string\"}".to_owned(), String::new()]),
         Reply::Receipts(signed(signed_receipts())),
         Reply::Offers(offer_body()),
+        Reply::Results(vec![Word::Wanted, Word::Known, Word::Unknown, Word::Refused]),
         Reply::Busy { retry_after_ms: 100 },
         Reply::Refused("what is this".to_owned()),
     ])

@@ -77,10 +77,8 @@ async fn the_lists_of_readers_and_writers_hold() {
     let access = json!({ "read": [other.id()], "write": [] });
     other.put(&format!("/v1/contexts/{id}/access"), &access).await.refused(403, "ACCESS_DENIED");
     owner.put(&format!("/v1/contexts/{id}/access"), &access).await.ok();
-    eventually("the right is gone", SETTLE, async || {
-        (patch(&other, &id, set("/notes/b", json!(1))).await.status == 403).then_some(())
-    })
-    .await;
+    eventually("the right is gone", SETTLE, async || (patch(&other, &id, set("/notes/b", json!(1))).await.status == 403).then_some(()))
+        .await;
     owner.put(&format!("/v1/contexts/{id}/access"), &json!({ "read": [], "write": [] })).await.ok();
     patch(&owner, &id, set("/secret", json!(true))).await.ok();
     let third = Node::builder().join(&owner).spawn().await;
@@ -121,10 +119,13 @@ async fn what_both_write_while_they_are_apart_is_merged_when_they_meet() {
     for node in [&owner, &other] {
         shows(node, &id, "/votes", json!(40)).await;
         let log = at(node, &id, "/log").await.expect("there");
-        let of = |who: &str| log.as_array().expect("a list").iter().filter(|entry| entry.as_str().is_some_and(|text| text.starts_with(who))).count();
+        let of = |who: &str| {
+            log.as_array().expect("a list").iter().filter(|entry| entry.as_str().is_some_and(|text| text.starts_with(who))).count()
+        };
         assert_eq!((of("owner"), of("other")), (20, 10));
     }
-    let hashes = [&owner, &other].map(async |node: &Node| node.get(&format!("/v1/contexts/{id}")).await.ok()["version"]["state_hash"].clone());
+    let hashes =
+        [&owner, &other].map(async |node: &Node| node.get(&format!("/v1/contexts/{id}")).await.ok()["version"]["state_hash"].clone());
     let [here, there] = hashes;
     assert_eq!(here.await, there.await);
 }

@@ -312,6 +312,7 @@ async fn a_flood_of_control_requests_is_told_to_wait() {
                 | Reply::Receipts(_)
                 | Reply::Offers(_)
                 | Reply::Context(_)
+                | Reply::Results(_)
                 | Reply::Refused(_) => panic!("another answer: {reply:?}"),
             }));
         }
@@ -385,7 +386,9 @@ async fn lies_in_a_digest_do_not_reach_the_directory() {
     let habits = Habits::default().answers(move |asked| match asked {
         Control::Digest(_) => Some(cbor(&Reply::Differences { held: vec![(Forger::agent(1), u64::MAX), (own, u64::MAX)], more: true })),
         Control::Fetch(_) => Some(cbor(&Reply::Records { records: vec![ByteBuf::from(forged.clone())], pulses: Vec::new() })),
-        Control::Find(_) | Control::Schemas(_) | Control::Receipts(_) | Control::Offers(_) | Control::Context(_) => None,
+        Control::Find(_) | Control::Schemas(_) | Control::Receipts(_) | Control::Offers(_) | Control::Context(_) | Control::Results(_) => {
+            None
+        }
     });
     let hostile = HostilePeer::start(forger, habits);
 

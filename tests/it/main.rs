@@ -25,6 +25,7 @@ mod large;
 mod launch;
 mod node_config;
 mod offers;
+mod outbox;
 mod overload;
 mod priorities;
 mod rate;

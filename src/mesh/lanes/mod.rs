@@ -10,7 +10,7 @@ mod server;
 mod tally;
 
 pub use client::{Lane, LaneEnd, Watch};
-pub use server::{Executing, Executor, Orders, serve};
+pub use server::{Executing, Executor, Handover, Orders, serve};
 pub use tally::{Tally, Totals};
 
 use std::sync::Arc;

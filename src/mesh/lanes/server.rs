@@ -2,10 +2,12 @@
 //!
 //! A call is polled once where its bytes arrived: what is answered without waiting (the larger part of the calls of quick agents) never
 //! costs a task of its own. Everything else goes on as a task that reports back.
+//!
+//! When the lane ends, whoever does the work is told which results of tasks' steps may not have been read ([`Handover`]).
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +22,8 @@ use super::Observers;
 use super::io::{self, OUTPUT_HIGH_BYTES};
 use crate::model::{ErrorCode, Failure, NodeId};
 use crate::proto::invocation::call::AttemptFailure;
+use crate::proto::invocation::dedup::Key;
+use crate::proto::invocation::delivery;
 use crate::proto::invocation::server::{Output, State};
 use crate::wire::invocation::{Body, Frame, Request, Success};
 
@@ -39,8 +43,42 @@ pub struct Orders {
     pub confirm: Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>,
     /// Ends once all chunks of the answer are on their way, if the caller wants them.
     pub drained: Option<oneshot::Receiver<()>>,
-    /// Set before `cancel` if the call is the step of a task, and it is not its owner's will but the lane that ends it.
-    pub lost: Option<Arc<AtomicBool>>,
+    /// What the lane is told of the result, and tells of its own end, if the call is the step of a task.
+    pub handover: Option<Arc<Handover>>,
+}
+
+/// What a lane and whoever works for it tell each other of the step of a task.
+#[derive(Debug, Default)]
+pub struct Handover {
+    kept: OnceLock<Key>,
+    closed: AtomicBool,
+    lost: AtomicBool,
+}
+
+impl Handover {
+    /// The result is kept under this key, and given to the lane. False if the lane is gone already.
+    pub fn handle_kept(&self, key: Key) -> bool {
+        // Nobody keeps a second result of one call.
+        let _ = self.kept.set(key);
+        !self.closed.load(Ordering::SeqCst)
+    }
+
+    /// The key of the result, once it is given to the lane.
+    pub fn kept(&self) -> Option<Key> {
+        self.kept.get().cloned()
+    }
+
+    /// Whether the call is cancelled not by its owner's will but by the end of the lane, after it was told to begin.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::SeqCst)
+    }
+
+    /// The lane is gone. The key of the result, if there is one that it was given and did not write.
+    fn on_closed(&self, is_lost: bool) -> Option<Key> {
+        self.lost.store(is_lost, Ordering::SeqCst);
+        self.closed.store(true, Ordering::SeqCst);
+        self.kept()
+    }
 }
 
 /// Whoever does the work: the node, through its agents.
@@ -48,6 +86,9 @@ pub trait Executor: Send + Sync + 'static {
     /// Does what `caller` asks for, returns the result, and ends soon after it is cancelled or `deadline` (since the start of the node)
     /// has passed.
     fn execute(self: Arc<Self>, caller: NodeId, request: Box<Request>, deadline: Duration, orders: Orders) -> Executing;
+
+    /// The lane is gone, and the results that are kept under these keys may not have reached its other end.
+    fn undelivered(&self, keys: Vec<Key>);
 }
 
 /// A call that is being done.
@@ -65,7 +106,7 @@ struct Call {
     go: Option<oneshot::Sender<()>>,
     /// One permit per chunk that may be reported.
     next: Option<Arc<Semaphore>>,
-    lost: Option<Arc<AtomicBool>>,
+    handover: Option<Arc<Handover>>,
 }
 
 /// Drives the answering end until the lane is gone. Returns what the peer did wrong, if it did. Once `drain` is cancelled, new calls are
@@ -87,6 +128,7 @@ pub async fn serve(
         clock,
         reports,
         machine: State::new(calls_max),
+        delivery: delivery::State::default(),
         calls_by_id: HashMap::new(),
         outputs: Vec::new(),
         taken: Vec::new(),
@@ -115,6 +157,7 @@ pub async fn serve(
                 }
                 let instant = Instant::now();
                 let now = instant.saturating_duration_since(clock);
+                lane.delivery.on_heard(now);
                 let malformed = loop {
                     match reader.frame(instant) {
                         Ok(Some(frame)) => {
@@ -152,12 +195,14 @@ pub async fn serve(
         }
     };
     lane.machine.on_closed(&mut lane.outputs);
+    let mut undelivered = lane.delivery.on_closed();
     for call in lane.calls_by_id.into_values() {
         // One that was not told to begin begins under the next attempt, which has a word of its own to give.
-        if let Some(lost) = call.lost.as_ref().filter(|_| call.go.is_none()) {
-            lost.store(true, Ordering::Relaxed);
-        }
+        undelivered.extend(call.handover.and_then(|handover| handover.on_closed(call.go.is_none())));
         call.cancel.cancel();
+    }
+    if !undelivered.is_empty() {
+        lane.executor.undelivered(undelivered);
     }
     violation
 }
@@ -168,6 +213,7 @@ struct Answering {
     clock: Instant,
     reports: mpsc::Sender<Report>,
     machine: State,
+    delivery: delivery::State,
     calls_by_id: HashMap<u64, Call>,
     outputs: Vec<Output>,
     /// Room for the outputs that are carried out.
@@ -185,7 +231,10 @@ impl Answering {
     }
 
     fn done(&mut self, id: u64, result: Result<Success, AttemptFailure>) {
-        self.calls_by_id.remove(&id);
+        let handover = self.calls_by_id.remove(&id).and_then(|call| call.handover);
+        if let Some(key) = handover.and_then(|handover| handover.kept()).filter(|_| result.is_ok()) {
+            self.delivery.handle_written(key, self.clock.elapsed());
+        }
         self.machine.handle_done(id, result, &mut self.outputs);
     }
 
@@ -224,15 +273,18 @@ impl Answering {
 
     fn run(&mut self, id: u64, request: Box<Request>, deadline: Duration) {
         let cancel = CancellationToken::new();
-        let lost = request.fence.map(|_| Arc::new(AtomicBool::new(false)));
+        let handover = request.fence.map(|_| Arc::<Handover>::default());
         let quick = matches!(&request.body, Body::Inline(bytes) if bytes.len() <= INLINE_WORK_BYTES_MAX);
         if !request.confirm && request.window_bytes == 0 {
-            let orders = Orders { cancel: cancel.clone(), chunks: None, confirm: None, drained: None, lost: lost.clone() };
+            let orders = Orders { cancel: cancel.clone(), chunks: None, confirm: None, drained: None, handover: handover.clone() };
             let mut execution = Arc::clone(&self.executor).execute(self.peer, request, deadline, orders);
-            if quick && let Some(result) = execution.as_mut().now_or_never() {
+            let ended = if quick { execution.as_mut().now_or_never() } else { None };
+            if handover.is_some() || ended.is_none() {
+                self.calls_by_id.insert(id, Call { cancel, go: None, next: None, handover });
+            }
+            if let Some(result) = ended {
                 return self.done(id, result);
             }
-            self.calls_by_id.insert(id, Call { cancel, go: None, next: None, lost });
             let reports = self.reports.clone();
             tokio::spawn(async move {
                 let result = execution.await;
@@ -250,8 +302,8 @@ impl Answering {
         let (chunks, drained, arriving) =
             passed_on.map_or((None, None, None), |(chunks, drained, arriving)| (Some(chunks), Some(drained), Some(arriving)));
         let next = arriving.as_ref().map(|(_, next, _)| Arc::clone(next));
-        let orders = Orders { cancel: cancel.clone(), chunks, confirm, drained, lost: lost.clone() };
-        self.calls_by_id.insert(id, Call { cancel: cancel.clone(), go: Some(go), next, lost });
+        let orders = Orders { cancel: cancel.clone(), chunks, confirm, drained, handover: handover.clone() };
+        self.calls_by_id.insert(id, Call { cancel: cancel.clone(), go: Some(go), next, handover });
         let (executor, peer, reports) = (Arc::clone(&self.executor), self.peer, self.reports.clone());
         // In a box, since a task is moved about at its full size.
         tokio::spawn(Box::pin(async move {
@@ -303,5 +355,26 @@ fn send<W: futures::AsyncWrite + Unpin>(writer: &mut io::Writer<W>, frame: &Fram
     if let (true, Frame::Result { id, .. }) = (too_large, frame) {
         let failure = Failure::new(ErrorCode::PayloadTooLarge, "the output does not fit into a frame");
         let _ = writer.push(&Frame::error(*id, true, &failure));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::AgentId;
+
+    /// F10: whichever comes first, the end of the lane or the result, one side learns that it was not delivered.
+    #[test]
+    fn a_result_and_the_end_of_its_lane_do_not_miss_each_other() {
+        let node: NodeId = libp2p::PeerId::random().into();
+        let key: Key = Arc::new(("k".to_owned(), AgentId::from_public_key([1; 32]), node));
+        let first_kept = Handover::default();
+        assert!(first_kept.handle_kept(Arc::clone(&key)) && !first_kept.is_lost());
+        assert_eq!(first_kept.on_closed(true), Some(Arc::clone(&key)));
+        let first_closed = Handover::default();
+        assert_eq!(first_closed.on_closed(true), None);
+        assert!(first_closed.is_lost() && !first_closed.handle_kept(key));
+        let not_begun = Handover::default();
+        assert_eq!((not_begun.on_closed(false), not_begun.is_lost()), (None, false));
     }
 }

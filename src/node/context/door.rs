@@ -95,7 +95,10 @@ pub(super) fn refused(refusal: &Refusal) -> Failure {
 
 impl Handle {
     /// Does something with the contexts' files on a worker.
-    async fn on_worker<T: Send + 'static>(&self, act: impl FnOnce(&Self, Now) -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    async fn on_worker<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Self, Now) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
         let handle = self.clone();
         let now = self.shared.clock.now();
         tokio::task::spawn_blocking(move || act(&handle, now)).await.map_err(|_| stopping())?
@@ -280,7 +283,8 @@ impl Handle {
             let (answer, access) = handle.shared.contexts.with(&handle.shared, id, now, |hot| {
                 let key = handle.owning(hot, agent.as_deref())?;
                 let end = end.unwrap_or_else(|| hot.replica.chain().expires_at());
-                let access = hot.replica.draft_access(&key, &rights, end, now.wall, &mut rand::rng()).map_err(|refusal| refused(&refusal))?;
+                let access =
+                    hot.replica.draft_access(&key, &rights, end, now.wall, &mut rand::rng()).map_err(|refusal| refused(&refusal))?;
                 hot.take_own_access(access.clone())?;
                 Ok((document(hot, &key), access))
             })?;

@@ -81,7 +81,11 @@ impl Hot {
     ///
     /// # Errors
     /// If the disk refuses, or nothing of the file can be used.
-    pub(super) fn load(contexts: &store::Contexts, id: ContextId, own: Vec<PrincipalKey>) -> Result<Option<(Self, Option<String>)>, Failure> {
+    pub(super) fn load(
+        contexts: &store::Contexts,
+        id: ContextId,
+        own: Vec<PrincipalKey>,
+    ) -> Result<Option<(Self, Option<String>)>, Failure> {
         let Some((log, loaded)) = contexts.open(id).map_err(|error| disk_failure(&error))? else { return Ok(None) };
         let (replica, damage) = replayed(id, &loaded.kept, own.clone())?;
         Ok(Some((Self { replica, log, own }, loaded.damage.or(damage))))
@@ -179,8 +183,7 @@ impl Hot {
         if taken.is_empty() {
             return Ok(());
         }
-        let statements: Vec<Kept> =
-            taken.accesses.iter().map(kept_access).chain(taken.operations.iter().map(kept_operation)).collect();
+        let statements: Vec<Kept> = taken.accesses.iter().map(kept_access).chain(taken.operations.iter().map(kept_operation)).collect();
         self.log.append(&statements).map_err(|error| disk_failure(&error))?;
         if self.replica.is_stale() { self.rebuild() } else { Ok(()) }
     }

@@ -290,8 +290,7 @@ async fn answered(shared: &Arc<Shared>, node: NodeId, question: Question) -> Res
         Question::Heads(theirs) => {
             let rows = shared_with(shared, node).await?;
             let own = |id: ContextId| rows.iter().find(|row| row.heads.context == id).map(|row| &row.heads);
-            let differing: Vec<Heads> =
-                theirs.iter().filter_map(|heads| own(heads.context).filter(|own| *own != heads)).cloned().collect();
+            let differing: Vec<Heads> = theirs.iter().filter_map(|heads| own(heads.context).filter(|own| *own != heads)).cloned().collect();
             let lacking: Vec<Heads> = theirs.into_iter().filter(|heads| own(heads.context) != Some(heads)).collect();
             if !lacking.is_empty() {
                 let shared = Arc::clone(shared);

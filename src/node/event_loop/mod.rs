@@ -6,6 +6,7 @@
 
 mod agents;
 mod lanes;
+mod outbox;
 mod peers;
 mod receipts;
 mod searches;

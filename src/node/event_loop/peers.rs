@@ -11,8 +11,8 @@ use super::turn::{Asked, CONTROL_RATE, EventLoop, REPROVIDE_PEERS_MAX, fault};
 use crate::mesh::substreams::OpenError;
 use crate::mesh::{ControlId, Event, ReplyTo, Stamp};
 use crate::model::{AgentId, ErrorCode, Failure, NodeId, Now, Shard};
-use crate::node::gossip::{self, Document, Purpose, Report, VERIFYING_MAX};
 use crate::node::context;
+use crate::node::gossip::{self, Document, Purpose, Report, VERIFYING_MAX};
 use crate::node::invocation::offers;
 use crate::node::shared::Command;
 use crate::node::view::Event as NodeEvent;
@@ -98,6 +98,7 @@ impl EventLoop {
         self.open_lanes_waited_for(node);
         self.compatible.insert(node);
         self.receipts_connected(node);
+        self.shared.results_by_key.on_home_connected(node);
         self.ask_digest(node);
         // Gossip reaches a new peer only from the next heartbeat on; until then it learns from the digest.
         self.hosting.hurry();
@@ -197,6 +198,7 @@ impl EventLoop {
             }
             Report::Receipts(batch) => self.on_receipts(batch),
             Report::Signed(receipts) => self.on_signed(receipts),
+            Report::Words { node, to, words } => self.on_words_said(node, to, words),
             Report::Batch { from, purpose, records, pulses, bad } => self.on_batch(from, purpose, records, pulses, bad, now),
         }
     }
@@ -276,6 +278,7 @@ impl EventLoop {
             Control::Receipts(agents) => self.answer_receipts(&agents, now),
             Control::Offers(inquiry) => Reply::Offers(offers::answer(&self.shared, &inquiry)),
             Control::Context(question) => return self.answer_context(node, to, question),
+            Control::Results(results) => return self.on_results(node, to, results),
         };
         self.mesh.reply(to, reply);
     }
@@ -339,9 +342,14 @@ impl EventLoop {
                 Err(Failure::new(ErrorCode::RateLimitExceeded, message).with("retry_after_ms", retry_after_ms))
             }
             Ok(Reply::Refused(reason)) => Err(unusable(&reason)),
-            Ok(Reply::Records { .. } | Reply::Differences { .. } | Reply::Schemas(_) | Reply::Receipts(_) | Reply::Context(_)) => {
-                Err(unusable("another answer than offers"))
-            }
+            Ok(
+                Reply::Records { .. }
+                | Reply::Differences { .. }
+                | Reply::Schemas(_)
+                | Reply::Receipts(_)
+                | Reply::Context(_)
+                | Reply::Results(_),
+            ) => Err(unusable("another answer than offers")),
             Err(reason) => Err(unusable(&reason)),
         }
     }
@@ -384,6 +392,7 @@ impl EventLoop {
                 let message = format!("node {} said nothing of a context: {reason}", node.short());
                 let _ = waiter.send(Err(Failure::new(ErrorCode::Unavailable, message)));
             }
+            (Asked::Results(keys), reply) => self.on_words(node, &keys, reply, now),
             (Asked::Offers(inquiry, waiter), reply) => drop(waiter.send(self.offers_of(node, &inquiry, reply))),
         }
     }

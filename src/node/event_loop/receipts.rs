@@ -115,6 +115,7 @@ impl EventLoop {
                 | Reply::Schemas(_)
                 | Reply::Offers(_)
                 | Reply::Context(_)
+                | Reply::Results(_)
                 | Reply::Busy { .. },
             )
             | Err(_) => {

@@ -25,6 +25,7 @@ use crate::node::view::{Event as NodeEvent, State};
 use crate::proto::directory::rank::Answer;
 use crate::proto::directory::search;
 use crate::proto::directory::{self};
+use crate::proto::invocation::dedup::Key;
 use crate::proto::peers::bootstrap::{self, Standing};
 use crate::proto::peers::penalties::{self, Penalties};
 use crate::proto::peers::rate::Limiter;
@@ -96,6 +97,7 @@ pub(super) enum Asked {
     Receipts(Option<mpsc::Sender<()>>),
     Offers(Box<Inquiry>, oneshot::Sender<Result<Offers, Failure>>),
     Context(oneshot::Sender<Result<Vec<u8>, Failure>>),
+    Results(Vec<Key>),
 }
 
 /// What a worker made of an order to issue a record.
@@ -306,6 +308,7 @@ impl EventLoop {
             }
         }
         self.tick_receipts(now);
+        self.tick_outbox(now);
         self.follow_shards(now.mono);
         self.update_state(now.mono);
         self.make_room();

@@ -15,12 +15,12 @@ use super::keyed::Ask;
 use super::offers;
 use super::own_side::OwnSide;
 use crate::agents::{Agent, Confirm, Invocation, off_workers};
-use crate::mesh::lanes::{Executing, Executor, Orders, Watch};
+use crate::mesh::lanes::{Executing, Executor, Handover, Orders, Watch};
 use crate::model::{ErrorCode, Failure, NodeId, Priority};
 use crate::node::shared::{Counted, Shared, lock};
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::invocation::chain;
-use crate::proto::invocation::dedup::Call;
+use crate::proto::invocation::dedup::{Call, Key};
 use crate::telemetry::Side;
 use crate::wire::blob::{Head, Part};
 use crate::wire::invocation::{Body, Request, Success};
@@ -43,6 +43,10 @@ pub(in crate::node) struct AgentsHere {
 impl Executor for AgentsHere {
     fn execute(self: Arc<Self>, caller: NodeId, request: Box<Request>, deadline: Duration, orders: Orders) -> Executing {
         Box::pin(async move { self.serve(caller, request, deadline, orders).await })
+    }
+
+    fn undelivered(&self, keys: Vec<Key>) {
+        self.shared.results_by_key.undelivered(&keys);
     }
 }
 
@@ -76,7 +80,7 @@ impl AgentsHere {
             let bytes = Box::pin(blobs::bytes_of(&self.shared, key, input, until, &orders.cancel, &own));
             request.body = Body::Inline(bytes.await.map_err(not_begun)?);
         }
-        let (drained, cancel) = (orders.drained.take(), orders.cancel.clone());
+        let (drained, cancel, handover) = (orders.drained.take(), orders.cancel.clone(), orders.handover.clone());
         let success = execute(&self.shared, caller, request, deadline, orders).await?;
         // A node that stops waits for the last chunk too, and a large output is not announced before it.
         if let Some(drained) = drained {
@@ -87,15 +91,19 @@ impl AgentsHere {
         }
         let (body, blob) = blobs::announced(&self.shared, invocation, Part::Output, success.body).await;
         if let Some(blob) = blob {
-            let pushed = Box::pin(self.push(caller, priority, blob, deadline, &cancel)).await;
-            // The agent has done its work, so nobody may read this as a call that was not begun.
-            pushed.map_err(|failure| AttemptFailure { failure: failure.with("outcome", "unknown"), begun: true })?;
+            let kept = handover.as_deref().and_then(Handover::kept);
+            let pushed = Box::pin(self.push(caller, priority, blob, deadline, &cancel, kept.clone())).await;
+            pushed.map_err(|failure| {
+                self.undelivered(kept.into_iter().collect());
+                // The agent has done its work, so nobody may read this as a call that was not begun.
+                AttemptFailure { failure: failure.with("outcome", "unknown"), begun: true }
+            })?;
         }
         Ok(Success { body, ..success })
     }
 
     /// Begins to push an output when the answer that announces it can go out at once, because it has a place and a substream. It ends with
-    /// the deadline, past which nobody waits for it.
+    /// the deadline, past which nobody waits for it. What is `kept` of it goes to the outbox if it is not taken.
     async fn push(
         &self,
         caller: NodeId,
@@ -103,6 +111,7 @@ impl AgentsHere {
         (head, bytes): (Head, Bytes),
         deadline: Duration,
         cancel: &CancellationToken,
+        kept: Option<Key>,
     ) -> Result<(), Failure> {
         let shared = Arc::clone(&self.shared);
         let serving = Serving::new(&self.shared);
@@ -124,10 +133,11 @@ impl AgentsHere {
             // The caller may have no room for it until its deadline.
             let patience = until.saturating_duration_since(Instant::now());
             match timeout_at(until, push.run(&shared, head, bytes, patience)).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(())) => return,
                 Ok(Err(failure)) => tracing::debug!(invocation = %head.invocation, %failure, "an output was not taken"),
                 Err(_) => tracing::debug!(invocation = %head.invocation, "an output was not taken before the deadline"),
             }
+            shared.results_by_key.undelivered(kept.as_slice());
         });
         Ok(())
     }
@@ -166,7 +176,7 @@ pub(super) async fn here(
     let _guard = cancel.clone().drop_guard();
     let task = {
         let (shared, caller) = (Arc::clone(shared), shared.node());
-        let orders = Orders { cancel, chunks, confirm: watch.map(|watch| (watch.accepted, watch.go)), drained: None, lost: None };
+        let orders = Orders { cancel, chunks, confirm: watch.map(|watch| (watch.accepted, watch.go)), drained: None, handover: None };
         // The agent is told to stop by the token, and must be able to hear it after this future is gone.
         tokio::spawn(async move {
             let _serving = Counted::new(&shared.serving);
@@ -220,15 +230,16 @@ async fn keyed(
     deadline: Duration,
     mut orders: Orders,
 ) -> Result<Success, AttemptFailure> {
-    let (cancel, lost) = (orders.cancel.clone(), orders.lost.take());
+    let (cancel, handover) = (orders.cancel.clone(), orders.handover.take());
     // The owner of a task may be away for long before it asks for the result.
     let keep = request.fence.map(|_| deadline.saturating_sub(shared.mono()).saturating_add(STEP_KEPT));
+    let key = Arc::new((format!("{}\n{word}", request.capability), request.agent, caller));
     let ask = Ask {
-        key: Arc::new((format!("{}\n{word}", request.capability), request.agent, caller)),
+        key: Arc::clone(&key),
         call: Call { input: input_hash(&request.body), fence: request.fence, keep },
         // Whoever calls an agent of its own node keeps the result on its own side.
         durable: caller != shared.node(),
-        lost: lost.as_deref(),
+        handover: handover.as_deref(),
         deadline,
         cancel: &cancel,
     };
@@ -253,6 +264,11 @@ async fn keyed(
         }
     };
     let result = shared.results_by_key.once(ask, join, start).await;
+    if let Some(handover) = handover.as_ref().filter(|_| result.is_ok())
+        && !handover.handle_kept(Arc::clone(&key))
+    {
+        shared.results_by_key.undelivered(&[key]);
+    }
     result.map_err(|failure| {
         // Somebody else gave up the run that this call had joined, which is no word on this call.
         let given_up = failure.code == ErrorCode::Cancelled && !cancel.is_cancelled();

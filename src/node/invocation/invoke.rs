@@ -252,7 +252,7 @@ async fn once(
         key: Arc::new((format!("{}\n{key}", request.capability), nobody, shared.node())),
         call: Call { input: identity(&request), fence: request.fence, keep: None },
         durable: true,
-        lost: None,
+        handover: None,
         deadline: deadline(shared, &request, shared.mono()),
         cancel,
     };

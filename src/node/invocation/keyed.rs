@@ -3,12 +3,12 @@
 //! The run belongs to nobody's connection: it goes on while anybody waits for it, so a client that lost its connection and comes back
 //! with its key finds its call still running. Each who waits keeps to a deadline and a cancel of its own: the run is made with the deadline of
 //! whoever came first, so when that one's time is up, the next who has time left runs the call anew. When the last one is gone, the run is
-//! told to stop; only the step of a task goes on when the connection of its owner is lost, since that one comes back and asks again.
+//! told to stop; only the step of a task goes on when the connection of its owner is lost, since that one comes back and asks again, or is
+//! told of the result ([`super::outbox`]).
 //!
 //! What is kept is on the disk ([`super::kept`]), but for calls of this node's own to its own agents: their owner keeps them itself.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -16,10 +16,12 @@ use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::kept::{self, Begun, Found, Keep, Kept, Results, What};
+use crate::mesh::lanes::Handover;
 use crate::model::{ErrorCode, Failure};
 use crate::node::clock::Clock;
 use crate::node::shared::lock;
 use crate::proto::invocation::dedup::{Call, Config, Key, Standing, State, Verdict};
+use crate::proto::invocation::outbox;
 use crate::store::journal::SegmentId;
 use crate::wire::kept::Side;
 
@@ -30,14 +32,15 @@ const ROUNDED: Duration = Duration::from_millis(50);
 
 /// Calls by key, with the results that are kept.
 pub(in crate::node) struct Calls<R> {
-    runs: Mutex<Runs<R>>,
+    pub(super) runs: Mutex<Runs<R>>,
     results: Results,
-    clock: Clock,
+    pub(super) outbox: Mutex<outbox::State>,
+    pub(super) clock: Clock,
 }
 
 /// Under one lock, so that nobody meets a run without what keeps it going.
-struct Runs<R> {
-    state: State<Waiter<R>, Kept<R>>,
+pub(super) struct Runs<R> {
+    pub(super) state: State<Waiter<R>, Kept<R>>,
     interest_by_key: BTreeMap<Key, Interest>,
 }
 
@@ -73,8 +76,8 @@ pub(super) struct Ask<'a> {
     pub(super) call: Call,
     /// Whether what becomes of it is made durable.
     pub(super) durable: bool,
-    /// Set before `cancel` if it is the connection that was lost, and the run shall go on.
-    pub(super) lost: Option<&'a AtomicBool>,
+    /// Says, if it is the step of a task, whether it is the connection that was lost when `cancel` comes, and the run shall go on.
+    pub(super) handover: Option<&'a Handover>,
     /// When the asker gives up, since the start of the node.
     pub(super) deadline: Duration,
     /// Cancelled when the asker no longer waits.
@@ -84,7 +87,8 @@ pub(super) struct Ask<'a> {
 impl<R: Keep> Calls<R> {
     /// No call yet.
     pub(in crate::node) fn new(config: Config, results: Results, clock: Clock) -> Self {
-        Self { runs: Mutex::new(Runs { state: State::new(config), interest_by_key: BTreeMap::new() }), results, clock }
+        let runs = Runs { state: State::new(config), interest_by_key: BTreeMap::new() };
+        Self { runs: Mutex::new(runs), results, outbox: Mutex::new(outbox::State::new(config.results_max)), clock }
     }
 
     /// Takes up what a start found in the journal. What happened on the other side is passed over.
@@ -196,7 +200,7 @@ impl<R: Keep> Calls<R> {
 
     /// Waits for the end of a run, as long as the asker does. `None` if the run broke off.
     async fn wait(
-        &self,
+        self: &Arc<Self>,
         ask: &Ask<'_>,
         mut answer: oneshot::Receiver<Result<R, Failure>>,
         interest: Option<Arc<DropGuard>>,
@@ -204,11 +208,15 @@ impl<R: Keep> Calls<R> {
         tokio::select! {
             ended = &mut answer => Ok(ended.ok()),
             () = ask.cancel.cancelled() => {
-                if let Some(interest) = interest.filter(|_| ask.lost.is_some_and(|lost| lost.load(Ordering::Relaxed))) {
-                    // The owner of the task asks again under the same key, and finds it running or done.
+                if let Some(interest) = interest.filter(|_| ask.handover.is_some_and(Handover::is_lost)) {
+                    // The owner of the task asks again under the same key, and finds it running or done, or is told that it is done.
+                    let (calls, key) = (Arc::clone(self), ask.key.clone());
                     tokio::spawn(async move {
-                        let _ = answer.await;
+                        let ended = answer.await;
                         drop(interest);
+                        if matches!(ended, Ok(Ok(_))) {
+                            calls.undelivered(&[key]);
+                        }
                     });
                 }
                 Err(Failure::new(ErrorCode::Cancelled, "the call was cancelled"))
@@ -353,7 +361,7 @@ mod tests {
                 work.map(|()| who()).map_err(|_| Failure::new(ErrorCode::Timeout, "no time"))
             };
             let call = Call { input: [0; 32], fence: None, keep: None };
-            let ask = Ask { key, call, durable: false, lost: None, deadline, cancel: &cancel };
+            let ask = Ask { key, call, durable: false, handover: None, deadline, cancel: &cancel };
             let ended = calls.once(ask, || {}, run).await;
             ended.map(|success| success.units.and_then(|units| units.parse::<u64>().ok())).map_err(|failure| failure.code)
         };
@@ -386,7 +394,7 @@ mod tests {
             key: key.clone(),
             call: Call { input: [7; 32], fence: None, keep: None },
             durable: true,
-            lost: None,
+            handover: None,
             deadline: Duration::from_secs(60),
             cancel: &cancel,
         };

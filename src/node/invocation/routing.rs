@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rust_decimal::Decimal;
+use tokio::sync::oneshot;
 
 use super::invoke::{InvokeReply, InvokeRequest, attempt, deadline};
 use crate::config;
@@ -254,6 +255,33 @@ pub(in crate::node) async fn choose<'a>(
             }
         }
         now = shared.mono();
+    }
+}
+
+/// The agent that a request names, as it is known now.
+pub(in crate::node) fn known(shared: &Shared, request: &InvokeRequest) -> Option<Candidate> {
+    rank(shared, request, shared.mono()).candidates().first().cloned()
+}
+
+/// Asks for a result that is kept under the key of the request. Nothing is done for it, and nothing learnt from it.
+pub(in crate::node) async fn recall(
+    shared: &Arc<Shared>,
+    request: &InvokeRequest,
+    candidate: &Candidate,
+    deadline: Duration,
+) -> Result<Success, AttemptFailure> {
+    let (accepted, acceptance) = oneshot::channel();
+    // Who accepts has no result, and waits in vain for the word to begin.
+    let (_go, going) = oneshot::channel();
+    let id = InvocationId::from_random(rand::random());
+    let call = attempt(shared, request, id, candidate, Some(Watch { accepted, go: going }), shared.mono(), deadline);
+    tokio::select! {
+        biased;
+        (outcome, _) = call => outcome,
+        Ok(()) = acceptance => {
+            let failure = Failure::new(ErrorCode::Unavailable, "the result is not kept any more");
+            Err(AttemptFailure { failure, begun: false })
+        }
     }
 }
 

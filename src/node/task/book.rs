@@ -17,7 +17,7 @@ use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde_json::Value;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::archive::{Archive, Place, ended_as, ids_from};
@@ -26,6 +26,7 @@ use super::clock::TaskClock;
 use super::copies::Copies;
 use super::door::{Command, Cursor, Listed, Listing, Receipt, Standing};
 use super::filing::{self, Filer, Word, Work};
+use super::late;
 use super::live::{Answer, Live, Running};
 use super::read::{self, Reader, unknown};
 use super::recent::Recent;
@@ -71,11 +72,11 @@ struct Pending {
 
 /// The loop.
 pub(in crate::node) struct Book {
-    shared: Arc<Shared>,
-    reader: Reader,
-    clock: TaskClock,
-    live: BTreeMap<TaskId, Live>,
-    ended: Archive,
+    pub(super) shared: Arc<Shared>,
+    pub(super) reader: Reader,
+    pub(super) clock: TaskClock,
+    pub(super) live: BTreeMap<TaskId, Live>,
+    pub(super) ended: Archive,
     recent: Recent,
     filer: Filer,
     /// The checkpoint that is being made, and what is heard of it.
@@ -91,8 +92,8 @@ pub(in crate::node) struct Book {
     copies: Copies,
     /// Entries that the journal had no room for yet.
     backlog: VecDeque<(TaskId, u64, Vec<Bytes>)>,
-    stopped: Option<Failure>,
-    reports: mpsc::Sender<Report>,
+    pub(super) stopped: Option<Failure>,
+    pub(super) reports: mpsc::Sender<Report>,
     report_inbox: mpsc::Receiver<Report>,
     commands: mpsc::Receiver<Command>,
     committed: watch::Receiver<Committed>,
@@ -103,6 +104,8 @@ pub(in crate::node) struct Book {
     forgot_at: Instant,
     callbacks: Callbacks,
     waiting: Waiting,
+    /// Room for late results that are asked for.
+    pub(super) recalls: Arc<Semaphore>,
     /// Tasks that are gone, and their blobs not yet.
     forgotten: Vec<TaskId>,
     rng: SmallRng,
@@ -142,6 +145,7 @@ impl Book {
             forgot_at: Instant::now(),
             callbacks: Callbacks::default(),
             waiting: Waiting::default(),
+            recalls: Arc::new(Semaphore::new(late::RECALLS_MAX)),
             forgotten: Vec::new(),
             rng: SmallRng::from_os_rng(),
         };
@@ -307,6 +311,10 @@ impl Book {
             }
             Command::List { after, count, reply } => {
                 let _ = reply.send(self.list(after, count));
+            }
+            Command::Results { node, results, reply } => {
+                let words = results.into_iter().map(|result| self.on_result(node, result)).collect();
+                let _ = reply.send(words);
             }
             Command::Follow { task, reply } => {
                 let _ = reply.send(self.follow(task));
@@ -607,11 +615,13 @@ impl Book {
     fn on_report(&mut self, report: Report) {
         let Report { task, input, output } = report;
         let Some(live) = self.live.get_mut(&task) else { return };
-        if let Input::Finished(fence, _) = &input {
+        if let Input::Finished(fence, finish) = &input {
             let place = usize::try_from(fence.subtask).unwrap_or(usize::MAX);
-            let current = live.machine.state().parts().get(place).and_then(|part| part.current());
-            // What an attempt that was given up still reports is for the accounts alone.
-            if current.is_some_and(|attempt| attempt.number == fence.attempt) {
+            let state = live.machine.state();
+            let current = state.parts().get(place).and_then(|part| part.current());
+            let is_used = matches!(finish, Finish::Done { .. }) && state.takes(*fence);
+            // What else an attempt still reports that was given up is for the accounts alone.
+            if is_used || current.is_some_and(|attempt| attempt.number == fence.attempt) {
                 live.running_by_subtask.remove(&fence.subtask);
                 if let (Some(output), Some(place)) = (output, live.outputs.get_mut(place)) {
                     *place = Some(output);

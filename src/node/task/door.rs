@@ -17,13 +17,14 @@ use super::replay::Started;
 use super::row::Row;
 use super::{callback, plan, types};
 use crate::agents::off_workers;
-use crate::model::{ErrorCode, Failure, TaskId, Timestamp, printable};
+use crate::model::{ErrorCode, Failure, NodeId, TaskId, Timestamp, printable};
 use crate::node::handle::{Handle, stopping};
 use crate::proto::task::definition::Definition;
 use crate::proto::task::state::State;
 use crate::proto::task::{fault, result, view};
 use crate::store::journal::Position;
 use crate::wire::invocation::KEY_BYTES_MAX;
+use crate::wire::outbox::{KeptResult, Word};
 use crate::wire::task::{Event, Outcome, Parent, Submitted};
 
 /// The largest document of a task, in bytes: as large as bodies are unless configured otherwise, so that a task can be given what a call can.
@@ -66,6 +67,8 @@ pub(in crate::node) enum Command {
     Follow { task: TaskId, reply: Reply<Cursor> },
     /// A callback has come to its end.
     CalledBack { task: TaskId, delivered: bool },
+    /// A node has these results of tasks of this one, and does not know whether they were heard of: a word on each.
+    Results { node: NodeId, results: Vec<KeptResult>, reply: oneshot::Sender<Vec<Word>> },
     /// Which tasks this may be the beginning of.
     Resolve { prefix: String, reply: oneshot::Sender<Vec<TaskId>> },
 }

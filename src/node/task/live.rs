@@ -24,6 +24,8 @@ pub(super) struct Live {
     /// Outputs of its subtasks, by their places.
     pub(super) outputs: Vec<Option<Arc<Value>>>,
     pub(super) running_by_subtask: BTreeMap<u32, Running>,
+    /// Late results that are asked for.
+    pub(super) recalls_by_subtask: BTreeMap<u32, AbortOnDropHandle<()>>,
     /// Planning or composing, of which there is one at a time.
     pub(super) work: Option<AbortOnDropHandle<()>>,
     pub(super) wake: Option<Timestamp>,
@@ -41,9 +43,20 @@ impl Live {
     /// A task with these entries, of which as many are durable as its machine says.
     pub(super) fn new(machine: Machine, positions: Vec<Position>, outputs: Vec<Option<Arc<Value>>>) -> Self {
         let durable = watch::channel(Durable { events: machine.committed_events(), ended: false }).0;
-        let running_by_subtask = BTreeMap::new();
+        let (running_by_subtask, recalls_by_subtask) = (BTreeMap::new(), BTreeMap::new());
         let entry_bytes = if positions.is_empty() { 0 } else { usize::MAX };
-        Self { machine, outputs, running_by_subtask, work: None, wake: None, positions, entry_bytes, durable, answers: Vec::new() }
+        Self {
+            machine,
+            outputs,
+            running_by_subtask,
+            recalls_by_subtask,
+            work: None,
+            wake: None,
+            positions,
+            entry_bytes,
+            durable,
+            answers: Vec::new(),
+        }
     }
 
     /// Notes how much of it is durable, and tells those who follow it, if there are any: to tell nobody takes long too.

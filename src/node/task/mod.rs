@@ -5,7 +5,7 @@
 //! [`step`] chooses an agent ([`offers`]: after asking around) and makes a call, [`plan`] decomposes a goal, [`types`] holds a definition
 //! against the schemas of those who would do it, [`delegate`] runs tasks for other nodes, [`callback`] tells of those that have ended,
 //! [`read`] reads them from the journal, [`recent`] has those of the last moments, [`archive`] is what memory keeps of them, and [`filed`] what the index has, where [`filing`] brings
-//! it. [`guard`] tells of work that panics. [`door`] is what clients reach it by, and [`replay`] what a start finds in the journal.
+//! it. [`late`] takes results of attempts that were given up. [`guard`] tells of work that panics. [`door`] is what clients reach it by, and [`replay`] what a start finds in the journal.
 //!
 //! The order of things is the journal's: an event is appended when it is decided, and what follows from it leaves this node when the disk has
 //! it. A client's answer waits likewise, so nobody is ever told what a crash could undo.
@@ -27,6 +27,7 @@ mod door;
 mod filed;
 mod filing;
 mod guard;
+mod late;
 mod live;
 mod nested;
 mod offers;

@@ -19,9 +19,10 @@ use crate::model::{AgentId, ErrorCode, Failure, InvocationId, NodeId, Price, Tas
 use crate::node::invocation::invoke::InvokeRequest;
 use crate::node::invocation::routing::{self, Attempt};
 use crate::node::shared::{Counted, Shared};
-use crate::node::view::State;
+use crate::node::view::{Event, State};
 use crate::proto::invocation::call::AttemptFailure;
 use crate::proto::task::definition::{Definition, Subtask};
+use crate::proto::task::key;
 use crate::proto::task::machine::{Choose, Chosen, Finish, Input, Send};
 use crate::proto::task::result::map_output;
 use crate::store::Blobs;
@@ -66,6 +67,10 @@ const FULL_RETRY: Duration = Duration::from_secs(1);
 /// What the largest choice may take of looking for somebody.
 const CHOOSE_MAX: Duration = Duration::from_secs(3);
 
+/// For so long after its start a node waits for an agent that may hold the result of a step, before it has another do the work again: others
+/// learn that it is back, and it who is there.
+const REUNION_MAX: Duration = Duration::from_secs(3);
+
 /// Chunks of a task within this one that may wait to be read.
 const CHUNKS_MAX: usize = 16;
 
@@ -81,11 +86,10 @@ impl Step {
             Ok(request) => request,
             Err(failure) => return self.tell(Input::Unavailable(number, failure), None).await,
         };
-        let (attempt, bids) =
-            match choose_agent(&self.shared, &request, &self.definition, subtask, &self.choose, self.clock.now()).await {
-                Ok(chosen) => chosen,
-                Err(failure) => return self.tell(Input::Unavailable(number, self.while_joining(failure)), None).await,
-            };
+        let (attempt, bids) = match choose_agent(&self.shared, &request, &self.definition, subtask, &self.choose, self.clock.now()).await {
+            Ok(chosen) => chosen,
+            Err(failure) => return self.tell(Input::Unavailable(number, self.while_joining(failure)), None).await,
+        };
         if !self.shared.routing.admits(self.choose.turn, self.shared.mono()) {
             return self.tell(Input::PutOff(number), None).await;
         }
@@ -121,7 +125,7 @@ impl Step {
         Failure::new(ErrorCode::Unavailable, format!("{}; this node is still joining the mesh", failure.message))
     }
 
-    async fn tell(&self, input: Input, output: Option<Arc<Value>>) {
+    pub(super) async fn tell(&self, input: Input, output: Option<Arc<Value>>) {
         // The book outlives its steps; if it is gone, so is the node.
         let _ = self.reports.send(Report { task: self.task, input, output }).await;
     }
@@ -150,7 +154,7 @@ impl Step {
             let (chunks, words) = mpsc::channel(CHUNKS_MAX);
             (request.chunks, arriving) = (Some(chunks), Some(words));
         }
-        request.key = Some(key(self.task, subtask, &request.input, self.choose.redo));
+        request.key = Some(key(self.task, fence.subtask, subtask, &request.input, self.choose.redo));
         request.fence = Some(wire::invocation::Fence { epoch: super::book::EPOCH, attempt: fence.attempt });
         let left = send.until.map(|until| until.saturating_since(self.clock.now()));
         let start_within = left.map_or(send.start_within, |left| left.min(send.start_within));
@@ -232,7 +236,7 @@ impl Step {
     }
 
     /// What becomes of an answer: mapped, checked against what the author demands, kept where it is large.
-    async fn finished(
+    pub(super) async fn finished(
         &self,
         subtask: &Subtask,
         (fence, node): (Fence, NodeId),
@@ -292,7 +296,12 @@ impl Step {
 }
 
 /// The call as the subtask describes it.
-fn request(definition: &Definition, subtask: &Subtask, outputs: &[Option<Arc<Value>>], choose: &Choose) -> Result<InvokeRequest, Failure> {
+pub(super) fn request(
+    definition: &Definition,
+    subtask: &Subtask,
+    outputs: &[Option<Arc<Value>>],
+    choose: &Choose,
+) -> Result<InvokeRequest, Failure> {
     let output = |index: usize| outputs.get(index).and_then(Option::as_deref);
     // A task within this one is given its parameters so; the rest comes once it is known who runs it.
     let input = subtask.input.render(&definition.parameters, &output)?;
@@ -330,8 +339,16 @@ async fn choose_agent<'a>(
     }
     if let Some(prefer) = choose.prefer {
         let named = InvokeRequest { agent: Some(prefer), ..request.clone() };
-        if let Ok(attempt) = Box::pin(routing::choose(shared, &named, &choose.refused_by, deadline)).await {
-            return Ok((attempt, None));
+        loop {
+            let mut events = shared.events.subscribe();
+            if let Ok(attempt) = Box::pin(routing::choose(shared, &named, &choose.refused_by, deadline)).await {
+                return Ok((attempt, None));
+            }
+            let is_there = async { while !matches!(events.recv().await, Ok(Event::AgentUp { agent, .. }) if agent == prefer) {} };
+            let left = REUNION_MAX.saturating_sub(shared.mono());
+            if choose.refused_by.contains(&prefer) || left.is_zero() || tokio::time::timeout(left, is_there).await.is_err() {
+                break;
+            }
         }
     }
     if subtask.offers && subtask.agent.is_none() {
@@ -409,12 +426,12 @@ fn estimate(attempt: &Attempt<'_>, subtask: &Subtask) -> Option<Decimal> {
 }
 
 /// What an attempt costs.
-fn charge(attempt_price: Option<Price>, success: &Success) -> Option<Charge> {
+pub(super) fn charge(attempt_price: Option<Price>, success: &Success) -> Option<Charge> {
     Some(bill(attempt_price?, success.units.as_deref()))
 }
 
 /// What an answer costs that somebody on its way found not to match its schema, and that did not come for this alone.
-fn charge_of_unfit(attempt_price: Option<Price>, failure: &Failure) -> Option<Charge> {
+pub(super) fn charge_of_unfit(attempt_price: Option<Price>, failure: &Failure) -> Option<Charge> {
     let units = failure.details.get("units").filter(|_| failure.code == ErrorCode::InvalidSchema)?;
     Some(bill(attempt_price?, units.as_str()))
 }
@@ -444,15 +461,7 @@ fn failed_attempt(failed: AttemptFailure, charge: Option<Charge>) -> Finish {
     Finish::Failed { loss, failure, charge }
 }
 
-/// What all attempts of a subtask are known by to whoever executes them: the same work has the same key, and other work another. What was done
-/// and is no use is other work from then on.
-fn key(task: TaskId, subtask: &Subtask, input: &[u8], redo: u32) -> String {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&task.to_bytes()).update(subtask.id.as_str().as_bytes()).update(b"\n");
-    let input = off_workers(input.len(), || blake3::hash(input));
-    hasher.update(input.as_bytes());
-    if redo > 0 {
-        hasher.update(&redo.to_be_bytes());
-    }
-    hasher.finalize().to_hex().to_string()
+/// What all attempts of a subtask are known by to whoever executes them.
+pub(super) fn key(task: TaskId, place: u32, subtask: &Subtask, input: &[u8], redo: u32) -> String {
+    key::of(task, (place, &subtask.id), &off_workers(input.len(), || blake3::hash(input)), redo)
 }

@@ -154,7 +154,8 @@ impl Chain {
             return if access.key_epoch == 1 { Ok(()) } else { Err(Refusal::Key) };
         };
         let lost_reader = before.readers.iter().any(|reader| !access.may_read(reader.principal));
-        let is_same_key = access.key_epoch == before.key_epoch && access.key_check == before.key_check && access.previous_key == before.previous_key;
+        let is_same_key =
+            access.key_epoch == before.key_epoch && access.key_check == before.key_check && access.previous_key == before.previous_key;
         let is_next_key = access.key_epoch == before.key_epoch + 1 && access.key_check != before.key_check;
         if is_next_key || (is_same_key && !lost_reader) { Ok(()) } else { Err(Refusal::Key) }
     }

@@ -7,7 +7,9 @@
 use serde_json::{Map, Value};
 
 use super::replica::Replica;
-use crate::model::{AGENT_MEMORY, CONTEXT_DEPTH_MAX, ErrorCode, Failure, PATH_BYTES_MAX, Path, Principal, SHARED_MEMORY, nearest, printable};
+use crate::model::{
+    AGENT_MEMORY, CONTEXT_DEPTH_MAX, ErrorCode, Failure, PATH_BYTES_MAX, Path, Principal, SHARED_MEMORY, nearest, printable,
+};
 use crate::wire::context::{ITEMS_MAX, Item};
 
 /// How many items one request may have; they are written as several operations.
@@ -112,9 +114,9 @@ pub fn merge_patch(patch: &Value) -> Result<Vec<Item>, Failure> {
 
 fn merge(place: &Path, fields: &Map<String, Value>, items: &mut Vec<Item>) -> Result<(), Failure> {
     for (name, value) in fields {
-        let path = place.child(name).map_err(|_| {
-            fault(&place.to_string(), format!("a path has at most {CONTEXT_DEPTH_MAX} names and {PATH_BYTES_MAX} bytes"))
-        })?;
+        let path = place
+            .child(name)
+            .map_err(|_| fault(&place.to_string(), format!("a path has at most {CONTEXT_DEPTH_MAX} names and {PATH_BYTES_MAX} bytes")))?;
         match value.as_object().filter(|fields| !fields.is_empty()) {
             Some(fields) => merge(&path, fields, items)?,
             None if value.is_null() => items.push(Item::Del(path)),
@@ -241,13 +243,7 @@ mod tests {
     #[test]
     fn a_merge_patch_sets_merges_and_removes() {
         let patch = json!({"shared_memory": {"a": {"b": 1, "c": null, "d": {}}, "e": [1], "f/g": "x"}});
-        let expected = vec![
-            set("/a/b", 1),
-            Item::Del(path("/a/c")),
-            set("/a/d", json!({})),
-            set("/e", json!([1])),
-            set("/f~1g", "x"),
-        ];
+        let expected = vec![set("/a/b", 1), Item::Del(path("/a/c")), set("/a/d", json!({})), set("/e", json!([1])), set("/f~1g", "x")];
         assert_eq!(merge_patch(&patch), Ok(expected));
         let agent = who(2);
         let private = json!({"agent_memory": {agent.to_string(): {"x": 1}}});

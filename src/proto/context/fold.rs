@@ -288,7 +288,11 @@ mod tests {
     fn a_counter_stops_at_the_ends_of_the_whole_numbers() {
         assert_eq!(of([inc("/n", i64::MAX), inc("/n", 1)]), json!({"n": i64::MAX}));
         assert_eq!(of([inc("/n", i64::MIN), inc("/n", -1)]), json!({"n": i64::MIN}));
-        assert_eq!(of([inc("/n", i64::MAX), inc("/n", i64::MAX), inc("/n", i64::MIN), inc("/n", 2)]), json!({"n": i64::MAX}), "no step is lost");
+        assert_eq!(
+            of([inc("/n", i64::MAX), inc("/n", i64::MAX), inc("/n", i64::MIN), inc("/n", 2)]),
+            json!({"n": i64::MAX}),
+            "no step is lost"
+        );
         assert_eq!(of([inc("/n", i64::MAX), inc("/n", 5), inc("/n", -6)]), json!({"n": i64::MAX - 1}), "what went over comes back");
         assert_eq!(of([set("/n", i64::MAX), inc("/n", 1)]), json!({"n": i64::MAX}));
         assert_eq!(of([set("/n", u64::MAX), inc("/n", -1)]), json!({"n": i64::MAX}), "a counter is a signed number");

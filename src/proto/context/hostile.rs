@@ -291,8 +291,10 @@ fn an_author_who_signs_without_end_fills_a_bound() {
 #[test]
 fn an_operation_past_the_number_that_one_may_write_is_refused() {
     let mut node = context(&all_write([]));
-    let numbered = |seq: u64| move |header: &mut crate::wire::context::Header| {
-        (header.seq, header.prev, header.lamport) = (seq, Some(OperationId::from_bytes([1; 32])), seq + 1);
+    let numbered = |seq: u64| {
+        move |header: &mut crate::wire::context::Header| {
+            (header.seq, header.prev, header.lamport) = (seq, Some(OperationId::from_bytes([1; 32])), seq + 1);
+        }
     };
     let last = node.forge(1, [set("/a", 1)], numbered(OPERATIONS_PER_AUTHOR_MAX - 1));
     assert_eq!(node.on_operation(last), Ok(0), "it waits for what it builds on");

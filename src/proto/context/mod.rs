@@ -12,11 +12,11 @@
 pub mod chain;
 pub mod edit;
 pub mod fold;
+#[cfg(test)]
+mod hostile;
 pub mod operations;
 pub mod park;
 pub mod replica;
-#[cfg(test)]
-mod hostile;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

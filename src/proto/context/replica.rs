@@ -22,7 +22,8 @@ use crate::wire;
 use crate::wire::context::seal::ContextKey;
 use crate::wire::context::sync::Heads;
 use crate::wire::context::{
-    Access, Body, Cut, DEPENDENCIES_MAX, Genesis, Header, Item, Last, Operation, PrincipalKey, Reader, Signed, Statement as _, Tip, Verified, Writer,
+    Access, Body, Cut, DEPENDENCIES_MAX, Genesis, Header, Item, Last, Operation, PrincipalKey, Reader, Signed, Statement as _, Tip,
+    Verified, Writer,
 };
 
 /// How many operations an author may write in one context.
@@ -429,9 +430,13 @@ impl Replica {
         let author = key.principal();
         let last = self.operations.last(author);
         let prev = last.map(|last| last.id);
-        let mut deps: Vec<(u64, OperationId)> = self.operations.heads().iter().filter(|id| Some(**id) != prev).filter_map(|id| {
-            self.operations.get(*id).map(|entry| (entry.lamport, *id))
-        }).collect();
+        let mut deps: Vec<(u64, OperationId)> = self
+            .operations
+            .heads()
+            .iter()
+            .filter(|id| Some(**id) != prev)
+            .filter_map(|id| self.operations.get(*id).map(|entry| (entry.lamport, *id)))
+            .collect();
         // Of too many, those that are ahead of the others.
         deps.sort_unstable_by(|a, b| b.cmp(a));
         deps.truncate(DEPENDENCIES_MAX);
@@ -486,10 +491,12 @@ impl Replica {
         }
         let before = self.chain.tip();
         let readers: BTreeSet<Principal> = rights.read.iter().chain(rights.write.keys()).copied().chain([owner]).collect();
-        let writers: Vec<Writer> = rights.write.iter().filter(|(principal, _)| **principal != owner).map(|(principal, prefixes)| Writer {
-            principal: *principal,
-            prefixes: prefixes.iter().cloned().collect(),
-        }).collect();
+        let writers: Vec<Writer> = rights
+            .write
+            .iter()
+            .filter(|(principal, _)| **principal != owner)
+            .map(|(principal, prefixes)| Writer { principal: *principal, prefixes: prefixes.iter().cloned().collect() })
+            .collect();
         let loses_reader = before.is_some_and(|before| before.readers.iter().any(|reader| !readers.contains(&reader.principal)));
         let (context_key, key_epoch, previous_key) = match before {
             Some(before) if !loses_reader => {
@@ -534,12 +541,7 @@ impl Replica {
 
     /// How far it has come.
     pub fn heads(&self) -> Heads {
-        Heads {
-            context: self.id,
-            epoch: self.chain.epoch(),
-            access: self.chain.tip().map_or([0; 32], Verified::name),
-            tips: self.tips(),
-        }
+        Heads { context: self.id, epoch: self.chain.epoch(), access: self.chain.tip().map_or([0; 32], Verified::name), tips: self.tips() }
     }
 
     /// The last operations of all authors.

@@ -66,13 +66,8 @@ pub(super) fn context(rights: &Rights) -> Node {
         parent: None,
     };
     let genesis = replica::begin(&key(1), genesis).expect("a valid genesis");
-    let mut node = Node {
-        replica: Replica::new(genesis, vec![key(1)]),
-        own: vec![1],
-        accesses: Vec::new(),
-        kept: BTreeMap::new(),
-        rebuilds: 0,
-    };
+    let mut node =
+        Node { replica: Replica::new(genesis, vec![key(1)]), own: vec![1], accesses: Vec::new(), kept: BTreeMap::new(), rebuilds: 0 };
     node.change_access(rights);
     node
 }

@@ -394,7 +394,8 @@ fn model(items: &[(Stamp, Item)]) -> Value {
         place.newest.insert("set", at);
     }
     fn show(place: &Place) -> Option<(Value, usize)> {
-        let shown: Vec<_> = place.fields.iter().filter_map(|(name, field)| show(field).map(|(value, at)| (name.clone(), value, at))).collect();
+        let shown: Vec<_> =
+            place.fields.iter().filter_map(|(name, field)| show(field).map(|(value, at)| (name.clone(), value, at))).collect();
         let fields = shown.iter().map(|(_, _, at)| ("fields", *at)).max_by_key(|(_, at)| *at);
         let gains = ["added", "appended"].into_iter().filter_map(|kind| place.newest.get(kind).map(|at| (kind, *at)));
         let Some((kind, at)) = fields.into_iter().chain(gains).max_by_key(|(kind, at)| (*at, *kind == "fields")) else {

@@ -311,6 +311,14 @@ impl<W, R: Clone> State<W, R> {
         })
     }
 
+    /// The fence of a task's step whose result is kept under this key, and until when it is.
+    pub fn step(&self, key: &Key) -> Option<(Fence, Duration)> {
+        match self.entries_by_key.get(&Placed::new(key))? {
+            Entry { call: Call { fence: Some(fence), .. }, state: Progress::Done { end: (until, _), .. } } => Some((*fence, *until)),
+            Entry { .. } => None,
+        }
+    }
+
     /// Results kept and calls running.
     pub fn len(&self) -> usize {
         self.entries_by_key.len()
@@ -345,7 +353,9 @@ impl<W, R: Clone> State<W, R> {
 
     fn forget(&mut self, end: End) {
         let Some(key) = self.keys_by_end.remove(&end) else { return };
-        let Some(Entry { state: Progress::Done { bytes, result, .. }, .. }) = self.entries_by_key.remove(&Placed::new(&key)) else { return };
+        let Some(Entry { state: Progress::Done { bytes, result, .. }, .. }) = self.entries_by_key.remove(&Placed::new(&key)) else {
+            return;
+        };
         self.forgotten.push(result);
         self.bytes = self.bytes.saturating_sub(bytes);
         self.change(key.2, |kept| {
@@ -671,5 +681,18 @@ mod tests {
                 prop_assert_eq!(state.len(), state.keys_by_end.len() + unanswered.len());
             }
         }
+    }
+
+    #[test]
+    fn the_result_of_a_step_is_told_from_those_of_other_calls() {
+        let mut state = keeping(10, 100);
+        let fence = Some(Fence { epoch: 1, attempt: 2 });
+        let step = Call { fence, keep: Some(s(90)), ..plain(0) };
+        assert_eq!(state.on_call(key("step"), step, 0, s(0)), Verdict::Run(0));
+        assert_eq!(state.step(&key("step")), None, "it has no result");
+        state.handle_done(&key("step"), Some((success(), 1)), s(1));
+        done(&mut state, "plain", 1, 1);
+        assert_eq!(state.step(&key("step")), fence.map(|fence| (fence, s(91))));
+        assert_eq!((state.step(&key("plain")), state.step(&key("none"))), (None, None));
     }
 }

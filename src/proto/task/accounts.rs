@@ -17,6 +17,7 @@ pub(super) fn check(seed: u64, state: &State, events: &[Event], share: Decimal) 
     // What an agent did under one key; another begins where an output was no use.
     let mut delegated: BTreeMap<(u32, AgentId, u32), Decimal> = BTreeMap::new();
     let mut redos: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut duplicates: BTreeMap<(u32, AgentId, u32), Decimal> = BTreeMap::new();
     let mut open: BTreeMap<u32, Fence> = BTreeMap::new();
     for event in events {
         let (fence, said) = match event {
@@ -63,11 +64,17 @@ pub(super) fn check(seed: u64, state: &State, events: &[Event], share: Decimal) 
         }
         if is_delegated(&fence) {
             delegated.insert(works[&fence], total.unwrap_or(share));
+        } else if matches!(event, Event::DuplicateResult { .. }) {
+            duplicates.insert(works[&fence], total.unwrap_or_default());
         } else {
+            // The same work, which counts once.
+            if total.is_some() {
+                duplicates.remove(&works[&fence]);
+            }
             plain += total.unwrap_or_default();
         }
     }
-    let all: Decimal = plain + delegated.values().sum::<Decimal>();
+    let all: Decimal = plain + duplicates.values().sum::<Decimal>() + delegated.values().sum::<Decimal>();
     assert_eq!(state.ledger().spent(), all, "seed {seed}: {:?}", state.ledger().lines());
     for line in state.ledger().lines().iter().filter(|line| line.assumed) {
         assert!(is_delegated(&line.fence) && line.charge.total == share, "seed {seed}: {line:?}");

@@ -585,13 +585,16 @@ impl World {
         assert_eq!((ends, self.ends_told <= 1), (1, true), "seed {seed}: it ends once");
         assert!(self.crashes > 0 || self.ends_told == 1, "seed {seed}: its client is told");
 
-        let mut current = BTreeMap::new();
+        let mut begun: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
         for event in &events {
             if let Event::Dispatched(dispatched) = event {
-                current.insert(dispatched.fence.subtask, dispatched.fence.attempt);
+                begun.entry(dispatched.fence.subtask).or_default().insert(dispatched.fence.attempt);
+            }
+            if let Event::Rejected { fence, .. } = event {
+                begun.entry(fence.subtask).or_default().remove(&fence.attempt);
             }
             if let Event::ResultReceived { fence, .. } = event {
-                assert_eq!(current.get(&fence.subtask), Some(&fence.attempt), "seed {seed}: a stale result was used");
+                assert_eq!(begun[&fence.subtask].last(), Some(&fence.attempt), "seed {seed}: a stale result was used");
             }
         }
         accounts::check(seed, state, &events, if self.definition.budget.is_some() { ESTIMATE } else { Decimal::ZERO });

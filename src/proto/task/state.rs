@@ -10,6 +10,7 @@ use rust_decimal::Decimal;
 use super::definition::Definition;
 use super::ledger::{Ledger, Line, PLAN};
 use super::transitions;
+pub use super::transitions::result::Wanted;
 use super::transitions::settle::Unsettled;
 use crate::model::{AgentId, CapabilityName, Failure, NodeId, Priority, TaskId, Timestamp};
 use crate::wire::task::{Bill, Charge, Event, Loss, Outcome, Reason, Submitted, Text};
@@ -98,6 +99,8 @@ pub struct Attempt {
     pub end: Option<AttemptEnd>,
     /// How the choice came about, as JSON text.
     pub explain: Bytes,
+    /// What it would probably cost when it was chosen.
+    pub estimate: Option<Decimal>,
     /// The task that it is on its node, if it is one.
     pub child: Option<(TaskId, NodeId)>,
 }

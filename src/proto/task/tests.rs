@@ -635,11 +635,13 @@ fn a_late_result_is_billed_and_not_used() {
     let late = task.fence(0);
     task.loses(0, Loss::AttemptTimeout, Failure::new(ErrorCode::Timeout, "too slow"));
     task.waits(1_100);
-    task.runs(0);
+    task.chosen(0, 2);
+    task.accepts(0);
     let later = task.fence(0);
     task.loses(0, Loss::AttemptTimeout, Failure::new(ErrorCode::Timeout, "too slow"));
     task.waits(2_200);
-    task.runs(0);
+    task.chosen(0, 3);
+    task.accepts(0);
     task.answers(late, Some(charge("1", "0.1")));
     assert_eq!((task.status(0), task.machine.state().ledger().lines()[0].duplicate), (Status::Executing, true));
     task.does_for(0, Some(charge("1", "0.1")));

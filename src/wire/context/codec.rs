@@ -14,7 +14,11 @@ macro_rules! written_as {
 
             use super::*;
 
-            pub(in super::super) fn encode<C, W: Write>(value: &$type, e: &mut Encoder<W>, ctx: &mut C) -> Result<(), EncodeError<W::Error>> {
+            pub(in super::super) fn encode<C, W: Write>(
+                value: &$type,
+                e: &mut Encoder<W>,
+                ctx: &mut C,
+            ) -> Result<(), EncodeError<W::Error>> {
                 let to: fn(&$type) -> $raw = $to;
                 minicbor::Encode::encode(&to(value), e, ctx)
             }
@@ -37,24 +41,13 @@ written_as!(time, Timestamp, |time| time.as_ms(), u64, |ms| Some(Timestamp::from
 written_as!(path, Path, ToString::to_string, String, |text| text.parse().ok());
 written_as!(value, Value, ToString::to_string, String, |text| serde_json::from_str(&text).ok());
 written_as!(task, TaskId, |id| id.to_bytes().into(), minicbor::bytes::ByteArray<16>, |bytes| Some(TaskId::from_bytes(bytes.into())));
-written_as!(
-    maybe_operation,
-    Option<OperationId>,
-    |id| id.map(|id| id.to_bytes().into()),
-    Option<Hash>,
-    |bytes| Some(bytes.map(|bytes| OperationId::from_bytes(bytes.into())))
-);
-written_as!(
-    operations,
-    Vec<OperationId>,
-    |ids| ids.iter().map(|id| id.to_bytes().into()).collect(),
-    Vec<Hash>,
-    |ids| Some(ids.into_iter().map(|bytes| OperationId::from_bytes(bytes.into())).collect())
-);
-written_as!(
-    paths,
-    Vec<Path>,
-    |paths| paths.iter().map(ToString::to_string).collect(),
-    Vec<String>,
-    |texts| texts.iter().map(|text| text.parse().ok()).collect()
-);
+written_as!(maybe_operation, Option<OperationId>, |id| id.map(|id| id.to_bytes().into()), Option<Hash>, |bytes| Some(
+    bytes.map(|bytes| OperationId::from_bytes(bytes.into()))
+));
+written_as!(operations, Vec<OperationId>, |ids| ids.iter().map(|id| id.to_bytes().into()).collect(), Vec<Hash>, |ids| Some(
+    ids.into_iter().map(|bytes| OperationId::from_bytes(bytes.into())).collect()
+));
+written_as!(paths, Vec<Path>, |paths| paths.iter().map(ToString::to_string).collect(), Vec<String>, |texts| texts
+    .iter()
+    .map(|text| text.parse().ok())
+    .collect());

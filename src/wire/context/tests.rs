@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::seal::{ContextKey, SEALED_KEY_BYTES};
 use super::{
-    Access, Body, Cut, DEPENDENCIES_MAX, ENVELOPE_BYTES_MAX, Envelope, Genesis, Header, ITEMS_MAX, Item, Last, OPERATION_BYTES_MAX, Operation,
-    PREFIXES_MAX, PRINCIPALS_MAX, Parent, PrincipalKey, Reader, SESSION_ID_CHARS_MAX, SOURCES_MAX, Signed, Statement, Step, Verified, Writer,
-    message, name, verify, written,
+    Access, Body, Cut, DEPENDENCIES_MAX, ENVELOPE_BYTES_MAX, Envelope, Genesis, Header, ITEMS_MAX, Item, Last, OPERATION_BYTES_MAX,
+    Operation, PREFIXES_MAX, PRINCIPALS_MAX, Parent, PrincipalKey, Reader, SESSION_ID_CHARS_MAX, SOURCES_MAX, Signed, Statement, Step,
+    Verified, Writer, message, name, verify, written,
 };
 use crate::model::{CONTEXT_DEPTH_MAX, ContextId, OperationId, PATH_BYTES_MAX, Path, Principal, TaskId, Timestamp};
 use crate::wire::{AgentKey, Error, NodeKey, VERSION};
@@ -54,7 +54,8 @@ fn numbered(at: usize) -> [u8; 32] {
 }
 
 fn genesis() -> Genesis {
-    let parent = Parent { context: ContextId::from_bytes([1; 32]), root: ContextId::from_bytes([2; 32]), frontier: ids(2), state_hash: [3; 32] };
+    let parent =
+        Parent { context: ContextId::from_bytes([1; 32]), root: ContextId::from_bytes([2; 32]), frontier: ids(2), state_hash: [3; 32] };
     Genesis {
         v: VERSION,
         owner: who(1),
@@ -533,7 +534,10 @@ fn the_last_signature_of_an_author_covers_its_line() {
     assert_eq!(ok(&answers), [true; 5]);
     let stand_alone: Vec<_> = answers.iter().flatten().map(Verified::stands_alone).collect();
     assert_eq!(stand_alone, [false, false, false, true, true], "whoever has one alone does not believe it");
-    assert_eq!(answers.iter().flatten().map(Verified::<Operation>::id).collect::<Vec<_>>(), [a[0].id(), b[0].id(), a[1].id(), b[1].id(), a[2].id()]);
+    assert_eq!(
+        answers.iter().flatten().map(Verified::<Operation>::id).collect::<Vec<_>>(),
+        [a[0].id(), b[0].id(), a[1].id(), b[1].id(), a[2].id()]
+    );
     // With the last signature wrong, each before it stands for itself.
     let answers = verify(vec![read(&a[0]), damaged(&a[1]), damaged(&a[2])]);
     assert_eq!(ok(&answers), [true, false, false]);

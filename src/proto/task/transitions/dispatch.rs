@@ -69,6 +69,7 @@ pub(in crate::proto::task) fn apply(state: &mut State, event: &Dispatched, at: T
         ended: None,
         end: None,
         explain: event.explain.clone(),
+        estimate: event.estimate,
         child: None,
     });
     if state.definition.subtasks.get(index).is_some_and(|subtask| subtask.task.is_some()) {

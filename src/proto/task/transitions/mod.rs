@@ -7,6 +7,8 @@
 //! | PENDING -> PENDING, RETRYING -> RETRYING | Rejected | [`reject`] |
 //! | PENDING -> PENDING, RETRYING -> RETRYING, nobody can do it | Deferred | [`unavailable`] |
 //! | EXECUTING -> COMPLETED -> SUCCESS | ResultReceived, Validated | [`result`] |
+//! | RETRYING -> COMPLETED -> SUCCESS, the attempt that was lost answers before there is another | ResultReceived, Validated | [`result`] |
+//! | any, an attempt that was given up answers | DuplicateResult | [`result`] |
 //! | EXECUTING or COMPLETED -> RETRYING | AttemptFailed | [`retry`] |
 //! | anything -> FAILED | SubtaskFailed | [`fail`] |
 //! | the home node was away | Requeued | [`recover`] |

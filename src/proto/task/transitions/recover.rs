@@ -37,7 +37,10 @@ pub(in crate::proto::task) fn subtask(state: &State, index: usize, now: Timestam
                 Ok(_) => vec![Event::Requeued(fence)],
             }
         }
-        Some(_) if part.status == Status::Completed => result::judge(state, fence, now),
+        Some(_) if part.status == Status::Completed => {
+            let used = part.attempts.iter().find(|attempt| attempt.end == Some(AttemptEnd::Success));
+            result::judge(state, Fence { attempt: used.map_or(attempt.number, |used| used.number), ..fence }, now)
+        }
         None if subtask.retry.never && part.phase == Phase::Running => {
             let message = "the home node went down while the agent worked, and the work must not be done twice";
             let failure = Failure::new(ErrorCode::AgentFailed, message).with("outcome", "unknown").retryable(false);

@@ -1,25 +1,90 @@
 //! The agent finished: its output is kept, its work billed, and what waited for it goes on (AITP 5.2, AITP 7).
 //!
-//! The first result of the current attempt wins. One of an attempt that was given up is not used; it is billed all the same, marked as
-//! duplicate, so that the ledger stays honest. The end of the task closes its accounts: clients are told what it cost, and that does not
-//! change any more.
+//! The first result wins that comes from the attempt under way, or, while there is none, from the one that was lost last: its fence is the
+//! highest that any agent was told to begin under. So the work of an agent that was out of reach for a while is used unless somebody else has
+//! been given it in the meantime. Any other is not used; it is billed all the same, marked as duplicate, so that the ledger stays honest: once
+//! for each agent, which gives the same result to every attempt under the key. The end of the task closes its accounts: clients are told what
+//! it cost, and that does not change any more.
 
 use rust_decimal::Decimal;
 
-use super::super::state::{AttemptEnd, Phase, State, Status, place};
+use super::super::state::{Attempt, AttemptEnd, Part, Phase, State, Status, place};
 use super::{dispatch, fail, settle};
-use crate::model::Timestamp;
-use crate::wire::task::{Charge, Event, Fence, Reason, Text};
+use crate::model::{AgentId, NodeId, Timestamp};
+use crate::wire::outbox::Word;
+use crate::wire::task::{Charge, Event, Fence, Loss, Reason, Text};
+
+/// Whether a result of this attempt would be used.
+pub(in crate::proto::task) fn is_usable(part: &Part, number: u32) -> bool {
+    if let Some(current) = part.current() {
+        return current.number == number;
+    }
+    // Whoever refused has not begun, so nobody was given the work since.
+    let begun = part.attempts.iter().rev().find(|attempt| !matches!(attempt.end, Some(AttemptEnd::Rejected { .. })));
+    !part.is_over() && part.status != Status::Completed && begun.is_some_and(|attempt| attempt.number == number && is_lost(attempt))
+}
+
+/// Whether nobody knows what became of it.
+fn is_lost(attempt: &Attempt) -> bool {
+    matches!(attempt.end, Some(AttemptEnd::Requeued | AttemptEnd::Failed(Loss::AgentLost | Loss::AttemptTimeout, _)))
+}
+
+/// Whether this agent's work under the key of this attempt has been billed as a duplicate, or is used.
+fn is_settled(part: &Part, agent: AgentId, number: u32) -> bool {
+    let is_same = |attempt: &&Attempt| attempt.agent == agent && part.redo(attempt.number) == part.redo(number);
+    part.attempts.iter().filter(is_same).any(|attempt| matches!(attempt.end, Some(AttemptEnd::Success | AttemptEnd::Duplicate)))
+}
+
+/// A result that is wanted: to be used, or to be billed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// How many outputs had been no use when the attempt was made.
+    pub redo: u32,
+    /// What the attempt was given to spend, where it is a task.
+    pub share: Option<Decimal>,
+    /// What it would probably cost when it was made.
+    pub estimate: Option<Decimal>,
+    /// Whether it would be used, for all that is known now.
+    pub is_used: bool,
+}
+
+impl State {
+    /// Whether a result of this attempt would be used.
+    pub fn takes(&self, fence: Fence) -> bool {
+        self.end.is_none() && self.part(fence.subtask).is_some_and(|part| is_usable(part, fence.attempt))
+    }
+
+    /// What is said to a node that has a result of this attempt, which its agent made, and how the result is asked for, if it is wanted.
+    pub fn word(&self, fence: Fence, agent: AgentId, node: NodeId) -> (Word, Option<Wanted>) {
+        if self.end.is_some() {
+            return (Word::Known, None);
+        }
+        let Some(part) = self.part(fence.subtask) else { return (Word::Unknown, None) };
+        let Some(attempt) = part.attempts.iter().find(|attempt| attempt.number == fence.attempt) else { return (Word::Unknown, None) };
+        if (attempt.agent, attempt.node) != (agent, node) {
+            return (Word::Refused, None);
+        }
+        let is_used = is_usable(part, fence.attempt);
+        if is_settled(part, agent, fence.attempt) || !(is_lost(attempt) || is_used) {
+            return (Word::Known, None);
+        }
+        let (redo, share, estimate) = (part.redo(fence.attempt), part.share, attempt.estimate);
+        (Word::Wanted, Some(Wanted { redo, share, estimate, is_used }))
+    }
+}
 
 /// What follows when an attempt ended with an output that matches its schema.
 pub(in crate::proto::task) fn decide(state: &State, fence: Fence, output: Text, charge: Option<Charge>) -> Vec<Event> {
     let Some(part) = state.part(fence.subtask).filter(|_| state.end.is_none()) else { return Vec::new() };
-    if part.current().is_none_or(|attempt| attempt.number != fence.attempt) {
-        let known = part.attempts.iter().find(|attempt| attempt.number == fence.attempt);
-        let is_news = known.is_some_and(|attempt| !matches!(attempt.end, Some(AttemptEnd::Duplicate | AttemptEnd::Success)));
-        return if is_news { vec![Event::DuplicateResult { fence, charge }] } else { Vec::new() };
-    }
-    vec![Event::ResultReceived { fence, output, charge }]
+    if is_usable(part, fence.attempt) { vec![Event::ResultReceived { fence, output, charge }] } else { unused(state, fence, charge) }
+}
+
+/// What follows when an attempt that was given up ended after all, with work that is not used: it is billed.
+pub(in crate::proto::task) fn unused(state: &State, fence: Fence, charge: Option<Charge>) -> Vec<Event> {
+    let Some(part) = state.part(fence.subtask).filter(|_| state.end.is_none()) else { return Vec::new() };
+    let known = part.attempts.iter().find(|attempt| attempt.number == fence.attempt);
+    let is_news = known.is_some_and(|attempt| !is_settled(part, attempt.agent, attempt.number));
+    if is_news { vec![Event::DuplicateResult { fence, charge }] } else { Vec::new() }
 }
 
 /// What follows from a result that is kept and billed: it is used, unless nobody can pay for it.
@@ -36,20 +101,19 @@ pub(in crate::proto::task) fn judge(state: &State, fence: Fence, now: Timestamp)
 pub(in crate::proto::task) fn received(state: &mut State, fence: Fence, output: &Text, charge: Option<&Charge>, at: Timestamp) {
     let index = place(fence.subtask);
     let Some(part) = state.parts.get_mut(index) else { return };
-    if part.phase == Phase::Sent {
-        // The word that it was accepted may have been overtaken.
-        if let Some(attempt) = part.attempts.last_mut() {
-            attempt.accepted = Some(at);
-        }
-    }
+    let Some(attempt) = part.attempts.iter_mut().find(|attempt| attempt.number == fence.attempt) else { return };
+    // The word that it was accepted may have been overtaken.
+    attempt.accepted.get_or_insert(at);
+    attempt.ended = Some(at);
+    attempt.end = Some(AttemptEnd::Success);
+    let agent = attempt.agent;
     part.status = Status::Completed;
     part.output = Some(output.clone());
     part.charge = charge.cloned();
-    part.end_attempt(AttemptEnd::Success, at);
-    if let Some(agent) = part.attempts.last().map(|attempt| attempt.agent) {
-        settle::billed(state, fence, agent, charge, false);
-    }
+    settle::billed(state, fence, agent, charge, false);
     settle::released(state, fence.subtask);
+    // Until it is judged it waits for nothing else, wherever it was when the result came.
+    state.enter(index, Phase::Running);
     state.wake_held();
 }
 
@@ -80,5 +144,138 @@ pub(in crate::proto::task) fn duplicate(state: &mut State, fence: Fence, charge:
     if is_idle {
         settle::released(state, fence.subtask);
         state.wake_held();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::machine::{Finish, Input, Output};
+    use super::super::super::testing::{Task, agent, budget, charge, definition, node, step};
+    use super::*;
+    use crate::model::{ErrorCode, Failure};
+
+    /// A task of two steps, the second after the first, of which the first was lost with this agent.
+    fn lost_on(number: u8) -> (Task, Fence) {
+        let mut definition = definition(vec![step("a", &[]), step("b", &[0])]);
+        definition.budget = budget("10");
+        let mut task = Task::of(definition);
+        task.chosen_for(0, number, Some("1"));
+        task.accepts(0);
+        lose(&mut task);
+        let late = task.fence(0);
+        (task, late)
+    }
+
+    fn lose(task: &mut Task) {
+        task.loses(0, Loss::AgentLost, Failure::new(ErrorCode::Unavailable, "gone"));
+    }
+
+    /// What was billed: the attempt, and whether it is a duplicate.
+    fn lines(task: &Task) -> Vec<(u32, bool)> {
+        task.machine.state().ledger().lines().iter().map(|line| (line.fence.attempt, line.duplicate)).collect()
+    }
+
+    fn word(task: &Task, attempt: u32, number: u8) -> Word {
+        task.machine.state().word(Fence { subtask: 0, attempt }, agent(number), node(number)).0
+    }
+
+    /// AITP-10, F10: the work of an agent that was out of reach is used, unless another was given it; at whatever point the home node goes down
+    /// then, the result is used once.
+    #[test]
+    fn a_late_result_is_used_while_no_other_attempt_was_begun() {
+        for refused in [false, true] {
+            let (mut task, late) = lost_on(1);
+            if refused {
+                task.chosen_for(0, 2, Some("1"));
+                task.rejects(0, ErrorCode::Busy);
+            }
+            task.events();
+            assert_eq!(word(&task, 1, 1), Word::Wanted);
+            task.answers(late, Some(charge("1", "0.5")));
+            assert_eq!((task.events(), task.status(0)), (vec!["result_received", "validated"], Status::Success));
+            assert_eq!((lines(&task), task.part(0).attempts[0].end.as_ref()), (vec![(1, false)], Some(&AttemptEnd::Success)));
+            let next = |task: &mut Task| task.choices().into_iter().map(|choose| choose.subtask).next_back();
+            assert_eq!((next(&mut task), word(&task, 1, 1)), (Some(1), Word::Known));
+            task.answers(late, Some(charge("1", "0.5")));
+            assert_eq!(task.events(), [""; 0]);
+
+            task.restarts_with(task.journal.len() - 1);
+            assert_eq!((task.events(), task.status(0), lines(&task)), (vec!["validated"], Status::Success, vec![(1, false)]));
+            assert!(matches!(task.journal.last(), Some((_, Event::Validated(fence))) if *fence == late));
+        }
+    }
+
+    /// F14: once another has been given the work, what comes late is billed and not used, though the other may not have accepted yet.
+    #[test]
+    fn a_result_that_comes_after_another_attempt_was_given_out_is_a_duplicate() {
+        for is_accepted in [false, true] {
+            let (mut task, late) = lost_on(1);
+            task.chosen_for(0, 2, Some("1"));
+            if is_accepted {
+                task.accepts(0);
+            }
+            task.events();
+            assert_eq!(word(&task, 1, 1), Word::Wanted, "to be billed");
+            assert!(!task.machine.state().takes(late));
+            task.answers(late, Some(charge("1", "0.5")));
+            assert_eq!((task.events(), word(&task, 1, 1)), (vec!["duplicate_result"], Word::Known));
+            assert!(!task.orders().iter().any(|order| matches!(order, Output::Withdraw(_))), "the other goes on");
+            task.does_for(0, Some(charge("1", "0.5")));
+            assert_eq!((task.status(0), lines(&task)), (Status::Success, vec![(1, true), (2, false)]));
+        }
+    }
+
+    /// AITP-10: an agent gives the same result to every attempt under its key, so its work is billed once, used or not.
+    #[test]
+    fn a_duplicate_whose_agent_is_asked_again_is_billed_once() {
+        let (mut task, late) = lost_on(1);
+        task.chosen_for(0, 2, Some("1"));
+        task.accepts(0);
+        task.answers(late, Some(charge("1", "0.5")));
+        lose(&mut task);
+        task.waits(60_000);
+        task.chosen_for(0, 1, Some("1"));
+        task.accepts(0);
+        task.does_for(0, Some(charge("1", "0.5")));
+        assert_eq!((task.status(0), lines(&task)), (Status::Success, vec![(3, false)]));
+        task.answers(late, Some(charge("1", "0.5")));
+        assert_eq!(lines(&task), [(3, false)]);
+        let before = lines(&task);
+        task.restarts();
+        assert_eq!(lines(&task), before);
+    }
+
+    /// AITP-10: a late output that does not fit is paid for like any other, and the step is still to be done.
+    #[test]
+    fn a_late_result_that_does_not_fit_is_billed_and_not_used() {
+        let (mut task, late) = lost_on(1);
+        task.events();
+        let failure = Failure::new(ErrorCode::InvalidSchema, "no number");
+        let finish = Finish::Failed { loss: Loss::InvalidOutput, failure, charge: Some(charge("1", "0.5")) };
+        task.takes(Input::Finished(late, finish));
+        assert_eq!((task.events(), task.status(0), lines(&task)), (vec!["duplicate_result"], Status::Retrying, vec![(1, true)]));
+        assert_eq!(word(&task, 1, 1), Word::Known);
+        // An attempt that is lost once more says nothing of its work.
+        let failure = Failure::new(ErrorCode::Unavailable, "gone");
+        task.takes(Input::Finished(late, Finish::Failed { loss: Loss::AgentLost, failure, charge: None }));
+        assert_eq!(task.events(), [""; 0]);
+    }
+
+    /// Threats T4, T16: a result is wanted from whoever was given the attempt alone, and only while the task goes on.
+    #[test]
+    fn only_the_node_that_was_given_an_attempt_has_a_result_of_it() {
+        let (mut task, _) = lost_on(1);
+        let state = task.machine.state();
+        let first = Fence { subtask: 0, attempt: 1 };
+        assert_eq!((state.word(first, agent(1), node(2)).0, state.word(first, agent(2), node(1)).0), (Word::Refused, Word::Refused));
+        assert_eq!((word(&task, 2, 1), word(&task, 0, 1)), (Word::Unknown, Word::Unknown));
+        let nowhere = Fence { subtask: 2, attempt: 1 };
+        assert_eq!(state.word(nowhere, agent(1), node(1)).0, Word::Unknown);
+        task.chosen_for(0, 2, Some("1"));
+        assert_eq!((word(&task, 2, 2), word(&task, 2, 1)), (Word::Wanted, Word::Refused));
+        task.rejects(0, ErrorCode::Busy);
+        assert_eq!(word(&task, 2, 2), Word::Known, "it said that it had not begun");
+        task.takes(Input::Cancel);
+        assert_eq!((word(&task, 1, 1), word(&task, 1, 2)), (Word::Known, Word::Known), "the accounts are closed");
     }
 }

@@ -18,7 +18,7 @@ use rand::Rng;
 
 use super::super::definition::{OnOffline, OnTimeout, Subtask};
 use super::super::state::{AttemptEnd, Part, Phase, State, Status, failure_of, kept, place};
-use super::{dispatch, fail, settle};
+use super::{dispatch, fail, result, settle};
 use crate::model::{ErrorCode, Failure, Timestamp};
 use crate::proto::invocation::budget::Turn;
 use crate::wire::task::{Charge, Event, Fence, Loss, Reason, Text};
@@ -63,7 +63,7 @@ pub(in crate::proto::task) fn decide(
 ) -> Vec<Event> {
     let Some(part) = state.part(fence.subtask) else { return Vec::new() };
     if part.current().is_none_or(|attempt| attempt.number != fence.attempt) {
-        return Vec::new();
+        return if loss == Loss::InvalidOutput { result::unused(state, fence, charge) } else { Vec::new() };
     }
     let Some(subtask) = state.definition.subtasks.get(place(fence.subtask)) else { return Vec::new() };
     let overdraws = charge.as_ref().is_some_and(|charge| settle::overdraws(state, fence, charge));

@@ -1,6 +1,7 @@
 //! What attempts are billed (AITP 7), and what a task within this one is billed of whose attempt nobody heard the end (AMP-8, threat T20).
 //!
-//! An attempt of a plain step is billed what its agent's answer says, used or not. A task within this one is given money to spend, so one that
+//! An attempt of a plain step is billed what its agent's answer says, used or not; one that was billed as a duplicate and whose result is
+//! then used in another attempt of the same agent is billed as that alone. A task within this one is given money to spend, so one that
 //! is lost without a word may have spent it all. As long as the next attempt may be made by the same agent, which finds the same task under
 //! the same key, that much stays held back; once another agent is asked, or the subtask is over, it is billed, marked as *assumed*. When the
 //! first agent is asked again, or turns out to have answered, that line is taken back. So each agent has its share once, whatever is lost.
@@ -33,8 +34,10 @@ fn is_delegated(state: &State, index: usize) -> bool {
 pub(super) fn billed(state: &mut State, fence: Fence, agent: AgentId, charge: Option<&Charge>, duplicate: bool) {
     let index = place(fence.subtask);
     let is_delegated = is_delegated(state, index);
-    if let Some(part) = state.parts.get(index).filter(|_| is_delegated) {
-        state.ledger.take_back(|line| line.agent == agent && is_one(part, line.fence, fence));
+    // One agent's answers under one key are one piece of work.
+    if let Some(part) = state.parts.get(index) {
+        let is_same = |line: &Line| line.agent == agent && is_one(part, line.fence, fence);
+        state.ledger.take_back(|line| is_same(line) && (is_delegated || line.duplicate));
     }
     if let Some(charge) = charge.filter(|charge| !is_delegated || !charge.total.is_zero()) {
         state.ledger.bill(Line { fence, agent, charge: charge.clone(), duplicate, assumed: false });
