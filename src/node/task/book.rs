@@ -9,7 +9,6 @@
 //! clients are told to restart the node.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,11 +19,11 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::archive::{Archive, Place, ended_as, ids_from};
+use super::archive::{Archive, ended_as, ids_from};
 use super::callback::Callbacks;
 use super::clock::TaskClock;
 use super::copies::Copies;
-use super::door::{Command, Cursor, Listed, Listing, Receipt, Standing};
+use super::door::{Command, Receipt, Standing};
 use super::filing::{self, Filer, Word, Work};
 use super::late;
 use super::live::{Answer, Live, Running};
@@ -77,13 +76,13 @@ pub(in crate::node) struct Book {
     pub(super) clock: TaskClock,
     pub(super) live: BTreeMap<TaskId, Live>,
     pub(super) ended: Archive,
-    recent: Recent,
+    pub(super) recent: Recent,
     filer: Filer,
     /// The checkpoint that is being made, and what is heard of it.
     filing: Option<tokio::task::JoinHandle<()>>,
     words: (mpsc::Sender<Word>, mpsc::Receiver<Word>),
     /// Every task by when it was submitted, for lists.
-    by_age: BTreeSet<(Timestamp, TaskId)>,
+    pub(super) by_age: BTreeSet<(Timestamp, TaskId)>,
     by_key: BTreeMap<Arc<str>, (TaskId, [u8; 32])>,
     /// For each task those that depend on it.
     dependents: BTreeMap<TaskId, BTreeSet<TaskId>>,
@@ -313,8 +312,7 @@ impl Book {
                 let _ = reply.send(self.list(after, count));
             }
             Command::Results { node, results, reply } => {
-                let words = results.into_iter().map(|result| self.on_result(node, result)).collect();
-                let _ = reply.send(words);
+                let _ = reply.send(results.into_iter().map(|result| self.on_result(node, result)).collect());
             }
             Command::Follow { task, reply } => {
                 let _ = reply.send(self.follow(task));
@@ -768,33 +766,6 @@ impl Book {
                 }
             }
         }
-    }
-
-    fn follow(&self, task: TaskId) -> Result<Cursor, Failure> {
-        if let Some(live) = self.live.get(&task) {
-            let committed = usize::try_from(live.machine.committed_events()).unwrap_or(usize::MAX);
-            let positions = live.positions.get(..committed.min(live.positions.len())).unwrap_or_default().into();
-            let definition = Some(Arc::clone(live.machine.state().definition()));
-            return Ok(Cursor { place: Place::Journal(positions), durable: Some(live.durable.subscribe()), definition });
-        }
-        let place = self.ended.place(&task).ok_or_else(|| unknown(task))??;
-        let definition = self.recent.get(&task).map(|recent| Arc::clone(recent.state().definition()));
-        Ok(Cursor { place, durable: None, definition })
-    }
-
-    /// So many of the tasks that were submitted before `after`, the latest first.
-    fn list(&self, after: Option<(Timestamp, TaskId)>, count: usize) -> Vec<Listed> {
-        let until = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let rows = self.by_age.range((Bound::Unbounded, until)).rev().filter_map(|place| {
-            let row = match self.live.get(&place.1) {
-                // What is not durable yet is nobody's business.
-                Some(live) if live.machine.committed_events() == 0 => return None,
-                Some(live) => Listing::Told(view::summary(live.machine.state())),
-                None => self.ended.listed(&place.1)?,
-            };
-            Some(Listed { place: *place, row })
-        });
-        rows.take(count).collect()
     }
 
     /// What a submission is answered with that names a task which has ended.

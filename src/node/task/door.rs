@@ -1,5 +1,6 @@
 //! What clients ask about tasks, and how it reaches the loop that owns them.
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,9 +10,10 @@ use serde_json::value::RawValue;
 use tokio::sync::{oneshot, watch};
 
 use super::archive::Place;
+use super::book::Book;
 use super::clock::TaskClock;
 use super::live::Durable;
-use super::read::{self, Reader};
+use super::read::{self, Reader, unknown};
 use super::recent::Whole;
 use super::replay::Started;
 use super::row::Row;
@@ -122,6 +124,36 @@ pub(in crate::node) enum Standing {
     Recent(Arc<Whole>),
     /// It has ended, and this is where to read it.
     Ended(Place),
+}
+
+impl Book {
+    /// Where the events of a task are, and how to hear of more.
+    pub(super) fn follow(&self, task: TaskId) -> Result<Cursor, Failure> {
+        if let Some(live) = self.live.get(&task) {
+            let committed = usize::try_from(live.machine.committed_events()).unwrap_or(usize::MAX);
+            let positions = live.positions.get(..committed.min(live.positions.len())).unwrap_or_default().into();
+            let definition = Some(Arc::clone(live.machine.state().definition()));
+            return Ok(Cursor { place: Place::Journal(positions), durable: Some(live.durable.subscribe()), definition });
+        }
+        let place = self.ended.place(&task).ok_or_else(|| unknown(task))??;
+        let definition = self.recent.get(&task).map(|recent| Arc::clone(recent.state().definition()));
+        Ok(Cursor { place, durable: None, definition })
+    }
+
+    /// So many of the tasks that were submitted before `after`, the latest first.
+    pub(super) fn list(&self, after: Option<(Timestamp, TaskId)>, count: usize) -> Vec<Listed> {
+        let until = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rows = self.by_age.range((Bound::Unbounded, until)).rev().filter_map(|place| {
+            let row = match self.live.get(&place.1) {
+                // What is not durable yet is nobody's business.
+                Some(live) if live.machine.committed_events() == 0 => return None,
+                Some(live) => Listing::Told(view::summary(live.machine.state())),
+                None => self.ended.listed(&place.1)?,
+            };
+            Some(Listed { place: *place, row })
+        });
+        rows.take(count).collect()
+    }
 }
 
 /// Which tasks a list shall hold.
