@@ -108,3 +108,27 @@ fn signed_pulses_hold_against_any_bytes() {
 fn signed_receipts_hold_against_any_bytes() {
     engine::run(&targets::SIGNED_RECEIPT);
 }
+
+/// Threat T15: how contexts begin, as their owners sign it, which nobody changes unnoticed.
+#[test]
+fn geneses_of_contexts_hold_against_any_bytes() {
+    engine::run(&targets::CONTEXT_GENESIS);
+}
+
+/// Threat T15: who may read and write a context, as its owner signs it.
+#[test]
+fn access_changes_of_contexts_hold_against_any_bytes() {
+    engine::run(&targets::CONTEXT_ACCESS);
+}
+
+/// Threat T15: what writers sign, sealed.
+#[test]
+fn operations_of_contexts_hold_against_any_bytes() {
+    engine::run(&targets::CONTEXT_OPERATION);
+}
+
+/// Threat T15: what writers seal, once it is open.
+#[test]
+fn bodies_of_operations_hold_against_any_bytes() {
+    engine::run(&targets::CONTEXT_BODY);
+}

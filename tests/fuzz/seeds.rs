@@ -5,9 +5,14 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use libp2p_identity::Keypair;
 use meshwork::model::{
-    AgentId, Claims, Constraints, Currency, ErrorCode, Fact, Failure, Framework, InvocationId, NodeId, Price, Priority, Shard, Timestamp,
+    AgentId, Claims, Constraints, ContextId, Currency, ErrorCode, Fact, Failure, Framework, InvocationId, NodeId, OperationId, Path, Price,
+    Principal, Priority, Shard, TaskId, Timestamp,
 };
 use meshwork::wire::blob::{Head, Part};
+use meshwork::wire::context::seal::{ContextKey, SEALED_KEY_BYTES};
+use meshwork::wire::context::{
+    Access, Cut, Genesis, Header, Item, Last, Operation, Parent, PrincipalKey, Reader, Statement, Step, Writer,
+};
 use meshwork::wire::directory::{
     AgentPulse, BUCKETS, Capability, Control, Gossip, GossipContent, LIFETIME_MS_MAX, Pulse, Query, Record, Reply, SchemaHash, Wanted,
 };
@@ -15,7 +20,9 @@ use meshwork::wire::invocation::{BlobId, Body, Frame, Hop, LENGTH_BYTES, Request
 use meshwork::wire::offer::{Inquiry, Offer, Offers, Refusal, SPAN_MS_MAX, VALID_MS_MAX};
 use meshwork::wire::outbox::{KeptResult, Word};
 use meshwork::wire::receipt::{RECEIPT_LIFETIME_MS_MAX, Receipt, WINDOW_MS_MAX};
-use meshwork::wire::{self, AgentKey, Document, NodeKey, Signed};
+use meshwork::wire::{self, AgentKey, Document, NodeKey, Signed, context};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use serde_bytes::ByteBuf;
 
 fn node_key() -> NodeKey {
@@ -327,4 +334,124 @@ pub(crate) fn signed_pulses() -> Vec<Vec<u8>> {
 pub(crate) fn signed_receipts() -> Vec<Vec<u8>> {
     let sign = |body: Receipt| Signed::sign(body, &node_key(), None).expect("a seed is well-formed").bytes().to_vec();
     receipt_bodies().into_iter().map(sign).collect()
+}
+
+fn principal_key() -> PrincipalKey {
+    PrincipalKey::from(&agent_key())
+}
+
+fn context_id() -> ContextId {
+    ContextId::from_bytes([4; 32])
+}
+
+fn operation_id(first: u8) -> OperationId {
+    OperationId::from_bytes([first; 32])
+}
+
+fn path(text: &str) -> Path {
+    text.parse().expect("a path")
+}
+
+/// What [`context_geneses`] say.
+pub(crate) fn geneses() -> Vec<Genesis> {
+    let parent = Parent {
+        context: context_id(),
+        root: ContextId::from_bytes([5; 32]),
+        frontier: vec![operation_id(1), operation_id(2)],
+        state_hash: [6; 32],
+    };
+    let fork = Genesis {
+        v: wire::VERSION,
+        owner: principal_key().principal(),
+        nonce: [7; 16],
+        session_id: "session-1".to_owned(),
+        created_at: Timestamp::from_ms(1_700_614_200_000),
+        expires_at: Timestamp::from_ms(1_700_617_800_000),
+        parent: Some(parent),
+    };
+    let first = Genesis { parent: None, ..fork.clone() };
+    vec![fork, first]
+}
+
+/// What [`context_accesses`] say.
+pub(crate) fn accesses() -> Vec<Access> {
+    let owner = principal_key().principal();
+    let other = Principal::from_public_key([3; 32]);
+    let mut readers = [owner, other].map(|principal| Reader { principal, sealed_key: [8; SEALED_KEY_BYTES] }).to_vec();
+    readers.sort_by_key(|reader| reader.principal);
+    let full = Access {
+        v: wire::VERSION,
+        context: context_id(),
+        owner,
+        epoch: 3,
+        prev: [9; 32],
+        writers: vec![Writer { principal: other, prefixes: vec![path("/shared_memory/a"), path("/shared_memory/b~1c")] }],
+        readers: readers.clone(),
+        key_epoch: 2,
+        key_check: [10; 32],
+        previous_key: Some([11; 48]),
+        cuts: vec![
+            Cut { author: other, last: Some(Last { seq: 4, id: operation_id(1) }) },
+            Cut { author: Principal::from_public_key([12; 32]), last: None },
+        ],
+        expires_at: Timestamp::from_ms(1_700_617_800_000),
+        at: Timestamp::from_ms(1_700_614_200_000),
+    };
+    let first = Access { epoch: 1, writers: Vec::new(), key_epoch: 1, previous_key: None, cuts: Vec::new(), ..full.clone() };
+    vec![full, first]
+}
+
+fn body_of_operation() -> context::Body {
+    let items = vec![
+        Item::Set(path("/shared_memory/a"), serde_json::json!({"b": [1, 2.5, null, "é"], "c": {"d": true}})),
+        Item::Del(path("/shared_memory/b~0c")),
+        Item::Inc(path("/shared_memory/n"), i64::MIN),
+        Item::Append(path("/shared_memory/list"), serde_json::json!([{}, -1])),
+    ];
+    let step = Step { task: TaskId::from_random(7), subtask: "extract".parse().expect("a name") };
+    context::Body { items, sources: vec![operation_id(1)], step: Some(step) }
+}
+
+/// What [`context_operations`] say.
+pub(crate) fn operations() -> Vec<Operation> {
+    let header = Header {
+        v: wire::VERSION,
+        context: context_id(),
+        author: principal_key().principal(),
+        seq: 4,
+        prev: Some(operation_id(3)),
+        deps: vec![operation_id(1), operation_id(2)],
+        lamport: 9,
+        acl_epoch: 3,
+        is_private: false,
+        at: Timestamp::from_ms(1_700_614_200_000),
+    };
+    let first = Header { seq: 0, prev: None, deps: Vec::new(), lamport: 1, is_private: true, ..header.clone() };
+    let mut rng = StdRng::seed_from_u64(1);
+    let key = ContextKey::random(&mut rng);
+    [header, first].map(|header| key.seal_operation(header, &body_of_operation(), &mut rng).expect("a seed is well-formed")).to_vec()
+}
+
+pub(crate) fn context_bodies() -> Vec<Vec<u8>> {
+    let small = |item| context::Body { items: vec![item], sources: Vec::new(), step: None };
+    let memory = path(&format!("/agent_memory/{}", agent()));
+    let bodies = [body_of_operation(), small(Item::Set(memory.clone(), serde_json::json!({"": {"": [[]]}}))), small(Item::Del(memory))];
+    bodies.iter().map(|body| minicbor::to_vec(body).expect("a seed is well-formed")).collect()
+}
+
+fn stated<T: Statement>(contents: Vec<T>) -> Vec<Vec<u8>> {
+    let sign = |content: T| context::Signed::sign(content, &principal_key()).expect("a seed is well-formed").to_bytes();
+    contents.into_iter().map(sign).collect()
+}
+
+pub(crate) fn context_geneses() -> Vec<Vec<u8>> {
+    stated(geneses())
+}
+
+pub(crate) fn context_accesses() -> Vec<Vec<u8>> {
+    stated(accesses())
+}
+
+pub(crate) fn context_operations() -> Vec<Vec<u8>> {
+    stated(operations())
 }

@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use allocation_counter::measure;
 use bytes::Bytes;
 use meshwork::model::Failure;
+use meshwork::wire::context::{self, Access, Body, Genesis, Operation, Statement};
 use meshwork::wire::blob::{BLOB_BYTES_MAX, HEAD_BYTES, Head};
 use meshwork::wire::directory::{Control, Gossip, Pulse, Query, Record, Reply};
 use meshwork::wire::invocation::{FRAME_BYTES_MAX, Frame, LENGTH_BYTES};
@@ -40,6 +41,17 @@ pub(crate) const SIGNED_PULSE: Target =
 pub(crate) const SIGNED_RECEIPT: Target =
     signed_target::<Receipt>("signed-receipt", seeds::signed_receipts, |input| signed(input, seeds::receipt_bodies));
 
+pub(crate) const CONTEXT_GENESIS: Target =
+    statement_target::<Genesis>("context-genesis", seeds::context_geneses, |input| statement(input, seeds::geneses));
+pub(crate) const CONTEXT_ACCESS: Target =
+    statement_target::<Access>("context-access", seeds::context_accesses, |input| statement(input, seeds::accesses));
+pub(crate) const CONTEXT_OPERATION: Target =
+    statement_target::<Operation>("context-operation", seeds::context_operations, |input| statement(input, seeds::operations));
+pub(crate) const CONTEXT_BODY: Target =
+    Target { name: "context-body", bytes_max: Operation::BYTES_MAX, seeds: seeds::context_bodies, check: context_body };
+
+/// Bytes that the body of an operation may hold for each byte of its encoding: an array of small objects takes the most.
+const BODY_FACTOR: u64 = 160;
 /// Bytes that a document may hold for each byte of its encoding.
 const DOCUMENT_FACTOR: u64 = 32;
 
@@ -49,6 +61,10 @@ const fn document_target<D: Document + PartialEq + Debug>(name: &'static str, se
 
 const fn signed_target<D: Document>(name: &'static str, seeds: fn() -> Vec<Vec<u8>>, check: fn(&[u8]) -> Result<String, String>) -> Target {
     Target { name, bytes_max: D::BYTES_MAX + 256, seeds, check }
+}
+
+const fn statement_target<T: Statement>(name: &'static str, seeds: fn() -> Vec<Vec<u8>>, check: fn(&[u8]) -> Result<String, String>) -> Target {
+    Target { name, bytes_max: T::BYTES_MAX + 80, seeds, check }
 }
 
 /// Decodes, and holds the decoder to its memory: at most `factor` bytes for each byte of the input.
@@ -150,5 +166,40 @@ fn signed<D: Signable + Clone + PartialEq + Debug>(input: &[u8], honest: fn() ->
         Err(error) => Ok(format!("{kind} {}", refusal(&error)?)),
         Ok(body) if honest().contains(&*body) => Ok("believed".to_owned()),
         Ok(body) => Err(format!("believed although nobody signed it: {:?}", *body)),
+    }
+}
+
+/// Nobody but the keys of the seeds signed anything, and for each value there is one way to write it.
+fn statement<T: Statement + Clone + PartialEq + Debug>(input: &[u8], honest: fn() -> Vec<T>) -> Result<String, String> {
+    let read = match bounded(input, DOCUMENT_FACTOR, || context::Signed::<T>::from_bytes(input))? {
+        Ok(read) => read,
+        Err(error) => return refusal(&error),
+    };
+    let kind = kind(read.unverified());
+    let written = minicbor::to_vec(read.unverified()).map_err(|error| format!("it was read and cannot be written: {error}"))?;
+    if !input.windows(written.len()).any(|window| window == written) {
+        return Err(format!("it is written in another way: {:?}", read.unverified()));
+    }
+    match read.verify() {
+        Err(error) => Ok(format!("{kind} {}", refusal(&error)?)),
+        Ok(body) if body.to_bytes() != input => Err(format!("two writings of one statement: {:?}", *body)),
+        Ok(body) if honest().contains(&*body) => Ok("believed".to_owned()),
+        Ok(body) => Err(format!("believed although nobody signed it: {:?}", *body)),
+    }
+}
+
+/// What a writer may put into an operation, as its readers read it once it is open.
+fn context_body(input: &[u8]) -> Result<String, String> {
+    let read = match bounded(input, BODY_FACTOR, || minicbor::decode::<Body>(input))? {
+        Ok(read) => read,
+        Err(error) => return Ok(error.to_string()),
+    };
+    if let Err(error) = read.check() {
+        return refusal(&error);
+    }
+    let bytes = minicbor::to_vec(&read).map_err(|error| format!("it was read and cannot be written: {error}"))?;
+    match minicbor::decode::<Body>(&bytes) {
+        Ok(again) if again == read => Ok(kind(&read)),
+        Ok(_) | Err(_) => Err(format!("written and read again it is another: {read:?}")),
     }
 }
