@@ -10,9 +10,7 @@ use meshwork::model::{
 };
 use meshwork::wire::blob::{Head, Part};
 use meshwork::wire::context::seal::{ContextKey, SEALED_KEY_BYTES};
-use meshwork::wire::context::{
-    Access, Cut, Genesis, Header, Item, Last, Operation, Parent, PrincipalKey, Reader, Statement, Step, Writer,
-};
+use meshwork::wire::context::{Access, Cut, Genesis, Header, Item, Last, Operation, Parent, PrincipalKey, Reader, Statement, Step, Writer};
 use meshwork::wire::directory::{
     AgentPulse, BUCKETS, Capability, Control, Gossip, GossipContent, LIFETIME_MS_MAX, Pulse, Query, Record, Reply, SchemaHash, Wanted,
 };
@@ -426,7 +424,7 @@ pub(crate) fn operations() -> Vec<Operation> {
         is_private: false,
         at: Timestamp::from_ms(1_700_614_200_000),
     };
-    let first = Header { seq: 0, prev: None, deps: Vec::new(), lamport: 1, is_private: true, ..header.clone() };
+    let first = Header { seq: 0, prev: None, deps: Vec::new(), lamport: 1, is_private: true, ..header };
     let mut rng = StdRng::seed_from_u64(1);
     let key = ContextKey::random(&mut rng);
     [header, first].map(|header| key.seal_operation(header, &body_of_operation(), &mut rng).expect("a seed is well-formed")).to_vec()

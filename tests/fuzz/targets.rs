@@ -6,8 +6,8 @@ use std::fmt::Debug;
 use allocation_counter::measure;
 use bytes::Bytes;
 use meshwork::model::Failure;
-use meshwork::wire::context::{self, Access, Body, Genesis, Operation, Statement};
 use meshwork::wire::blob::{BLOB_BYTES_MAX, HEAD_BYTES, Head};
+use meshwork::wire::context::{self, Access, Body, Genesis, Operation, Statement};
 use meshwork::wire::directory::{Control, Gossip, Pulse, Query, Record, Reply};
 use meshwork::wire::invocation::{FRAME_BYTES_MAX, Frame, LENGTH_BYTES};
 use meshwork::wire::offer::{Inquiry, Offers};
@@ -63,7 +63,11 @@ const fn signed_target<D: Document>(name: &'static str, seeds: fn() -> Vec<Vec<u
     Target { name, bytes_max: D::BYTES_MAX + 256, seeds, check }
 }
 
-const fn statement_target<T: Statement>(name: &'static str, seeds: fn() -> Vec<Vec<u8>>, check: fn(&[u8]) -> Result<String, String>) -> Target {
+const fn statement_target<T: Statement>(
+    name: &'static str,
+    seeds: fn() -> Vec<Vec<u8>>,
+    check: fn(&[u8]) -> Result<String, String>,
+) -> Target {
     Target { name, bytes_max: T::BYTES_MAX + 80, seeds, check }
 }
 

@@ -32,7 +32,14 @@ impl EventLoop {
     pub(super) fn on_words(&mut self, node: NodeId, keys: &[Key], reply: Result<Reply, String>, now: Now) {
         let words = match reply {
             Ok(Reply::Results(words)) => words,
-            Ok(Reply::Records { .. } | Reply::Differences { .. } | Reply::Schemas(_) | Reply::Receipts(_) | Reply::Offers(_)) => {
+            Ok(
+                Reply::Records { .. }
+                | Reply::Differences { .. }
+                | Reply::Schemas(_)
+                | Reply::Receipts(_)
+                | Reply::Offers(_)
+                | Reply::Context(_),
+            ) => {
                 self.penalise(node, fault::PROTOCOL, "another answer than words on results");
                 Vec::new()
             }

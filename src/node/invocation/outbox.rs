@@ -112,7 +112,7 @@ mod tests {
             let (key, cancel) = (Arc::new((format!("echo\n{word}"), agent, home)), CancellationToken::new());
             let call = Call { input: [0; 32], fence, keep: fence.map(|_| Duration::from_secs(30)) };
             let ask = Ask { key, call, durable: true, handover: None, deadline: Duration::from_secs(60), cancel: &cancel };
-            let run = |_| async { Ok(Success { units: None, execution_us: 0, body: Body::Inline(Bytes::from_static(b"1")) }) };
+            let run = |_, _| async { Ok(Success { units: None, execution_us: 0, body: Body::Inline(Bytes::from_static(b"1")) }) };
             calls.once(ask, || {}, run).await.expect("it goes well");
         };
         done("step", Some(Fence { epoch: 1, attempt: 3 })).await;

@@ -278,7 +278,7 @@ fn an_equivocating_owner_freezes_access() {
     here.write(1, [set("/after", 1)]);
     assert_eq!(there.on_access(other.clone()), Ok(Step::Added));
     assert_eq!(there.on_access(one.clone()), Ok(Step::Split));
-    assert_eq!(here.on_access(other.clone()), Ok(Step::Split));
+    assert_eq!(here.on_access(other), Ok(Step::Split));
     assert_eq!(here.on_access(one), Ok(Step::Known));
     for node in [&mut here, &mut there] {
         assert_eq!((node.replica.chain().epoch(), node.shared()), (1, json!({"before": 1})));
