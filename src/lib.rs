@@ -5,7 +5,8 @@
 //!
 //! # The map
 //! Rows are layers, and each knows only those above it in this list. Columns are the journeys, named by the same word in every row that has
-//! a part in them: `directory` (who is there), `invocation` (calling them), `task` (calls that are one piece of work).
+//! a part in them: `directory` (who is there), `invocation` (calling them), `task` (calls that are one piece of work),
+//! `context` (documents that they share).
 //!
 //! | layer | what it does |
 //! |---|---|

@@ -28,7 +28,7 @@ const VALUE_CHARS_MAX: usize = 60;
 /shared_memory, an agent's own memory below /agent_memory/did:key:... A context is named by its id or the beginning of it.
 
 Example:
-  ID=$(meshwork context create --write extractor --json | jq -r .id)
+  ID=$(meshwork context create --write extractor)
   meshwork context set $ID /shared_memory/plan '{\"title\": \"draft\"}'
   meshwork context append $ID /shared_memory/plan/steps '\"read\"'
   meshwork context inc $ID /shared_memory/votes
@@ -44,7 +44,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Create a context; the node's key, or the agent's, owns it.
+    /// Create a context and print its id; the node's key, or the agent's, owns it.
     #[command(after_help = "Example:
   meshwork context create --value '{\"title\": \"draft\"}' --read reviewer --write extractor
   meshwork context create --session nightly --expires 2026-12-24T18:00:00Z")]
@@ -178,9 +178,9 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
     let client = Client::new(global)?;
     let agent = args.agent.as_deref();
     match args.verb {
-        Verb::Create { value, read, write, session, expires } => {
+        Verb::Create { value, read: readers, write, session, expires } => {
             let value = value.as_deref().map(input).transpose()?;
-            let mut body = json!({ "access_control": { "read": read, "write": write } });
+            let mut body = json!({ "access_control": { "read": readers, "write": write } });
             for (name, value) in [
                 ("shared_memory", value),
                 ("session_id", session.map(Value::from)),
@@ -192,7 +192,8 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
                 }
             }
             let answer = client.post(&["v1", "contexts"], &body, ANSWER_TIMEOUT).await?;
-            global.answer(&answer, || shown(&answer))
+            // The id alone, so that a script can go on with it.
+            global.answer(&answer, || Ok(format!("{}\n", read::<Document>(&answer)?.id)))
         }
         Verb::List => list(&client, global).await,
         Verb::Get { id, path } => {

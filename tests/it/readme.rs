@@ -42,6 +42,7 @@ const TESTED: [&str; 16] = [
     "explain",
     "offers",
     "trust",
+    "context",
     "task",
     "task-later",
     "config",
@@ -195,6 +196,12 @@ async fn two_machines_in_five_minutes() {
     for words in ["{\"characters\":16,\"words\":4}", "COMPLETED", "result_received", "word-counter@"] {
         assert!(later.contains(words), "{words}: {later}");
     }
+
+    let shared = b.run("context").await;
+    assert!(shared.ends_with("\n{\"log\":[{\"found\":3}],\"title\":\"final\",\"votes\":1}\n"), "{shared}");
+    assert!(shared.contains("/shared_memory/counts") && shared.contains("append /shared_memory/log {\"found\":3}"), "{shared}");
+    let heard = async || finished(&mut a.shell("meshwork context list")).await.text().contains("CONTEXT").then_some(());
+    eventually("A's agent is a reader, so A has it", SETTLE, heard).await;
 
     let id = finished(&mut b.shell("meshwork status --json")).await.json()["node_id"].as_str().expect("an id").to_owned();
     let issued = async || finished(&mut a.shell("meshwork trust receipts")).await.text().contains("word-counter@").then_some(());
