@@ -28,7 +28,7 @@ use crate::support::{Builder, Node, Output, SETTLE, builtin, eventually, finishe
 const README: &str = include_str!("../../README.md");
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 /// The blocks that the tests below run.
-const TESTED: [&str; 16] = [
+const TESTED: [&str; 17] = [
     "demo",
     "up-a",
     "up-b",

@@ -15,7 +15,7 @@
 //!
 //! *Bounds*: an entry has at most [`ENTRY_BYTES_MAX`] bytes; what waits is bounded in entries and bytes ([`Config`]), and more is refused
 //! as busy; a start holds one segment at a time. The number of segments is for the layer above, which says before which one all can go.
-//! What went so is known ([`mark`]), and every other segment that is not there is missed.
+//! What went so is known (`mark`), and every other segment that is not there is missed.
 //!
 //! Files, in `journal/`: `FIRST-INDEX.seg`, the `spare` that will be the next one, `forgotten` with the mark, and up to four `.seg.damaged-N` of
 //! which nothing could be read.
