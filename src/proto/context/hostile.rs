@@ -10,6 +10,7 @@ use super::replica::{BYTES_PER_AUTHOR_MAX, OPERATIONS_PER_AUTHOR_MAX, Refusal, R
 use super::testing::{BEGIN, Node, all_write, body, context, key, path, set, who};
 use crate::model::{ContextId, OperationId, Path};
 use crate::wire::context::seal::ContextKey;
+use crate::wire::context::sync::{Question, TIPS_MAX};
 use crate::wire::context::{Cut, DEPENDENCIES_MAX, Item, Last, Operation, Signed, Verified};
 
 fn mine(seed: u8, below: &str) -> Path {
@@ -287,6 +288,29 @@ fn an_author_who_signs_without_end_fills_a_bound() {
     assert_eq!(node.on_operation(next), Ok(1));
 }
 
+/// An author with more branches than a message holds keeps nobody from being told how far the others have come.
+#[test]
+fn an_author_of_many_branches_leaves_room_for_the_others() {
+    let mut node = context(&all_write([2]));
+    node.own.push(2);
+    node.write(2, [set("/b", 1)]);
+    for at in 0..=TIPS_MAX {
+        let twin = node.forge(1, [set("/a", at)], |header| {
+            (header.seq, header.prev, header.lamport) = (0, None, 1);
+            header.deps.clear();
+        });
+        assert_eq!(node.on_operation(twin), Ok(1));
+    }
+    assert_eq!(node.replica.tips().len(), TIPS_MAX + 2);
+    let heads = node.replica.heads();
+    assert_eq!(heads.tips.len(), TIPS_MAX);
+    for seed in [1, 2] {
+        let last = node.replica.last(who(seed)).map(|last| last.id);
+        assert!(heads.tips.iter().any(|tip| tip.author == who(seed) && Some(tip.id) == last), "the longest line of {seed}");
+    }
+    assert!(Question::Heads(vec![heads]).encode().is_ok());
+}
+
 /// The limit of how many operations one may write is told before anything waits for it.
 #[test]
 fn an_operation_past_the_number_that_one_may_write_is_refused() {
@@ -320,6 +344,19 @@ fn deep_and_empty_places_count_for_what_they_hold() {
     // 30 names and an item are 1,024 bytes, and the text of the path comes to that.
     assert!((14_000..16_400).contains(&places), "{places} places of 30 names");
     assert_eq!(node.shared(), json!({}));
+}
+
+/// What nobody can open is still for readers to write: a stranger's memory takes no room.
+#[test]
+fn a_stranger_has_no_memory_here() {
+    let mut owner = context(&all_write([2]));
+    let mut header = owner.draft(1, [set("/a", 1)]).expect("may").header.clone();
+    (header.author, header.is_private) = (who(4), true);
+    let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(7);
+    let memory = body([Item::Set(mine(4, "/x"), json!(1))]);
+    let sealed = ContextKey::private(&key(4), owner.replica.id()).seal_operation(header, &memory, &mut rng).expect("sealed");
+    assert_eq!(owner.on_operation(Signed::sign(sealed, &key(4)).expect("signed")), Err(Refusal::Access));
+    assert!(owner.replica.operations().is_empty());
 }
 
 /// The items of one operation take effect in their order, all 256 of them.

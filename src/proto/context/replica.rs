@@ -20,7 +20,7 @@ use super::park::Park;
 use crate::model::{ContextId, OperationId, Path, Principal, Timestamp};
 use crate::wire;
 use crate::wire::context::seal::ContextKey;
-use crate::wire::context::sync::Heads;
+use crate::wire::context::sync::{Heads, TIPS_MAX};
 use crate::wire::context::{
     Access, Body, Cut, DEPENDENCIES_MAX, Genesis, Header, Item, Last, Operation, PrincipalKey, Reader, Signed, Statement as _, Tip,
     Verified, Writer,
@@ -539,9 +539,15 @@ impl Replica {
         chain::losers(before, after).into_iter().map(|author| Cut { author, last: self.operations.last(author) }).collect()
     }
 
-    /// How far it has come.
+    /// How far it has come. Of more branches than a message holds, each author's longest come first: whoever signs many operations of one
+    /// number must not keep the others from being told of.
     pub fn heads(&self) -> Heads {
-        Heads { context: self.id, epoch: self.chain.epoch(), access: self.chain.tip().map_or([0; 32], Verified::name), tips: self.tips() }
+        let is_longest = |tip: &Tip| self.last(tip.author).is_some_and(|last| last.id == tip.id);
+        let (mut tips, branches): (Vec<Tip>, Vec<Tip>) = self.tips().into_iter().partition(is_longest);
+        tips.extend(branches);
+        tips.truncate(TIPS_MAX);
+        tips.sort_unstable();
+        Heads { context: self.id, epoch: self.chain.epoch(), access: self.chain.tip().map_or([0; 32], Verified::name), tips }
     }
 
     /// The last operations of all authors.
