@@ -128,7 +128,6 @@ impl Chain {
                 self.split = Some(Box::new((known.clone(), access)));
                 let common = self.split.as_ref().map_or(0, |split| split.0.epoch.saturating_sub(1));
                 self.changes.truncate(usize::try_from(common).unwrap_or(0));
-                self.losses.values_mut().for_each(|epochs| epochs.retain(|epoch| *epoch <= common));
                 Ok(Step::Split)
             }
             None => {
