@@ -141,8 +141,9 @@ impl Contexts {
         let mut log = Log { path, file, bytes: length, is_broken: false };
         if end < length {
             log.cut(end)?;
-            log.flush()?;
         }
+        // What a process left that was killed is on the disk before anybody is shown it.
+        log.flush()?;
         log.file.seek(SeekFrom::End(0)).map_err(fail("open", &log.path))?;
         Ok(Some((log, loaded)))
     }

@@ -166,8 +166,9 @@ async fn an_agent_reads_writes_and_has_a_memory_of_its_own() {
     owner.knows("echo", &["scribe"]).await;
     let id = create(&owner, json!({ "write": ["scribe"] })).await;
     let scribe = host.agent_id("scribe").await;
-    shows(&host, &id, "/plan/title", json!("draft")).await;
     let as_scribe = format!("/v1/contexts/{id}?agent=scribe");
+    eventually("the context is there", SETTLE, async || (host.get(&as_scribe).await.status == 200).then_some(())).await;
+    host.get(&format!("/v1/contexts/{id}")).await.refused(403, "ACCESS_DENIED");
     let private = json!({ "agent_memory": { scribe.clone(): { "mood": "curious" } } });
     let answer = host.send(host.request(reqwest::Method::PATCH, &as_scribe).json(&private)).await.ok();
     assert_eq!(answer["operations"].as_array().map(Vec::len), Some(1));
@@ -222,6 +223,9 @@ async fn faulty_requests_are_refused_with_their_place() {
         patch(&node, &id, body).await.refused(status, code);
     }
     assert_eq!(node.get(&format!("/v1/contexts/{id}")).await.ok(), before);
+    let large = json!({ "shared_memory": { "large": "x".repeat(70_000) } });
+    node.post("/v1/contexts", &large).await.refused(413, "PAYLOAD_TOO_LARGE");
+    assert_eq!(node.get("/v1/contexts").await.ok()["contexts"].as_array().map(Vec::len), Some(1), "nothing is left of what was refused");
     node.get("/v1/contexts/ffffffff").await.refused(404, "CONTEXT_NOT_FOUND");
     node.get(&format!("/v1/contexts/{id}?path=/plan")).await.refused(400, "INVALID_REQUEST");
     node.get(&format!("/v1/contexts/{id}/history?limit=1001")).await.refused(400, "INVALID_REQUEST");

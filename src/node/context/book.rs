@@ -1,19 +1,24 @@
 //! The contexts of this node: which there are, which are in memory, and whose keys open them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::hot::Hot;
-use crate::model::{ContextId, ErrorCode, Failure, Now, Principal, Timestamp, nearest};
+use super::hot::{Hot, UNFLUSHED};
+use crate::model::{ContextId, ErrorCode, Failure, NodeId, Now, Principal, Timestamp, nearest};
 use crate::node::shared::{Shared, lock};
 use crate::store;
 use crate::wire::context::sync::Heads;
 use crate::wire::context::{Access, Genesis, PrincipalKey, Verified};
 
-/// How long after its end a context is still kept: a clock may be late, and an extension under way.
+/// How long after its end the file of a context is still kept: a clock may be ahead.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// Contexts that are pulled at once.
+const PULLS_MAX: usize = 64;
+/// Ids among which the one is looked for that somebody may have meant.
+const NEAREST_MAX: usize = 1_000;
 
 /// All contexts of a node.
 #[derive(Debug)]
@@ -24,6 +29,20 @@ pub(in crate::node) struct Book {
     hot_max: usize,
     /// How many there are at most.
     contexts_max: usize,
+    /// What is being pulled, and from whom: each once at a time.
+    pulls: Mutex<BTreeSet<(NodeId, ContextId)>>,
+}
+
+/// A pull under way, for as long as this lives.
+pub(super) struct Pulling<'b> {
+    book: &'b Book,
+    pull: (NodeId, ContextId),
+}
+
+impl Drop for Pulling<'_> {
+    fn drop(&mut self) {
+        lock(&self.book.pulls).remove(&self.pull);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +66,8 @@ struct Seen {
     /// When it was last used, if it is in memory.
     used: Option<u64>,
     row: Option<Row>,
+    /// Why it is not used until the node starts again.
+    unflushed: Option<Failure>,
 }
 
 /// What a list shows of a context, and what others ask of it first.
@@ -108,7 +129,19 @@ impl Book {
     /// If the folder cannot be read.
     pub(in crate::node) fn open(store: store::Contexts, hot_max: usize, contexts_max: usize) -> Result<Self, store::Error> {
         let by_id = store.list()?.into_iter().map(|id| (id, Arc::default())).collect();
-        Ok(Self { store, slots: Mutex::new(Slots { by_id, ..Slots::default() }), hot_max, contexts_max })
+        Ok(Self { store, slots: Mutex::new(Slots { by_id, ..Slots::default() }), hot_max, contexts_max, pulls: Mutex::default() })
+    }
+
+    /// A place to pull a context from a node; none while that is done already, or too much else is.
+    pub(super) fn pulling(&self, node: NodeId, context: ContextId) -> Option<Pulling<'_>> {
+        let mut pulls = lock(&self.pulls);
+        let pull = (node, context);
+        (pulls.len() < PULLS_MAX && pulls.insert(pull)).then_some(Pulling { book: self, pull })
+    }
+
+    /// Whether there is room for a context that another node begins: half of all is kept for this node's own.
+    pub(super) fn has_room_for_others(&self) -> bool {
+        lock(&self.slots).by_id.len() < self.contexts_max / 2
     }
 
     /// Which contexts there are.
@@ -122,12 +155,12 @@ impl Book {
     /// `CONTEXT_NOT_FOUND` or, if several begin so, `INVALID_REQUEST`.
     pub(super) fn named(&self, text: &str) -> Result<ContextId, Failure> {
         let text = text.to_ascii_lowercase();
-        let slots = lock(&self.slots);
-        let found: Vec<ContextId> = slots.by_id.keys().copied().filter(|id| text.len() >= 4 && id.to_string().starts_with(&text)).collect();
+        let ids = self.ids();
+        let found: Vec<ContextId> = ids.iter().copied().filter(|id| text.len() >= 4 && id.to_string().starts_with(&text)).collect();
         match found.as_slice() {
             [id] => Ok(*id),
             [] => {
-                let known: Vec<String> = slots.by_id.keys().map(ToString::to_string).collect();
+                let known: Vec<String> = ids.iter().take(NEAREST_MAX).map(ToString::to_string).collect();
                 let message = format!("no context `{}` is known here", crate::model::printable(&text, 80));
                 let failure = Failure::new(ErrorCode::ContextNotFound, message);
                 let near = nearest(&text, known.iter().map(String::as_str));
@@ -158,7 +191,7 @@ impl Book {
         }
         let hot = Hot::begin(&self.store, genesis, accesses, own_keys(shared))?;
         let row = row(&hot);
-        let slot = Slot { hot: Mutex::new(Some(hot)), seen: Mutex::new(Seen { used: None, row: Some(row.clone()) }) };
+        let slot = Slot { hot: Mutex::new(Some(hot)), seen: Mutex::new(Seen { row: Some(row.clone()), ..Seen::default() }) };
         lock(&self.slots).by_id.insert(id, Arc::new(slot));
         self.used(id, true);
         Ok(row)
@@ -178,12 +211,19 @@ impl Book {
     ) -> Result<T, Failure> {
         let unknown = || Failure::new(ErrorCode::ContextNotFound, format!("no context {} is known here", id.short()));
         let slot = lock(&self.slots).by_id.get(&id).cloned().ok_or_else(unknown)?;
+        if let Some(failure) = poisoned(&slot.seen).unflushed.clone() {
+            return Err(failure);
+        }
         let mut held = poisoned(&slot.hot);
         if held.is_none() {
             let (hot, damage) = Hot::load(&self.store, id, own_keys(shared))?.ok_or_else(unknown)?;
             if let Some(damage) = damage {
                 tracing::warn!(context = %id, damage, "something of a context could not be read");
-                lock(&shared.notes).push(format!("something of context {} could not be read: {damage}", id.short()));
+                let note = format!("something of context {} could not be read: {damage}", id.short());
+                let mut notes = lock(&shared.notes);
+                if !notes.contains(&note) {
+                    notes.push(note);
+                }
             }
             *held = Some(hot);
         }
@@ -200,6 +240,9 @@ impl Book {
         let is_broken = done.as_ref().is_err_and(|failure| matches!(failure.code, ErrorCode::Internal | ErrorCode::InsufficientResources));
         if is_broken {
             *held = None;
+            // What the disk holds now nobody knows, and a second flush may say that all is well.
+            let unflushed = done.as_ref().err().filter(|failure| failure.details.contains_key(UNFLUSHED));
+            poisoned(&slot.seen).unflushed = unflushed.cloned();
         }
         drop(held);
         self.used(id, !is_broken);
@@ -208,16 +251,17 @@ impl Book {
 
     /// What a list shows of a context. Blocks if it was never read.
     pub(super) fn row(&self, shared: &Shared, id: ContextId, now: Now) -> Option<Row> {
+        self.row_for(shared, id, now, |_| true)
+    }
+
+    /// The same, if the context `fits`; others are not copied.
+    pub(super) fn row_for(&self, shared: &Shared, id: ContextId, now: Now, fits: impl Fn(&Row) -> bool) -> Option<Row> {
         let slot = lock(&self.slots).by_id.get(&id).cloned()?;
-        let known = poisoned(&slot.seen).row.clone();
-        let row = match known {
-            Some(row) => row,
-            None => {
-                let _ = self.with(shared, id, now, |_| Ok(()));
-                poisoned(&slot.seen).row.clone()?
-            }
-        };
-        (row.expires_at > now.wall).then_some(row)
+        if poisoned(&slot.seen).row.is_none() {
+            let _ = self.with(shared, id, now, |_| Ok(()));
+        }
+        let seen = poisoned(&slot.seen);
+        seen.row.as_ref().filter(|row| row.expires_at > now.wall && fits(row)).cloned()
     }
 
     /// Notes that `id` was used, and whether it is in memory; of those beyond the bound the one that was used least lately leaves it.

@@ -24,7 +24,7 @@ use crate::wire::context::{Access, Body, Genesis, Item, OPERATION_BYTES_MAX, Ope
 /// How long a context lives if nobody says how long.
 const LIFE_DEFAULT: Duration = Duration::from_secs(24 * 3_600);
 /// How long a context may be asked to live.
-const LIFE_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
+pub(super) const LIFE_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
 /// What the items of one operation take at most, so that it fits with all that stands around them.
 const ITEMS_BYTES_MAX: usize = OPERATION_BYTES_MAX - 4 * 1024;
 /// Rows of a history where nobody says how many, and at most.
@@ -183,8 +183,13 @@ impl Handle {
         };
         self.on_worker(move |handle, now| {
             let genesis = replica::begin(&key, genesis).map_err(|refusal| refused(&refusal))?;
-            let blank = replica::Replica::new(genesis.clone(), own_keys(&handle.shared));
+            let mut blank = replica::Replica::new(genesis.clone(), own_keys(&handle.shared));
             let access = blank.draft_access(&key, &rights, end, now.wall, &mut rand::rng()).map_err(|refusal| refused(&refusal))?;
+            // What cannot be written is refused before anything is kept.
+            blank.on_access(access.clone()).map_err(|refusal| Failure::new(ErrorCode::InvalidRequest, refusal.to_string()))?;
+            for body in bodies(items.clone(), &[])? {
+                blank.draft(&key, &body, now.wall, &mut rand::rng()).map_err(|refusal| refused(&refusal))?;
+            }
             let row = handle.shared.contexts.begin(&handle.shared, genesis, vec![access.clone()])?;
             let id = row.heads.context;
             let document = handle.shared.contexts.with(&handle.shared, id, now, |hot| {
@@ -199,7 +204,7 @@ impl Handle {
         .await
     }
 
-    /// Lists the contexts of this node, those that end last first.
+    /// Lists the contexts of this node, the latest first.
     ///
     /// # Errors
     /// `UNAVAILABLE` while the node stops.
@@ -232,15 +237,18 @@ impl Handle {
         .await
     }
 
-    /// The key of whoever asks: the agent that was named, else the node, else the first of its agents that is a reader.
+    /// The key of whoever asks: of the agent that was named, else of the node.
     fn reading(&self, hot: &Hot, agent: Option<&str>) -> Result<PrincipalKey, Failure> {
         let may_read = |key: &PrincipalKey| hot.replica.chain().tip().is_some_and(|access| access.may_read(key.principal()));
         let key = match agent {
             Some(_) => Some(self.acting(agent)?).filter(may_read),
-            None => own_keys(&self.shared).into_iter().find(may_read),
+            None => Some(self.acting(None)?).filter(may_read),
         };
         key.ok_or_else(|| {
-            let message = "whoever asks is not, or not any more, among the readers of the context";
+            let message = match agent {
+                Some(_) => "the agent is not, or not any more, among the readers of the context",
+                None => "the node itself is not, or not any more, among the readers of the context; an agent of it that is must be named",
+            };
             Failure::new(ErrorCode::AccessDenied, message).with("suggestion", "its owner adds readers with `meshwork context grant`")
         })
     }
@@ -282,10 +290,16 @@ impl Handle {
         self.on_worker(move |handle, now| {
             let (answer, access) = handle.shared.contexts.with(&handle.shared, id, now, |hot| {
                 let key = handle.owning(hot, agent.as_deref())?;
-                let end = end.unwrap_or_else(|| hot.replica.chain().expires_at());
+                let before = hot.replica.chain().expires_at();
+                let end = end.unwrap_or(before);
+                if end < before {
+                    return Err(fault("/expires_at", format!("a context does not end earlier than it was to: {before}")));
+                }
                 let access =
                     hot.replica.draft_access(&key, &rights, end, now.wall, &mut rand::rng()).map_err(|refusal| refused(&refusal))?;
-                hot.take_own_access(access.clone())?;
+                if let Some(reason) = hot.take_own_access(access.clone())?.refused {
+                    return Err(Failure::new(ErrorCode::Conflict, reason));
+                }
                 Ok((document(hot, &key), access))
             })?;
             handle.context_changed(id, &[access], &[]);
@@ -296,10 +310,7 @@ impl Handle {
 
     fn owning(&self, hot: &Hot, agent: Option<&str>) -> Result<PrincipalKey, Failure> {
         let owner = hot.replica.genesis().owner;
-        let key = match agent {
-            Some(_) => Some(self.acting(agent)?),
-            None => own_keys(&self.shared).into_iter().find(|key| key.principal() == owner),
-        };
+        let key = Some(self.acting(agent)?);
         key.filter(|key| key.principal() == owner).ok_or_else(|| {
             let message = format!("only the owner {owner} changes who may read and write");
             Failure::new(ErrorCode::AccessDenied, message)
@@ -358,11 +369,8 @@ pub(super) fn write(
         return Err(Failure::new(ErrorCode::AccessDenied, message).with("path", item.path().to_string()));
     }
     edit::check(&hot.replica, author, &items)?;
-    let bodies: Vec<Body> =
-        edit::portions(items, ITEMS_BYTES_MAX).into_iter().map(|items| Body { items, sources: sources.clone(), step: None }).collect();
-    for body in &bodies {
-        body.check().map_err(|error| refused(&Refusal::Malformed(error)))?;
-    }
+    hot.may_draft(author)?;
+    let bodies = bodies(items, &sources)?;
     let mut taken = Taken::default();
     for (at, body) in bodies.iter().enumerate() {
         match hot.replica.draft(key, body, now.wall, &mut rand::rng()) {
@@ -377,6 +385,18 @@ pub(super) fn write(
         }
     }
     hot.take_own(taken)
+}
+
+/// The operations that items become.
+fn bodies(items: Vec<Item>, sources: &[crate::model::OperationId]) -> Result<Vec<Body>, Failure> {
+    if let Some(item) = items.iter().find(|item| edit::size(item) > ITEMS_BYTES_MAX) {
+        let message = format!("what goes to {} takes more than an operation of {} KiB holds", item.path(), OPERATION_BYTES_MAX / 1024);
+        return Err(Failure::new(ErrorCode::PayloadTooLarge, message).with("path", item.path().to_string()));
+    }
+    let portions = edit::portions(items, ITEMS_BYTES_MAX).into_iter();
+    let bodies: Vec<Body> = portions.map(|items| Body { items, sources: sources.to_vec(), step: None }).collect();
+    bodies.iter().try_for_each(Body::check).map_err(|error| refused(&Refusal::Malformed(error)))?;
+    Ok(bodies)
 }
 
 fn version(hot: &Hot) -> Value {

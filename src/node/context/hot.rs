@@ -1,12 +1,14 @@
 //! One context in memory: its replica, and the file that holds all that the replica was given.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use crate::model::{ContextId, ErrorCode, Failure, Principal};
 use crate::proto::context::chain::Step;
 use crate::proto::context::replica::Replica;
 use crate::store::{self, Kept, KeptKind, Log};
-use crate::wire::context::{Access, Genesis, Operation, PrincipalKey, Signed, Verified, verify};
+use crate::wire::context::{Access, Genesis, Operation, PrincipalKey, Signed, Statement, Verified, verify};
 
 /// A context in memory.
 #[derive(Debug)]
@@ -14,6 +16,8 @@ pub(super) struct Hot {
     pub(super) replica: Replica,
     log: Log,
     own: Vec<PrincipalKey>,
+    /// How far authors had written by a file that is damaged; what comes after that may hang on what cannot be read.
+    written: BTreeMap<Principal, u64>,
 }
 
 /// What came of statements.
@@ -40,9 +44,13 @@ impl Taken {
     }
 }
 
+/// The detail of a failure after which nobody knows what the disk holds.
+pub(super) const UNFLUSHED: &str = "unflushed";
+
 pub(super) fn disk_failure(error: &store::Error) -> Failure {
     let code = if error.is_full() { ErrorCode::InsufficientResources } else { ErrorCode::Internal };
-    Failure::new(code, error.to_string())
+    let failure = Failure::new(code, error.to_string());
+    if matches!(error, store::Error::Unflushed { .. }) { failure.with(UNFLUSHED, true) } else { failure }
 }
 
 fn kept_access(access: &Verified<Access>) -> Kept {
@@ -74,7 +82,7 @@ impl Hot {
             }
         }
         let log = contexts.create(replica.id(), &first).map_err(|error| disk_failure(&error))?;
-        Ok(Self { replica, log, own })
+        Ok(Self { replica, log, own, written: BTreeMap::new() })
     }
 
     /// Reads a context; `None` if there is none of that name. What could not be read is told in words.
@@ -87,14 +95,30 @@ impl Hot {
         own: Vec<PrincipalKey>,
     ) -> Result<Option<(Self, Option<String>)>, Failure> {
         let Some((log, loaded)) = contexts.open(id).map_err(|error| disk_failure(&error))? else { return Ok(None) };
-        let (replica, damage) = replayed(id, &loaded.kept, own.clone())?;
-        Ok(Some((Self { replica, log, own }, loaded.damage.or(damage))))
+        let (replica, written, damage) = replayed(id, &loaded.kept, own.clone(), loaded.damage.is_some())?;
+        let damage = loaded.damage.or(damage);
+        let written = if damage.is_some() { written } else { BTreeMap::new() };
+        Ok(Some((Self { replica, log, own, written }, damage)))
+    }
+
+    /// Refuses a new operation of an author whose last ones are on the disk and hang on one that is damaged: a second one of the same number
+    /// would be proof of a lie.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` until another replica has given back what is missing.
+    pub(super) fn may_draft(&self, author: Principal) -> Result<(), Failure> {
+        let (written, last) = (self.written.get(&author), self.replica.operations().last(author).map(|last| last.seq));
+        if written.is_none_or(|written| last.is_some_and(|last| last >= *written)) {
+            return Ok(());
+        }
+        let message = "the file of this context is damaged, and what was written last hangs on what cannot be read";
+        Err(Failure::new(ErrorCode::Unavailable, message).with("suggestion", "it goes on once another reader's node has given that back"))
     }
 
     /// Makes the replica anew from the file, after a change of access that took something back.
     fn rebuild(&mut self) -> Result<(), Failure> {
         let kept = self.log.read().map_err(|error| disk_failure(&error))?;
-        self.replica = replayed(self.replica.id(), &kept, self.own.clone())?.0;
+        self.replica = replayed(self.replica.id(), &kept, self.own.clone(), false)?.0;
         Ok(())
     }
 
@@ -189,8 +213,9 @@ impl Hot {
     }
 }
 
-/// A replica of all that was kept, and what of it could not be used.
-fn replayed(id: ContextId, kept: &[Kept], own: Vec<PrincipalKey>) -> Result<(Replica, Option<String>), Failure> {
+/// A replica of all that was kept, how far authors had written, and what of it could not be used. Beside damage, checksums are not enough:
+/// what looks like a statement may stand in the text of another.
+fn replayed(id: ContextId, kept: &[Kept], own: Vec<PrincipalKey>, is_damaged: bool) -> Result<Replayed, Failure> {
     let damaged = |reason: String| Failure::new(ErrorCode::Internal, format!("context {} cannot be read: {reason}", id.short()));
     let first = kept.first().filter(|first| first.kind == KeptKind::Genesis);
     let first = first.ok_or_else(|| damaged("its file does not begin with its genesis".to_owned()))?;
@@ -199,18 +224,22 @@ fn replayed(id: ContextId, kept: &[Kept], own: Vec<PrincipalKey>) -> Result<(Rep
         return Err(damaged("its file is that of another context".to_owned()));
     }
     let mut replica = Replica::new(genesis, own);
-    let (mut operations, mut damage) = (Vec::new(), None);
+    let (mut operations, mut damage, mut written) = (Vec::new(), None, BTreeMap::new());
     let mut unread = |error: crate::wire::Error| damage = damage.take().or_else(|| Some(error.to_string()));
     for kept in kept {
         match kept.kind {
             KeptKind::Genesis => {}
-            KeptKind::Access => match Verified::kept(&kept.bytes) {
+            KeptKind::Access => match believed(&kept.bytes, is_damaged) {
                 // What was kept counted once; what came of it since then the chain knows.
                 Ok(access) => drop(replica.on_access(access)),
                 Err(error) => unread(error),
             },
-            KeptKind::Operation => match Verified::kept(&kept.bytes) {
-                Ok(operation) => operations.push(operation),
+            KeptKind::Operation => match believed::<Operation>(&kept.bytes, is_damaged) {
+                Ok(operation) => {
+                    let seq = written.entry(operation.header.author).or_insert(operation.header.seq);
+                    *seq = operation.header.seq.max(*seq);
+                    operations.push(operation);
+                }
                 Err(error) => unread(error),
             },
         }
@@ -220,5 +249,11 @@ fn replayed(id: ContextId, kept: &[Kept], own: Vec<PrincipalKey>) -> Result<(Rep
         let _ = replica.on_operation(operation);
     }
     replica.settle();
-    Ok((replica, damage))
+    Ok((replica, written, damage))
+}
+
+type Replayed = (Replica, BTreeMap<Principal, u64>, Option<String>);
+
+fn believed<T: Statement>(bytes: &[u8], is_damaged: bool) -> Result<Verified<T>, crate::wire::Error> {
+    if is_damaged { Signed::from_bytes(bytes).and_then(Signed::verify) } else { Verified::kept(bytes) }
 }

@@ -28,6 +28,8 @@ use crate::wire::directory::Reply;
 const EXCHANGE_PAUSE: Duration = Duration::from_secs(30);
 /// Pause between looks for contexts that have ended.
 const SWEEP_PAUSE: Duration = Duration::from_secs(60);
+/// Contexts that are looked at for a member who is connected.
+const MEMBER_TRIES: usize = 16;
 /// Rounds of one pull: each brings more than a megabyte, or the last of it.
 const ROUNDS_MAX: usize = 256;
 /// What an answer has room for beside its statements.
@@ -77,14 +79,15 @@ pub(in crate::node) async fn run(shared: Arc<Shared>) {
         tokio::select! {
             () = shared.drain.cancelled() => return,
             event = events.recv() => match event {
-                Ok(Event::PeerConnected(node)) => drop(tokio::spawn(greet(Arc::clone(&shared), node))),
+                // Whose agents live on it is known once its records are.
+                Ok(Event::PeerConnected(node) | Event::AgentUp { node: Some(node), .. }) if node != shared.node() => {
+                    drop(tokio::spawn(greet(Arc::clone(&shared), node)));
+                }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return,
             },
             _ = exchange.tick() => {
-                let Ok(connected) = order(&shared, |reply| Command::Connected { reply }).await else { return };
-                let chosen = connected.choose(&mut rand::rng()).copied();
-                if let Some(node) = chosen {
+                if let Some(node) = any_member(&shared).await {
                     tokio::spawn(greet(Arc::clone(&shared), node));
                 }
             }
@@ -96,13 +99,28 @@ pub(in crate::node) async fn run(shared: Arc<Shared>) {
     }
 }
 
+/// A node that reads one of this node's contexts, at random.
+async fn any_member(shared: &Arc<Shared>) -> Option<NodeId> {
+    for _ in 0..MEMBER_TRIES {
+        let id = shared.contexts.ids().choose(&mut rand::rng()).copied()?;
+        let (worker, now) = (Arc::clone(shared), shared.clock.now());
+        let Some(row) = blocking(move || worker.contexts.row(&worker, id, now)).await.ok()? else { continue };
+        let members: Vec<NodeId> = nodes(shared, &row.readers).await.ok()?.into_iter().collect();
+        if let Some(node) = members.choose(&mut rand::rng()) {
+            return Some(*node);
+        }
+    }
+    None
+}
+
 /// The contexts that this node shares with `node`.
 async fn shared_with(shared: &Arc<Shared>, node: NodeId) -> Result<Vec<Row>, Failure> {
     let theirs = principals(shared, node).await?;
     let (shared, now) = (Arc::clone(shared), shared.clock.now());
     blocking(move || {
-        let rows = shared.contexts.ids().into_iter().filter_map(|id| shared.contexts.row(&shared, id, now));
-        rows.filter(|row| row.readers.iter().any(|reader| theirs.contains(reader))).collect()
+        let ids = shared.contexts.ids().into_iter();
+        ids.filter_map(|id| shared.contexts.row_for(&shared, id, now, |row| row.readers.iter().any(|reader| theirs.contains(reader))))
+            .collect()
     })
     .await
 }
@@ -111,9 +129,10 @@ async fn shared_with(shared: &Arc<Shared>, node: NodeId) -> Result<Vec<Row>, Fai
 async fn greet(shared: Arc<Shared>, node: NodeId) {
     let Ok(rows) = shared_with(&shared, node).await else { return };
     for heads in portions(rows.into_iter().map(|row| row.heads).collect()) {
+        let asked: BTreeSet<ContextId> = heads.iter().map(|heads| heads.context).collect();
         match ask(&shared, node, &Question::Heads(heads)).await {
             Ok(Answer::Heads(theirs)) => {
-                for heads in theirs.into_iter().take(HEADS_MAX) {
+                for heads in theirs.into_iter().filter(|heads| asked.contains(&heads.context)) {
                     reconcile(&shared, node, heads).await;
                 }
             }
@@ -148,13 +167,19 @@ fn portions(heads: Vec<Heads>) -> Vec<Vec<Heads>> {
     portions
 }
 
-/// Pulls from `node` what it has of a context and this one lacks.
+/// Pulls from `node` what it has of a context and this one lacks; of a context that is here only if the node is one of its readers', since the
+/// question says how far this one has come.
 async fn reconcile(shared: &Arc<Shared>, node: NodeId, theirs: Heads) {
     let id = theirs.context;
+    let Some(_pulling) = shared.contexts.pulling(node, id) else { return };
+    let Ok(readers) = principals(shared, node).await else { return };
     for _ in 0..ROUNDS_MAX {
         let (worker, now) = (Arc::clone(shared), shared.clock.now());
         let Ok(row) = blocking(move || worker.contexts.row(&worker, id, now)).await else { return };
         let known = row.is_some();
+        if row.as_ref().is_some_and(|row| !row.readers.iter().any(|reader| readers.contains(reader))) {
+            return;
+        }
         let none = Heads { context: id, epoch: 0, access: [0; 32], tips: Vec::new() };
         let heads = row.map_or(none, |row| row.heads);
         if known && heads == theirs {
@@ -228,8 +253,15 @@ fn begin(shared: &Shared, id: ContextId, genesis: &[u8], accesses: &[Signed<Acce
     let own = super::book::own_keys(shared);
     let is_reader = accesses.last().is_some_and(|access| own.iter().any(|key| access.may_read(key.principal())));
     let ends_at = accesses.iter().map(|access| access.expires_at).max().unwrap_or(genesis.expires_at);
-    if !is_reader || ends_at <= shared.clock.now().wall {
-        return Err(Failure::new(ErrorCode::AccessDenied, "nobody here may read the context, or it has ended"));
+    let now = shared.clock.now().wall;
+    if !is_reader || ends_at <= now || ends_at.saturating_since(now) > super::door::LIFE_MAX {
+        return Err(Failure::new(
+            ErrorCode::AccessDenied,
+            "nobody here may read the context, it has ended, or it is to last for more than a year",
+        ));
+    }
+    if !shared.contexts.has_room_for_others() {
+        return Err(Failure::new(ErrorCode::InsufficientResources, "this node has no room for more contexts of others"));
     }
     shared.contexts.begin(shared, genesis, accesses).map(drop)
 }
@@ -287,6 +319,7 @@ pub(in crate::node) async fn answer(shared: Arc<Shared>, node: NodeId, question:
 
 async fn answered(shared: &Arc<Shared>, node: NodeId, question: Question) -> Result<Answer, Failure> {
     match question {
+        Question::Heads(theirs) if theirs.is_empty() => Ok(Answer::Heads(Vec::new())),
         Question::Heads(theirs) => {
             let rows = shared_with(shared, node).await?;
             let own = |id: ContextId| rows.iter().find(|row| row.heads.context == id).map(|row| &row.heads);
@@ -308,12 +341,11 @@ async fn answered(shared: &Arc<Shared>, node: NodeId, question: Question) -> Res
             let statements = blocking(move || {
                 worker.contexts.with(&worker, heads.context, now, |hot| {
                     let is_reader = hot.replica.chain().tip().is_some_and(|access| theirs.iter().any(|reader| access.may_read(*reader)));
-                    // One answer for what is not there and what is not theirs: nobody learns which contexts there are.
-                    let unknown = || Failure::new(ErrorCode::ContextNotFound, "no such context is shared with this node");
-                    if is_reader { lacking(hot, &heads, knows_genesis) } else { Err(unknown()) }
+                    if is_reader { lacking(hot, &heads, knows_genesis) } else { Err(not_shared()) }
                 })
             });
-            statements.await?.map(Answer::Statements)
+            let told = statements.await?.map(Answer::Statements);
+            told.map_err(|failure| if failure.code == ErrorCode::ContextNotFound { not_shared() } else { failure })
         }
         Question::Push(statements) => {
             let id = statements.context;
@@ -322,14 +354,15 @@ async fn answered(shared: &Arc<Shared>, node: NodeId, question: Question) -> Res
             let row = blocking(move || worker.contexts.row(&worker, id, now)).await?;
             let pull = Heads { context: id, epoch: u64::MAX, access: [0; 32], tips: Vec::new() };
             let is_member = row.as_ref().is_some_and(|row| row.readers.iter().any(|reader| theirs.contains(reader)));
-            if is_member {
-                let operations = statements.operations.len() + statements.accesses.len();
-                let is_new = take(shared, node, statements).await?;
-                if is_new || operations == 0 {
-                    return Ok(Answer::Taken);
-                }
-            }
-            if row.is_none() || is_member {
+            let lacks = if is_member {
+                take(shared, node, statements).await?;
+                let (worker, now) = (Arc::clone(shared), shared.clock.now());
+                let waits = blocking(move || worker.contexts.with(&worker, id, now, |hot| Ok(hot.replica.parked() > 0)));
+                waits.await?.unwrap_or(false)
+            } else {
+                row.is_none()
+            };
+            if lacks {
                 // It builds on something that is not here.
                 let shared = Arc::clone(shared);
                 tokio::spawn(async move { reconcile(&shared, node, pull).await });
@@ -337,6 +370,11 @@ async fn answered(shared: &Arc<Shared>, node: NodeId, question: Question) -> Res
             Ok(Answer::Taken)
         }
     }
+}
+
+/// One answer for what is not there, what has ended and what is not theirs: nobody learns which contexts there are.
+fn not_shared() -> Failure {
+    Failure::new(ErrorCode::ContextNotFound, "no such context is shared with this node")
 }
 
 /// What a replica that has come as far as `heads` lacks, as much as one answer holds.
@@ -372,13 +410,13 @@ fn lacking(hot: &Hot, heads: &Heads, knows_genesis: bool) -> Result<Statements, 
         }
         operations.push(found);
     }
-    // The last of each author must convince by itself; those before it are covered by it.
+    // The last of each line must convince by itself; those before it are covered by it.
     let mut covered = BTreeSet::new();
     let mut chosen: Vec<ByteVec> = Vec::new();
     for (operation, bytes) in operations.into_iter().rev() {
         let author = operation.header.author;
-        if covered.contains(&author) || operation.stands_alone() {
-            covered.insert(author);
+        if covered.contains(&(operation.id(), author)) || operation.stands_alone() {
+            covered.extend(operation.header.prev.map(|prev| (prev, author)));
             chosen.push(ByteVec::from(bytes.to_vec()));
         }
     }

@@ -113,6 +113,8 @@ impl Step {
         (request.agent, request.constraints) = (Some(agent), Constraints::default());
         let candidate = routing::known(&self.shared, &request).filter(|candidate| candidate.entry.record.node == node);
         let price = candidate.as_ref().and_then(|candidate| candidate.capability()?.price.clone());
+        // It was asked in the currency of the budget, and another one would be billed beside it.
+        let price = price.filter(|price| self.definition.budget.as_ref().is_none_or(|budget| budget.currency == price.currency));
         if let Some(task) = &subtask.task {
             request.input =
                 nested::input(task, &request.input, (self.task, subtask), &self.definition, self.choose.cost_max, price.as_ref())?;

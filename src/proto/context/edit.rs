@@ -184,7 +184,7 @@ pub fn portions(items: Vec<Item>, bytes_max: usize) -> Vec<Vec<Item>> {
 }
 
 /// How many bytes an item takes, or a few more.
-fn size(item: &Item) -> usize {
+pub fn size(item: &Item) -> usize {
     let value = match item {
         Item::Set(_, value) | Item::Append(_, value) => value.to_string().len(),
         Item::Del(_) | Item::Inc(..) => 10,

@@ -1,6 +1,6 @@
 //! What writers do to a context (design/contexts.md "Operation").
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use minicbor::{Decode, Encode};
 use serde_json::Value;
@@ -13,6 +13,10 @@ use crate::wire::{Error, rule, version};
 pub const OPERATION_BYTES_MAX: usize = 64 * 1024;
 /// How many operations of others an operation may name.
 pub const DEPENDENCIES_MAX: usize = 16;
+/// How many operations of an author one signature vouches for beside its own.
+const COVERED_MAX: usize = 63;
+/// How many bytes they may have.
+const COVERED_BYTES_MAX: usize = 256 * 1024;
 /// How many items an operation may have.
 pub const ITEMS_MAX: usize = 256;
 /// How many operations of another context an operation may have been made of.
@@ -218,22 +222,25 @@ impl Verified<Operation> {
 }
 
 /// Checks a run of operations in the order in which they build on each other: one signature for each author whose operations are all
-/// there. An answer for each, in the same order. This belongs on a worker.
+/// there, or for each 64 of them. An answer for each, in the same order. This belongs on a worker.
 ///
 /// # Errors
 /// [`Error::Signature`] for one whose signature is wrong and which no later operation of its author covers.
 pub fn verify(run: Vec<Signed<Operation>>) -> Vec<Result<Verified<Operation>, Error>> {
     // A signature covers what its author names as its own operation before; that somebody else wrote that is not for the author to say.
-    let mut covered: BTreeSet<([u8; 32], Principal)> = BTreeSet::new();
+    // With how many and how many bytes it covers: those who relay a part of a run must find an end of it that convinces.
+    let mut covered: BTreeMap<([u8; 32], Principal), (usize, usize)> = BTreeMap::new();
     let mut answers: Vec<_> = run
         .into_iter()
         .rev()
         .map(|signed| {
             let author = signed.content.header.author;
-            let is_covered = covered.contains(&(signed.name, author));
-            let prev = signed.content.header.prev;
-            let verified = if is_covered { Verified { signed, is_checked: false } } else { signed.verify()? };
-            covered.extend(prev.map(|prev| (prev.to_bytes(), author)));
+            let by_later = covered.get(&(signed.name, author)).copied();
+            let by_later = by_later.filter(|(operations, bytes)| *operations < COVERED_MAX && *bytes < COVERED_BYTES_MAX);
+            let (prev, bytes) = (signed.content.header.prev, signed.bytes.len());
+            let verified = if by_later.is_some() { Verified { signed, is_checked: false } } else { signed.verify()? };
+            let (operations, before) = by_later.unwrap_or_default();
+            covered.extend(prev.map(|prev| ((prev.to_bytes(), author), (operations.saturating_add(1), before.saturating_add(bytes)))));
             Ok(verified)
         })
         .collect();
