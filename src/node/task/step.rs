@@ -351,6 +351,8 @@ async fn choose_agent<'a>(
             }
         }
     }
+    // Whoever was waited for took none of the time for the others.
+    let deadline = shared.mono().saturating_add(CHOOSE_MAX);
     if subtask.offers && subtask.agent.is_none() {
         return Box::pin(choose_by_offers(shared, request, definition, subtask, choose, now)).await;
     }
