@@ -136,7 +136,8 @@ impl Book {
     pub(super) fn pulling(&self, node: NodeId, context: ContextId) -> Option<Pulling<'_>> {
         let mut pulls = lock(&self.pulls);
         let pull = (node, context);
-        (pulls.len() < PULLS_MAX && pulls.insert(pull)).then_some(Pulling { book: self, pull })
+        // Made only where there is a place: one that is dropped gives its place back.
+        (pulls.len() < PULLS_MAX && pulls.insert(pull)).then(|| Pulling { book: self, pull })
     }
 
     /// Whether there is room for a context that another node begins: half of all is kept for this node's own.
