@@ -4,8 +4,6 @@
 //! changes them in between but the owner elsewhere.
 
 use clap::Subcommand;
-use eventsource_stream::{EventStreamError, Eventsource as _};
-use futures::StreamExt as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -432,19 +430,6 @@ fn item(item: &Value) -> String {
 async fn watch(client: &Client, global: &Global, id: &str, agent: Option<&str>) -> Result<(), CliError> {
     // Its whole id, and whether it is there at all.
     let document: Document = read(&get(client, id, None, agent).await?)?;
-    let gone = |why: &str| {
-        CliError::unreachable(format!("the node at {} {why}", client.address())).hint("`meshwork status` says whether it is back")
-    };
-    let mut events = client.follow(&["v1", "events"], &[]).await?.bytes_stream().eventsource();
-    while let Some(event) = events.next().await {
-        let event = event.map_err(|error| match error {
-            EventStreamError::Transport(_) => gone("went away"),
-            EventStreamError::Utf8(_) | EventStreamError::Parser(_) => gone("sent something that is not an event"),
-        })?;
-        let data: Value = serde_json::from_str(&event.data).unwrap_or_default();
-        if event.event == "context_update" && data["context"]["id"] == document.id.as_str() {
-            global.screen.line(&data)?;
-        }
-    }
-    Err(gone("ended the stream"))
+    let is_of_it = |event: &str, data: &Value| event == "context_update" && data["context"]["id"] == document.id.as_str();
+    client.follow_all(|event, data| if is_of_it(event, &data) { global.screen.line(&data) } else { Ok(()) }).await
 }

@@ -32,5 +32,5 @@ pub(crate) use list::at_most;
 pub use price::{Currency, Price};
 pub use priority::Priority;
 pub use task::{SUBTASK_ID_BYTES_MAX, SubtaskId, TASK_EXECUTION, TaskId};
-pub use text::{nearest, percent_decoded, printable};
+pub use text::{json_kind, nearest, percent_decoded, printable};
 pub use time::{Now, Timestamp};

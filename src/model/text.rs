@@ -1,4 +1,4 @@
-//! Text from outside, made safe to show, and the nearest known word to a wrong one.
+//! Text from outside, made safe to show, the nearest known word to a wrong one, and words for what JSON holds.
 
 /// `text` with control and direction-changing characters replaced, cut to `chars_max` characters.
 ///
@@ -25,6 +25,18 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .filter(|(likeness, _)| *likeness >= 0.75)
         .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)))
         .map(|(_, candidate)| candidate)
+}
+
+/// What a JSON value is, in words.
+pub fn json_kind(value: &serde_json::Value) -> &'static str {
+    match value {
+        serde_json::Value::Null => "null",
+        serde_json::Value::Bool(_) => "a boolean",
+        serde_json::Value::Number(_) => "a number",
+        serde_json::Value::String(_) => "a text",
+        serde_json::Value::Array(_) => "a list",
+        serde_json::Value::Object(_) => "an object",
+    }
 }
 
 /// The bytes of a text with percent escapes, as URIs have them; `None` if an escape is malformed.

@@ -498,7 +498,11 @@ pub(crate) fn label(entry: &Entry) -> String {
     format!("{}@{}", entry.record.name, entry.record.agent.prefix())
 }
 
+/// The detail of a failure after which nobody knows what the disk holds.
+pub(super) const UNFLUSHED: &str = "unflushed";
+
 pub(super) fn disk_failure(error: crate::store::Error) -> Failure {
     let code = if error.is_full() { ErrorCode::InsufficientResources } else { ErrorCode::Internal };
-    Failure::new(code, error.to_string())
+    let failure = Failure::new(code, error.to_string());
+    if matches!(error, crate::store::Error::Unflushed { .. }) { failure.with(UNFLUSHED, true) } else { failure }
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::files::{create_durable, create_folder, fail, options, remove_durable, sync_folder};
+use super::files::{create_durable, create_folder, fail, options, remove_durable};
 use super::{Error, MODE_SECRET};
 use crate::model::ContextId;
 
@@ -25,7 +25,7 @@ const ENTRY_HEAD_BYTES: usize = 9;
 /// The largest entry: a statement with its signature.
 const ENTRY_BYTES_MAX: usize = 96 * 1024;
 /// The largest file.
-pub const CONTEXT_FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +134,7 @@ impl Contexts {
     /// [`Error::Unflushed`].
     pub fn open(&self, id: ContextId) -> Result<Option<(Log, Loaded)>, Error> {
         let path = self.path(id);
-        let Some(bytes) = super::read_bounded(&path, CONTEXT_FILE_BYTES_MAX)? else { return Ok(None) };
+        let Some(bytes) = super::read_bounded(&path, FILE_BYTES_MAX)? else { return Ok(None) };
         let (loaded, end) = decode(&path, &Bytes::from(bytes))?;
         let file = options(MODE_SECRET).read(true).open(&path).map_err(fail("open", &path))?;
         let length = file.metadata().map_err(fail("inspect", &path))?.len();
@@ -155,17 +155,6 @@ impl Contexts {
     pub fn remove(&self, id: ContextId) -> Result<bool, Error> {
         remove_durable(&self.path(id))
     }
-
-    /// Moves a file that cannot be read aside, where a person may look at it.
-    ///
-    /// # Errors
-    /// [`Error::Io`] or [`Error::Unflushed`].
-    pub fn set_aside(&self, id: ContextId) -> Result<PathBuf, Error> {
-        let (path, aside) = (self.path(id), self.folder.join(format!("{id}.damaged")));
-        fs::rename(&path, &aside).map_err(fail("move aside", &path))?;
-        sync_folder(&path)?;
-        Ok(aside)
-    }
 }
 
 impl Log {
@@ -181,8 +170,8 @@ impl Log {
         let mut bytes = Vec::new();
         statements.iter().for_each(|kept| encode(kept, &mut bytes));
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        if self.bytes.saturating_add(length) > CONTEXT_FILE_BYTES_MAX {
-            return Err(Error::TooLarge { path: self.path.clone(), bytes_max: CONTEXT_FILE_BYTES_MAX });
+        if self.bytes.saturating_add(length) > FILE_BYTES_MAX {
+            return Err(Error::TooLarge { path: self.path.clone(), bytes_max: FILE_BYTES_MAX });
         }
         if let Err(error) = self.file.write_all(&bytes).map_err(fail("write", &self.path)) {
             // What was written of it would stand before what comes next.
@@ -360,7 +349,5 @@ mod tests {
         newer[8] = 2;
         fs::write(contexts.path(id(1)), &newer).expect("writes");
         assert!(matches!(contexts.open(id(1)), Err(Error::Newer { version: 2, .. })));
-        let aside = contexts.set_aside(id(1)).expect("moves");
-        assert!(aside.exists() && contexts.list().expect("lists").is_empty());
     }
 }

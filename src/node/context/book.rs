@@ -1,12 +1,13 @@
 //! The contexts of this node: which there are, which are in memory, and whose keys open them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use super::hot::{Hot, UNFLUSHED};
+use super::hot::Hot;
 use crate::model::{ContextId, ErrorCode, Failure, NodeId, Now, Principal, Timestamp, nearest};
+use crate::node::handle::UNFLUSHED;
 use crate::node::shared::{Shared, lock};
 use crate::store;
 use crate::wire::context::sync::Heads;
@@ -96,10 +97,6 @@ impl Row {
             "bytes": self.bytes,
         })
     }
-}
-
-fn poisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn row(hot: &Hot) -> Row {
@@ -212,10 +209,10 @@ impl Book {
     ) -> Result<T, Failure> {
         let unknown = || Failure::new(ErrorCode::ContextNotFound, format!("no context {} is known here", id.short()));
         let slot = lock(&self.slots).by_id.get(&id).cloned().ok_or_else(unknown)?;
-        if let Some(failure) = poisoned(&slot.seen).unflushed.clone() {
+        if let Some(failure) = lock(&slot.seen).unflushed.clone() {
             return Err(failure);
         }
-        let mut held = poisoned(&slot.hot);
+        let mut held = lock(&slot.hot);
         if held.is_none() {
             let (hot, damage) = Hot::load(&self.store, id, own_keys(shared))?.ok_or_else(unknown)?;
             if let Some(damage) = damage {
@@ -236,14 +233,14 @@ impl Book {
             Err(Failure::new(ErrorCode::ContextNotFound, format!("context {} ended at {end}", id.short())))
         };
         let row = row(hot);
-        poisoned(&slot.seen).row = Some(row);
+        lock(&slot.seen).row = Some(row);
         // What the disk did not take must not be shown either.
         let is_broken = done.as_ref().is_err_and(|failure| matches!(failure.code, ErrorCode::Internal | ErrorCode::InsufficientResources));
         if is_broken {
             *held = None;
             // What the disk holds now nobody knows, and a second flush may say that all is well.
             let unflushed = done.as_ref().err().filter(|failure| failure.details.contains_key(UNFLUSHED));
-            poisoned(&slot.seen).unflushed = unflushed.cloned();
+            lock(&slot.seen).unflushed = unflushed.cloned();
         }
         drop(held);
         self.used(id, !is_broken);
@@ -258,10 +255,10 @@ impl Book {
     /// The same, if the context `fits`; others are not copied.
     pub(super) fn row_for(&self, shared: &Shared, id: ContextId, now: Now, fits: impl Fn(&Row) -> bool) -> Option<Row> {
         let slot = lock(&self.slots).by_id.get(&id).cloned()?;
-        if poisoned(&slot.seen).row.is_none() {
+        if lock(&slot.seen).row.is_none() {
             let _ = self.with(shared, id, now, |_| Ok(()));
         }
-        let seen = poisoned(&slot.seen);
+        let seen = lock(&slot.seen);
         seen.row.as_ref().filter(|row| row.expires_at > now.wall && fits(row)).cloned()
     }
 
@@ -271,7 +268,7 @@ impl Book {
         let Some(slot) = slots.by_id.get(&id).cloned() else { return };
         slots.clock += 1;
         let clock = slots.clock;
-        let before = std::mem::replace(&mut poisoned(&slot.seen).used, is_hot.then_some(clock));
+        let before = std::mem::replace(&mut lock(&slot.seen).used, is_hot.then_some(clock));
         before.and_then(|before| slots.hot_by_use.remove(&before));
         if is_hot {
             slots.hot_by_use.insert(clock, id);
@@ -282,7 +279,7 @@ impl Book {
             // One that is in use now stays, and is counted again after that.
             if let Ok(mut hot) = slot.hot.try_lock() {
                 *hot = None;
-                poisoned(&slot.seen).used = None;
+                lock(&slot.seen).used = None;
             }
         }
     }
@@ -294,8 +291,8 @@ impl Book {
         let all: Vec<Arc<Slot>> = slots.by_id.values().cloned().collect();
         drop(slots);
         for slot in all {
-            if poisoned(&slot.seen).used.take().is_some() {
-                *poisoned(&slot.hot) = None;
+            if lock(&slot.seen).used.take().is_some() {
+                *lock(&slot.hot) = None;
             }
         }
     }
@@ -304,10 +301,10 @@ impl Book {
     pub(super) fn sweep(&self, shared: &Shared, now: Now) {
         for id in self.ids() {
             let Some(slot) = lock(&self.slots).by_id.get(&id).cloned() else { continue };
-            if poisoned(&slot.seen).row.is_none() {
+            if lock(&slot.seen).row.is_none() {
                 let _ = self.with(shared, id, now, |_| Ok(()));
             }
-            let ended = poisoned(&slot.seen).row.as_ref().is_some_and(|row| row.expires_at.saturating_add(GRACE) <= now.wall);
+            let ended = lock(&slot.seen).row.as_ref().is_some_and(|row| row.expires_at.saturating_add(GRACE) <= now.wall);
             if ended && self.store.remove(id).is_ok() {
                 lock(&self.slots).by_id.remove(&id);
             }

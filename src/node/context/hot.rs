@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::model::{ContextId, ErrorCode, Failure, Principal};
+use crate::node::handle::disk_failure;
 use crate::proto::context::chain::Step;
 use crate::proto::context::replica::Replica;
 use crate::store::{self, Kept, KeptKind, Log};
@@ -44,15 +45,6 @@ impl Taken {
     }
 }
 
-/// The detail of a failure after which nobody knows what the disk holds.
-pub(super) const UNFLUSHED: &str = "unflushed";
-
-pub(super) fn disk_failure(error: &store::Error) -> Failure {
-    let code = if error.is_full() { ErrorCode::InsufficientResources } else { ErrorCode::Internal };
-    let failure = Failure::new(code, error.to_string());
-    if matches!(error, store::Error::Unflushed { .. }) { failure.with(UNFLUSHED, true) } else { failure }
-}
-
 fn kept_access(access: &Verified<Access>) -> Kept {
     Kept { kind: KeptKind::Access, bytes: Bytes::from(access.to_bytes()) }
 }
@@ -81,7 +73,7 @@ impl Hot {
                 first.push(kept);
             }
         }
-        let log = contexts.create(replica.id(), &first).map_err(|error| disk_failure(&error))?;
+        let log = contexts.create(replica.id(), &first).map_err(disk_failure)?;
         Ok(Self { replica, log, own, written: BTreeMap::new() })
     }
 
@@ -94,7 +86,7 @@ impl Hot {
         id: ContextId,
         own: Vec<PrincipalKey>,
     ) -> Result<Option<(Self, Option<String>)>, Failure> {
-        let Some((log, loaded)) = contexts.open(id).map_err(|error| disk_failure(&error))? else { return Ok(None) };
+        let Some((log, loaded)) = contexts.open(id).map_err(disk_failure)? else { return Ok(None) };
         let (replica, written, damage) = replayed(id, &loaded.kept, own.clone(), loaded.damage.is_some())?;
         let damage = loaded.damage.or(damage);
         let written = if damage.is_some() { written } else { BTreeMap::new() };
@@ -117,14 +109,14 @@ impl Hot {
 
     /// Makes the replica anew from the file, after a change of access that took something back.
     fn rebuild(&mut self) -> Result<(), Failure> {
-        let kept = self.log.read().map_err(|error| disk_failure(&error))?;
+        let kept = self.log.read().map_err(disk_failure)?;
         self.replica = replayed(self.replica.id(), &kept, self.own.clone(), false)?.0;
         Ok(())
     }
 
     /// All statements in the file, in the order in which they came.
     pub(super) fn kept(&self) -> Result<Vec<Kept>, Failure> {
-        self.log.read().map_err(|error| disk_failure(&error))
+        self.log.read().map_err(disk_failure)
     }
 
     /// How large the file is.
@@ -208,7 +200,7 @@ impl Hot {
             return Ok(());
         }
         let statements: Vec<Kept> = taken.accesses.iter().map(kept_access).chain(taken.operations.iter().map(kept_operation)).collect();
-        self.log.append(&statements).map_err(|error| disk_failure(&error))?;
+        self.log.append(&statements).map_err(disk_failure)?;
         if self.replica.is_stale() { self.rebuild() } else { Ok(()) }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::replica::Replica;
 use crate::model::{
-    AGENT_MEMORY, CONTEXT_DEPTH_MAX, ErrorCode, Failure, PATH_BYTES_MAX, Path, Principal, SHARED_MEMORY, nearest, printable,
+    AGENT_MEMORY, CONTEXT_DEPTH_MAX, ErrorCode, Failure, PATH_BYTES_MAX, Path, Principal, SHARED_MEMORY, json_kind, nearest, printable,
 };
 use crate::wire::context::{ITEMS_MAX, Item};
 
@@ -141,22 +141,11 @@ pub fn check(replica: &Replica, writer: Principal, items: &[Item]) -> Result<(),
             _ => None,
         };
         if let (Some(wanted), Some(found)) = (conflict, &found) {
-            let message = format!("{} holds {}, not {wanted}", item.path(), kind(found));
+            let message = format!("{} holds {}, not {wanted}", item.path(), json_kind(found));
             return Err(Failure::new(ErrorCode::Conflict, message).with("path", item.path().to_string()));
         }
     }
     Ok(())
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 /// Items in portions, each of which is one operation: all of one memory, few enough, and small enough to be sealed into one.

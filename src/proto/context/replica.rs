@@ -530,13 +530,10 @@ impl Replica {
             expires_at: expires_at.max(self.chain.expires_at()),
             at,
         };
-        access.cuts = before.map(|before| self.cuts_between(before, &access)).unwrap_or_default();
+        // A cut for everybody who may less after the change than before.
+        let losers = before.map(|before| chain::losers(before, &access)).unwrap_or_default();
+        access.cuts = losers.into_iter().map(|author| Cut { author, last: self.operations.last(author) }).collect();
         Signed::sign(access, key).map_err(Refusal::Malformed)
-    }
-
-    /// A cut for everybody who may less after the change than before.
-    fn cuts_between(&self, before: &Access, after: &Access) -> Vec<Cut> {
-        chain::losers(before, after).into_iter().map(|author| Cut { author, last: self.operations.last(author) }).collect()
     }
 
     /// How far it has come. Of more branches than a message holds, each author's longest come first: whoever signs many operations of one

@@ -11,11 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
-use super::super::fault::{Fault, Faults, below, kind};
+use super::super::fault::{Fault, Faults, below};
 use super::super::template::Template;
 use super::section::Section;
 use super::{Budget, Defaults, Definition, currency, read};
-use crate::model::Timestamp;
+use crate::model::{Timestamp, json_kind};
 use crate::wire::invocation::HOPS_MAX;
 use crate::wire::task::Parent;
 
@@ -44,7 +44,7 @@ pub(super) fn read_task(
         return None;
     };
     let Value::Object(fields) = value else {
-        faults.add(&path, format!("is the definition of a task, not {}", kind(value)));
+        faults.add(&path, format!("is the definition of a task, not {}", json_kind(value)));
         return None;
     };
     if outer.nesting.depth >= HOPS_MAX {

@@ -6,10 +6,10 @@ use std::time::Duration;
 use rust_decimal::{Decimal, prelude::ToPrimitive};
 use serde_json::Value;
 
-use super::super::fault::{Faults, below, kind};
+use super::super::fault::{Faults, below};
 use super::section::{self, AMOUNT_MAX, Section};
 use super::{Backoff, Budget, Defaults, Retry, Usual, currency};
-use crate::model::{TaskId, Timestamp, printable};
+use crate::model::{TaskId, Timestamp, json_kind, printable};
 
 /// The most tags of a task.
 const TAGS_MAX: usize = 32;
@@ -131,7 +131,7 @@ pub(super) fn cost_limit(section: &Section<'_>, whole: Option<Budget>, faults: &
             }
         },
         Some(other) => {
-            faults.add(&inner.at("currency"), format!("is three capital letters such as USD, not {}", kind(other)));
+            faults.add(&inner.at("currency"), format!("is three capital letters such as USD, not {}", json_kind(other)));
             return None;
         }
     };

@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::super::fault::{Fault, Faults, kind};
+use super::super::fault::{Fault, Faults};
 use super::delegated::Nesting;
 use super::section::Section;
 use super::subtasks::Parent;
 use super::{Backoff, Definition, OnTimeout, Retry, fallback, fill_defaults, metadata, subtasks};
-use crate::model::{Priority, Timestamp};
+use crate::model::{Priority, Timestamp, json_kind};
 
 /// The longest name of a task or a subtask, in characters.
 pub(super) const NAME_CHARS_MAX: usize = 200;
@@ -166,7 +166,7 @@ fn read(document: &Value, defaults: &Defaults, now: Timestamp, nesting: &Nesting
         None => Map::new(),
         Some(Value::Object(fields)) => fields.clone(),
         Some(other) => {
-            faults.add(&task.at("parameters"), format!("is an object with the task's values, not {}", kind(other)));
+            faults.add(&task.at("parameters"), format!("is an object with the task's values, not {}", json_kind(other)));
             Map::new()
         }
     };

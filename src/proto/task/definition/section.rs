@@ -8,8 +8,8 @@ use std::time::Duration;
 use rust_decimal::{Decimal, prelude::ToPrimitive};
 use serde_json::{Map, Value};
 
-use super::super::fault::{Faults, below, kind};
-use crate::model::printable;
+use super::super::fault::{Faults, below};
+use crate::model::{json_kind, printable};
 
 /// The longest time that an attempt, an extension or a pause before another look may have: a week.
 pub(super) const SECONDS_MAX: u32 = 7 * 24 * 3_600;
@@ -28,7 +28,7 @@ impl<'a> Section<'a> {
     /// The object at `path`, which may have the fields `known`.
     pub(super) fn of(value: &'a Value, path: &str, what: &str, known: &[&str], faults: &mut Faults) -> Option<Self> {
         let Value::Object(fields) = value else {
-            faults.add(path, format!("{what} is an object, not {}", kind(value)));
+            faults.add(path, format!("{what} is an object, not {}", json_kind(value)));
             return None;
         };
         let section = Self { fields, path: path.to_owned() };
@@ -65,7 +65,7 @@ impl<'a> Section<'a> {
         T::Err: std::fmt::Display,
     {
         let Value::String(text) = self.get(key)? else {
-            faults.add(&self.at(key), format!("is a text, not {}", self.get(key).map_or("absent", kind)));
+            faults.add(&self.at(key), format!("is a text, not {}", self.get(key).map_or("absent", json_kind)));
             return None;
         };
         text.parse().map_err(|error: T::Err| faults.add(&self.at(key), error.to_string())).ok()
@@ -75,7 +75,7 @@ impl<'a> Section<'a> {
     pub(super) fn word<T: Copy>(&self, key: &str, words: &[(&str, T)], faults: &mut Faults) -> Option<T> {
         let value = self.get(key)?;
         let Value::String(text) = value else {
-            faults.add(&self.at(key), format!("is a text, not {}", kind(value)));
+            faults.add(&self.at(key), format!("is a text, not {}", json_kind(value)));
             return None;
         };
         let meant = words.iter().find(|(word, _)| word == text).map(|(_, meaning)| *meaning);
@@ -89,7 +89,7 @@ impl<'a> Section<'a> {
     pub(super) fn boolean(&self, key: &str, faults: &mut Faults) -> Option<bool> {
         let value = self.get(key)?;
         if !value.is_boolean() {
-            faults.add(&self.at(key), format!("is true or false, not {}", kind(value)));
+            faults.add(&self.at(key), format!("is true or false, not {}", json_kind(value)));
         }
         value.as_bool()
     }
@@ -127,7 +127,7 @@ impl<'a> Section<'a> {
     fn number(&self, key: &str, faults: &mut Faults) -> Option<Decimal> {
         let value = self.get(key)?;
         if !value.is_number() {
-            faults.add(&self.at(key), format!("is a number, not {}", kind(value)));
+            faults.add(&self.at(key), format!("is a number, not {}", json_kind(value)));
             return None;
         }
         decimal(value, &self.at(key), faults)
@@ -157,7 +157,7 @@ impl<'a> Section<'a> {
             match value.as_str().map(str::parse) {
                 Some(Ok(name)) => names.push((path, name)),
                 Some(Err(error)) => faults.add(&path, T::Err::to_string(&error)),
-                None => faults.add(&path, format!("is a text, not {}", kind(value))),
+                None => faults.add(&path, format!("is a text, not {}", json_kind(value))),
             }
         }
         names
@@ -169,7 +169,7 @@ impl<'a> Section<'a> {
             None => Value::Bool(true),
             Some(schema @ (Value::Object(_) | Value::Bool(_))) => schema.clone(),
             Some(other) => {
-                faults.add(&self.at(key), format!("is a JSON Schema, so an object, true or false, not {}", kind(other)));
+                faults.add(&self.at(key), format!("is a JSON Schema, so an object, true or false, not {}", json_kind(other)));
                 Value::Bool(true)
             }
         }
@@ -185,7 +185,7 @@ pub(super) fn list<'a>(value: &'a Value, path: &str, max: usize, faults: &mut Fa
             None
         }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => {
-            faults.add(path, format!("is a list, not {}", kind(value)));
+            faults.add(path, format!("is a list, not {}", json_kind(value)));
             None
         }
     }
@@ -194,7 +194,7 @@ pub(super) fn list<'a>(value: &'a Value, path: &str, max: usize, faults: &mut Fa
 /// A text of 1 to `chars_max` characters.
 pub(super) fn text<'a>(value: &'a Value, path: &str, chars_max: usize, faults: &mut Faults) -> Option<&'a str> {
     let Value::String(text) = value else {
-        faults.add(path, format!("is a text, not {}", kind(value)));
+        faults.add(path, format!("is a text, not {}", json_kind(value)));
         return None;
     };
     // Counting stops where it has an answer: the text may be as long as the document.
@@ -215,7 +215,7 @@ pub(super) fn decimal(value: &Value, path: &str, faults: &mut Faults) -> Option<
         Value::String(text) if text.len() <= 64 => Decimal::from_str_exact(text).ok(),
         Value::String(_) => None,
         Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => {
-            faults.add(path, format!("is a number or a decimal in quotes, not {}", kind(value)));
+            faults.add(path, format!("is a number or a decimal in quotes, not {}", json_kind(value)));
             return None;
         }
     };

@@ -9,14 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use rust_decimal::Decimal;
 use serde_json::{Map, Value};
 
-use super::super::fault::{Fault, Faults, below, kind};
+use super::super::fault::{Fault, Faults, below};
 use super::super::graph;
 use super::super::template::Template;
 use super::super::template::expression::{Expression, Missing, Root, Source, Step};
 use super::delegated::{self, Nesting, Reading};
 use super::section::{self, Section};
 use super::{Budget, SUBTASKS_MAX, Subtask, Usual, metadata};
-use crate::model::{SubtaskId, TASK_EXECUTION, printable};
+use crate::model::{SubtaskId, TASK_EXECUTION, json_kind, printable};
 
 /// The most edges between subtasks: a hundred times what a chain of the most subtasks has, and far less than all with all.
 const EDGES_MAX: usize = 200_000;
@@ -99,7 +99,7 @@ fn ids(entries: &[Value], path: &str, faults: &mut Faults) -> Vec<Option<Subtask
         let id = match entry.get("subtask_id") {
             Some(Value::String(text)) => text.parse::<SubtaskId>().map_err(|error| faults.add(&at(), error.to_string())).ok(),
             Some(other) => {
-                faults.add(&at(), format!("is a text, not {}", kind(other)));
+                faults.add(&at(), format!("is a text, not {}", json_kind(other)));
                 None
             }
             None if entry.is_object() => {
@@ -187,7 +187,7 @@ fn mapping(section: &Section<'_>, faults: &mut Faults) -> BTreeMap<String, Strin
             return BTreeMap::new();
         }
         Some(other) => {
-            faults.add(&path, format!("is an object of names, {{field of the agent's output: name here}}, not {}", kind(other)));
+            faults.add(&path, format!("is an object of names, {{field of the agent's output: name here}}, not {}", json_kind(other)));
             return BTreeMap::new();
         }
     };

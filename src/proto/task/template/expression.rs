@@ -8,8 +8,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use crate::model::printable;
-use crate::proto::task::fault::kind;
+use crate::model::{json_kind, printable};
 
 /// The longest expression, in bytes, its braces included.
 pub const EXPRESSION_BYTES_MAX: usize = 512;
@@ -115,7 +114,7 @@ impl Expression {
                     list.get(*number).ok_or_else(|| Missing::Other { step: step.clone(), found: format!("a list of {}", list.len()) })?
                 }
                 (_, found) => {
-                    let found = found.map_or("an object", kind).to_owned();
+                    let found = found.map_or("an object", json_kind).to_owned();
                     return Err(Missing::Other { step: step.clone(), found });
                 }
             };
