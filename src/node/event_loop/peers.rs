@@ -108,7 +108,7 @@ impl EventLoop {
         tracing::info!(%node, in_order, "disconnected");
         self.compatible.remove(&node);
         self.receipts_disconnected(node);
-        self.bootstrap.on_disconnected(node, now.mono, &mut self.rng);
+        self.bootstrap.on_disconnected(node, in_order, now.mono, &mut self.rng);
         self.directory.on_disconnected(node, in_order, now);
         self.shared.publish(NodeEvent::PeerDisconnected(node));
         self.refuse_lanes(node, &Failure::new(ErrorCode::Unavailable, format!("node {} disconnected", node.short())));
@@ -119,7 +119,9 @@ impl EventLoop {
         if self.proven_len <= REPROVIDE_PEERS_MAX {
             self.reprovide_at = Some(self.now().mono.saturating_add(Duration::from_millis(200)));
         }
-        let addresses: Vec<String> = self.mesh.dialled_addresses(node).iter().map(|address| format!("{address}/p2p/{node}")).collect();
+        let dialled = self.mesh.dialled_addresses(node);
+        let addresses: Vec<String> = dialled.iter().map(|address| format!("{address}/p2p/{node}")).collect();
+        self.bootstrap.on_dialled(node, addresses.iter().filter_map(|address| address.parse().ok()).collect());
         let (disk, wall) = (Arc::clone(&self.disk), self.now().wall);
         tokio::task::spawn_blocking(move || disk.remember(&node, addresses, wall));
     }

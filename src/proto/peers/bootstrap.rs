@@ -2,7 +2,9 @@
 //!
 //! Each bootstrap address is tried at once and then with growing, jittered pauses for as long as the node runs, so a bootstrap peer that
 //! starts late or restarts is found without anybody doing anything. The last good peers of an earlier run are tried beside them, and
-//! again whenever no peer is left, so bootstrap peers may be gone for good once the others have met (fault F16).
+//! again whenever no peer is left, so bootstrap peers may be gone for good once the others have met (fault F16). A peer whose connection
+//! broke is dialled again for a while by the side that had dialled it, whoever else is connected: the halves of a mesh that was divided
+//! find each other again without any bootstrap peer (fault F5).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,12 +16,16 @@ use crate::model::NodeId;
 
 /// Pause after the first failure; doubles with each further one.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
-/// Longest pause between attempts.
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Longest pause between attempts: a mesh that was divided is whole again a few seconds after it can be.
+const PAUSE_MAX: Duration = Duration::from_secs(3);
+/// How long a peer whose connection broke is dialled. Whoever is away for longer comes back by itself or through the directory.
+const LOST: Duration = Duration::from_secs(600);
 /// How long an attempt may take before it counts as failed.
 const ATTEMPT: Duration = Duration::from_secs(10);
 /// How many of the last good peers are kept and tried.
 pub const LAST_GOOD_MAX: usize = 32;
+/// How many addresses of a connected peer are kept.
+const ADDRESSES_MAX: usize = 2;
 
 /// Whether the node has found its mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,11 +38,21 @@ pub enum Standing {
     Alone,
 }
 
+/// Why an address is dialled, and with that when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// It is in the configuration: always.
+    Configured,
+    /// It was good in an earlier run: while no peer is connected.
+    Remembered,
+    /// The connection broke: until then.
+    Lost { until: Duration },
+}
+
 #[derive(Debug, Clone)]
 struct Target {
     node: Option<NodeId>,
-    /// A configured one is tried for ever, a remembered one only while no peer is connected.
-    configured: bool,
+    reason: Reason,
     failures: u32,
     next_at: Duration,
     dialling: bool,
@@ -46,7 +62,8 @@ struct Target {
 #[derive(Debug)]
 pub struct State {
     targets_by_address: BTreeMap<Multiaddr, Target>,
-    connected: std::collections::BTreeSet<NodeId>,
+    /// With the addresses at which they were dialled.
+    connected: BTreeMap<NodeId, Vec<Multiaddr>>,
     met_anyone: bool,
 }
 
@@ -60,22 +77,22 @@ fn node_of(address: &Multiaddr) -> Option<NodeId> {
 impl State {
     /// A node that knows these addresses: `join` from its configuration, `remembered` from an earlier run.
     pub fn new(join: impl IntoIterator<Item = Multiaddr>, remembered: impl IntoIterator<Item = Multiaddr>) -> Self {
-        let target = |configured| {
+        let target = |reason| {
             move |address: Multiaddr| {
                 let node = node_of(&address);
-                (address, Target { node, configured, failures: 0, next_at: Duration::ZERO, dialling: false })
+                (address, Target { node, reason, failures: 0, next_at: Duration::ZERO, dialling: false })
             }
         };
-        let mut targets: BTreeMap<_, _> = remembered.into_iter().take(LAST_GOOD_MAX).map(target(false)).collect();
-        targets.extend(join.into_iter().map(target(true)));
-        Self { targets_by_address: targets, connected: Default::default(), met_anyone: false }
+        let mut targets: BTreeMap<_, _> = remembered.into_iter().take(LAST_GOOD_MAX).map(target(Reason::Remembered)).collect();
+        targets.extend(join.into_iter().map(target(Reason::Configured)));
+        Self { targets_by_address: targets, connected: BTreeMap::new(), met_anyone: false }
     }
 
     /// Whether the mesh is joined.
     pub fn standing(&self) -> Standing {
         if self.met_anyone {
             Standing::Joined
-        } else if self.targets_by_address.values().any(|target| target.configured) {
+        } else if self.targets_by_address.values().any(|target| target.reason == Reason::Configured) {
             Standing::Joining
         } else {
             Standing::Alone
@@ -86,11 +103,12 @@ impl State {
     pub fn handle_tick(&mut self, now: Duration, rng: &mut impl Rng) -> Vec<Multiaddr> {
         let nobody = self.connected.is_empty();
         let mut due = Vec::new();
+        self.targets_by_address.retain(|_, target| !matches!(target.reason, Reason::Lost { until } if until <= now));
         for (address, target) in &mut self.targets_by_address {
-            if target.node.is_some_and(|node| self.connected.contains(&node)) {
+            if target.node.is_some_and(|node| self.connected.contains_key(&node)) {
                 continue;
             }
-            let wanted = nobody || target.configured;
+            let wanted = nobody || target.reason != Reason::Remembered;
             if !wanted || now < target.next_at {
                 continue;
             }
@@ -107,14 +125,14 @@ impl State {
 
     /// When [`State::handle_tick`] has something to do next.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        let waiting = |target: &&Target| !target.node.is_some_and(|node| self.connected.contains(&node));
+        let waiting = |target: &&Target| !target.node.is_some_and(|node| self.connected.contains_key(&node));
         self.targets_by_address.values().filter(waiting).map(|target| target.next_at).min()
     }
 
     /// A connection to `node` stands.
     pub fn on_connected(&mut self, node: NodeId, address: &Multiaddr) {
         self.met_anyone = true;
-        self.connected.insert(node);
+        self.connected.entry(node).or_default();
         for (target_address, target) in &mut self.targets_by_address {
             let plain = target.node.is_none() && address_starts_with(address, target_address);
             if target.node == Some(node) || plain {
@@ -125,9 +143,29 @@ impl State {
         }
     }
 
-    /// The last connection to `node` is gone.
-    pub fn on_disconnected(&mut self, node: NodeId, now: Duration, rng: &mut impl Rng) {
-        self.connected.remove(&node);
+    /// The connected `node` was dialled at these addresses, each with its id, and is one of this mesh.
+    pub fn on_dialled(&mut self, node: NodeId, addresses: Vec<Multiaddr>) {
+        if let Some(dialled) = self.connected.get_mut(&node) {
+            *dialled = addresses;
+            dialled.truncate(ADDRESSES_MAX);
+        }
+    }
+
+    /// The last connection to `node` is gone: `in_order`, or it broke.
+    pub fn on_disconnected(&mut self, node: NodeId, in_order: bool, now: Duration, rng: &mut impl Rng) {
+        let dialled = self.connected.remove(&node).unwrap_or_default();
+        let is_lost = |target: &&Target| matches!(target.reason, Reason::Lost { .. });
+        for address in dialled.into_iter().filter(|_| !in_order) {
+            if self.targets_by_address.values().filter(is_lost).count() >= LAST_GOOD_MAX {
+                break;
+            }
+            let reason = Reason::Lost { until: now.saturating_add(LOST) };
+            let lost = Target { node: Some(node), reason, failures: 0, next_at: now, dialling: false };
+            let target = self.targets_by_address.entry(address).or_insert(lost);
+            if target.reason != Reason::Configured {
+                target.reason = reason;
+            }
+        }
         for target in self.targets_by_address.values_mut().filter(|target| target.node == Some(node)) {
             target.dialling = false;
             target.next_at = now.saturating_add(jittered(PAUSE_MIN, rng));
@@ -202,7 +240,7 @@ mod tests {
         }
         assert_eq!(state.standing(), Standing::Joined);
         assert!(state.handle_tick(Duration::from_secs(60), &mut rng).is_empty());
-        state.on_disconnected(node_of(&first).expect("named"), Duration::from_secs(60), &mut rng);
+        state.on_disconnected(node_of(&first).expect("named"), false, Duration::from_secs(60), &mut rng);
         assert_eq!(state.handle_tick(Duration::from_secs(61), &mut rng), [first]);
     }
 
@@ -213,8 +251,51 @@ mod tests {
         assert_eq!(state.standing(), Standing::Alone);
         state.on_connected(node_of(&other).expect("named"), &other);
         assert!(state.handle_tick(Duration::ZERO, &mut rng).is_empty());
-        state.on_disconnected(node_of(&other).expect("named"), Duration::ZERO, &mut rng);
+        state.on_disconnected(node_of(&other).expect("named"), true, Duration::ZERO, &mut rng);
         assert_eq!(state.handle_tick(Duration::ZERO, &mut rng), [friend]);
+    }
+
+    /// F5: whoever had dialled a peer that was lost dials it again for a while, beside others; whoever left is let go.
+    #[test]
+    fn a_peer_whose_connection_broke_is_dialled_for_a_while() {
+        let (lost, left, stays, mut rng) = (address(1), address(2), address(3), rng());
+        let mut state = State::new([], []);
+        for target in [&lost, &left, &stays] {
+            let node = node_of(target).expect("named");
+            state.on_connected(node, target);
+            state.on_dialled(node, vec![target.clone()]);
+        }
+        let now = Duration::from_secs(60);
+        assert!(state.handle_tick(now, &mut rng).is_empty());
+        state.on_disconnected(node_of(&lost).expect("named"), false, now, &mut rng);
+        state.on_disconnected(node_of(&left).expect("named"), true, now, &mut rng);
+        let (mut dialled, mut at) = (Vec::new(), now);
+        while let Some(next) = state.poll_timeout().filter(|next| *next < now + LOST) {
+            assert!(next.saturating_sub(at) <= PAUSE_MAX.mul_f64(1.25));
+            at = next;
+            for address in state.handle_tick(at, &mut rng) {
+                assert_eq!(address, lost);
+                state.on_dial_failed(&address, at, &mut rng);
+                dialled.push(at);
+            }
+        }
+        assert!(dialled.len() > 150, "{} times", dialled.len());
+        assert!(state.handle_tick(now + LOST, &mut rng).is_empty());
+        assert_eq!(state.poll_timeout(), None, "nothing is kept of it");
+    }
+
+    #[test]
+    fn of_many_peers_that_were_lost_a_bounded_number_is_dialled() {
+        let mut state = State::new([], []);
+        let many: Vec<Multiaddr> = (1..=60).map(address).collect();
+        for target in &many {
+            let node = node_of(target).expect("named");
+            state.on_connected(node, target);
+            state.on_dialled(node, vec![target.clone(); 3]);
+            assert_eq!(state.connected.get(&node).map(Vec::len), Some(ADDRESSES_MAX));
+        }
+        many.iter().for_each(|target| state.on_disconnected(node_of(target).expect("named"), false, Duration::ZERO, &mut rng()));
+        assert_eq!(state.handle_tick(Duration::from_secs(1), &mut rng()).len(), LAST_GOOD_MAX);
     }
 
     #[test]
