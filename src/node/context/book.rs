@@ -32,6 +32,8 @@ pub(in crate::node) struct Book {
     contexts_max: usize,
     /// What is being pulled, and from whom: each once at a time.
     pulls: Mutex<BTreeSet<(NodeId, ContextId)>>,
+    /// Which have something that came from another node and was not passed on yet.
+    fresh: Mutex<BTreeSet<ContextId>>,
 }
 
 /// A pull under way, for as long as this lives.
@@ -126,7 +128,14 @@ impl Book {
     /// If the folder cannot be read.
     pub(in crate::node) fn open(store: store::Contexts, hot_max: usize, contexts_max: usize) -> Result<Self, store::Error> {
         let by_id = store.list()?.into_iter().map(|id| (id, Arc::default())).collect();
-        Ok(Self { store, slots: Mutex::new(Slots { by_id, ..Slots::default() }), hot_max, contexts_max, pulls: Mutex::default() })
+        Ok(Self {
+            store,
+            slots: Mutex::new(Slots { by_id, ..Slots::default() }),
+            hot_max,
+            contexts_max,
+            pulls: Mutex::default(),
+            fresh: Mutex::default(),
+        })
     }
 
     /// A place to pull a context from a node; none while that is done already, or too much else is.
@@ -135,6 +144,16 @@ impl Book {
         let pull = (node, context);
         // Made only where there is a place: one that is dropped gives its place back.
         (pulls.len() < PULLS_MAX && pulls.insert(pull)).then(|| Pulling { book: self, pull })
+    }
+
+    /// Another node had something new of a context.
+    pub(super) fn note_fresh(&self, context: ContextId) {
+        lock(&self.fresh).insert(context);
+    }
+
+    /// Of which contexts other nodes had something new since this was last asked.
+    pub(super) fn take_fresh(&self) -> BTreeSet<ContextId> {
+        std::mem::take(&mut *lock(&self.fresh))
     }
 
     /// Whether there is room for a context that another node begins: half of all is kept for this node's own.

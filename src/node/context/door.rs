@@ -399,14 +399,21 @@ fn bodies(items: Vec<Item>, sources: &[crate::model::OperationId]) -> Result<Vec
     Ok(bodies)
 }
 
+/// How far the context has come.
 fn version(hot: &Hot) -> Value {
     let replica = &hot.replica;
     json!({
         "frontier": replica.operations().heads(),
-        "state_hash": hex(&replica.state_hash()),
         "operations": replica.operations().len(),
         "access_epoch": replica.chain().epoch(),
     })
+}
+
+/// The same with the hash of the whole state, which takes as long as the state is large.
+fn version_with_hash(hot: &Hot) -> Value {
+    let mut version = version(hot);
+    version["state_hash"] = hex(&hot.replica.state_hash()).into();
+    version
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -437,7 +444,7 @@ fn document(hot: &Hot, key: &PrincipalKey) -> Value {
         "lineage": { "parent_context": genesis.parent.as_ref().map(|parent| parent.context), "root_context": root },
         "access_control": { "read": readers, "write": writers },
         "access_frozen": replica.chain().split().is_some(),
-        "version": version(hot),
+        "version": version_with_hash(hot),
     })
 }
 

@@ -1,15 +1,16 @@
 //! Contexts between nodes: what others are told, what they are asked, and what they are given (design/contexts.md "Sync").
 //!
-//! What is new goes straight to the nodes of all readers. When a peer connects, and with a random one every half minute, both compare how far
+//! What is new goes straight from its author's node to those of all readers. Not all of them may be connected to it, so whoever was told
+//! passes on to a few others that there is something. When a peer connects, and with a random one every half minute, both compare how far
 //! they have come and pull what they lack, so that a message that was lost is made up for. Nodes of readers alone are answered; the
 //! connection proves the node, and the directory's signed records say whose agents live on it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use minicbor::bytes::ByteVec;
-use rand::seq::IndexedRandom;
+use rand::seq::IndexedRandom as _;
 use serde_bytes::ByteBuf;
 use tokio::sync::{broadcast, oneshot};
 
@@ -26,6 +27,10 @@ use crate::wire::directory::Reply;
 
 /// Pause between exchanges with a random peer.
 const EXCHANGE_PAUSE: Duration = Duration::from_secs(30);
+/// Pause between hints: what comes in meanwhile is passed on as one.
+const HINT_PAUSE: Duration = Duration::from_secs(1);
+/// How many members are told that another node had something new. Each of them tells as many, so that soon all have heard.
+const HINTED: usize = 2;
 /// Pause between looks for contexts that have ended.
 const SWEEP_PAUSE: Duration = Duration::from_secs(60);
 /// Contexts that are looked at for a member who is connected.
@@ -74,6 +79,7 @@ async fn ask(shared: &Shared, node: NodeId, question: &Question) -> Result<Answe
 pub(in crate::node) async fn run(shared: Arc<Shared>) {
     let mut events = shared.events.subscribe();
     let mut exchange = tokio::time::interval(EXCHANGE_PAUSE);
+    let mut hint = tokio::time::interval(HINT_PAUSE);
     let mut sweep = tokio::time::interval(SWEEP_PAUSE);
     loop {
         tokio::select! {
@@ -89,6 +95,12 @@ pub(in crate::node) async fn run(shared: Arc<Shared>) {
             _ = exchange.tick() => {
                 if let Some(node) = any_member(&shared).await {
                     tokio::spawn(greet(Arc::clone(&shared), node));
+                }
+            }
+            _ = hint.tick() => {
+                let fresh = shared.contexts.take_fresh();
+                if !fresh.is_empty() {
+                    tokio::spawn(pass_on(Arc::clone(&shared), fresh));
                 }
             }
             _ = sweep.tick() => {
@@ -113,6 +125,22 @@ async fn any_member(shared: &Arc<Shared>) -> Option<NodeId> {
     None
 }
 
+/// Tells a few members of each of these contexts, at random, how far this node has come.
+async fn pass_on(shared: Arc<Shared>, fresh: BTreeSet<ContextId>) {
+    let mut heads_by_node: BTreeMap<NodeId, Vec<Heads>> = BTreeMap::new();
+    for id in fresh {
+        let (worker, now) = (Arc::clone(&shared), shared.clock.now());
+        let Ok(Some(row)) = blocking(move || worker.contexts.row(&worker, id, now)).await else { continue };
+        let Ok(members) = nodes(&shared, &row.readers).await else { return };
+        let members: Vec<NodeId> = members.into_iter().collect();
+        for node in members.choose_multiple(&mut rand::rng(), HINTED) {
+            heads_by_node.entry(*node).or_default().push(row.heads.clone());
+        }
+    }
+    let tell = |(node, heads)| compare(Arc::clone(&shared), node, heads);
+    futures::future::join_all(heads_by_node.into_iter().map(tell)).await;
+}
+
 /// The contexts that this node shares with `node`.
 async fn shared_with(shared: &Arc<Shared>, node: NodeId) -> Result<Vec<Row>, Failure> {
     let theirs = principals(shared, node).await?;
@@ -128,7 +156,12 @@ async fn shared_with(shared: &Arc<Shared>, node: NodeId) -> Result<Vec<Row>, Fai
 /// Tells `node` how far this one has come with all that they share, and pulls what it has and this one lacks.
 async fn greet(shared: Arc<Shared>, node: NodeId) {
     let Ok(rows) = shared_with(&shared, node).await else { return };
-    for heads in portions(rows.into_iter().map(|row| row.heads).collect()) {
+    compare(shared, node, rows.into_iter().map(|row| row.heads).collect()).await;
+}
+
+/// Tells `node` how far this one has come with contexts that they share, and pulls what it has and this one lacks.
+async fn compare(shared: Arc<Shared>, node: NodeId, heads: Vec<Heads>) {
+    for heads in portions(heads) {
         let asked: BTreeSet<ContextId> = heads.iter().map(|heads| heads.context).collect();
         match ask(&shared, node, &Question::Heads(heads)).await {
             Ok(Answer::Heads(theirs)) => {
@@ -266,7 +299,7 @@ fn begin(shared: &Shared, id: ContextId, genesis: &[u8], accesses: &[Signed<Acce
     shared.contexts.begin(shared, genesis, accesses).map(drop)
 }
 
-/// Tells listeners here and, of what was written here, the nodes of all readers. What came `from` another node its author's node tells.
+/// Tells listeners here and, of what was written here, the nodes of all readers. What came `from` another node is passed on a little later.
 pub(super) fn changed(
     shared: &Arc<Shared>,
     id: ContextId,
@@ -277,6 +310,7 @@ pub(super) fn changed(
     let Some(row) = shared.contexts.row(shared, id, shared.clock.now()) else { return };
     shared.publish(super::door::update(id, &row.session_id, accesses, operations));
     if from.is_some() {
+        shared.contexts.note_fresh(id);
         return;
     }
     let push = Question::Push(Statements {
