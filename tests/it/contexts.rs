@@ -2,38 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Node, SETTLE, builtin, eventually};
-
-/// The value at a path of a context, as this node shows it; nothing while the context is not there.
-async fn at(node: &Node, id: &str, path: &str) -> Option<Value> {
-    let answer = node.get(&format!("/v1/contexts/{id}?path=/shared_memory{path}")).await;
-    (answer.status == 200).then_some(answer.body)
-}
-
-async fn shows(node: &Node, id: &str, path: &str, expected: Value) {
-    eventually(&format!("{path} of {id} is {expected}"), SETTLE, async || (at(node, id, path).await? == expected).then_some(())).await;
-}
-
-async fn patch(node: &Node, id: &str, body: Value) -> Answer {
-    node.send(node.request(reqwest::Method::PATCH, &format!("/v1/contexts/{id}")).json(&body)).await
-}
-
-fn set(path: &str, value: Value) -> Value {
-    json!({ "ops": [{ "op": "set", "path": format!("/shared_memory{path}"), "value": value }] })
-}
-
-async fn create(owner: &Node, access: Value) -> String {
-    let body = json!({ "session_id": "session-1", "shared_memory": { "plan": { "title": "draft" } }, "access_control": access });
-    let document = owner.post("/v1/contexts", &body).await.ok();
-    document["id"].as_str().expect("an id").to_owned()
-}
-
-async fn pair() -> (Node, Node) {
-    let owner = Node::first().await;
-    let other = Node::builder().join(&owner).spawn().await;
-    owner.meets(&other).await;
-    (owner, other)
-}
+use crate::support::{
+    Node, SETTLE, builtin,
+    contexts::{at, create, pair, patch, set, shows},
+    eventually,
+};
 
 /// AMP-9: the context object has AMP's fields; a member sees it, writes to it, and all see the same.
 #[tokio::test]

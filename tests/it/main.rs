@@ -14,6 +14,8 @@ mod bench;
 mod cancel;
 mod cli;
 mod contexts;
+mod contexts_hostile;
+mod contexts_partition;
 mod delegation;
 mod directory;
 mod faults;

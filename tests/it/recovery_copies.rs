@@ -51,7 +51,7 @@ async fn a_task_that_waits_is_copied_forward_and_keeps_no_old_segment() {
     let bulky = json!({ "name": "bulk", "parameters": { "text": "x".repeat(BULK_BYTES) }, "subtasks": steps });
     while segments(&data).len() < SEGMENTS {
         let task = home.submit(&bulky).await;
-        home.task_events(&task).await.wait_for("ended", SETTLE, |_| true).await;
+        home.task_events(&task).await.wait_for("ended", SETTLE * 4, |_| true).await;
     }
     assert!(home.terminate().await.success());
     let before = named(&data, &waiting);

@@ -6,6 +6,7 @@
 mod agents;
 mod answer;
 mod command;
+pub(crate) mod contexts;
 mod events;
 mod node;
 pub(crate) mod oracle;

@@ -26,6 +26,7 @@ use meshwork::{
     wire::{
         self,
         blob::{HEAD_BYTES, Head, PIECE_BYTES},
+        context::PrincipalKey,
         directory::{AgentPulse, Capability, Control, Gossip, GossipContent, LIFETIME_MS_MAX, Pulse, Record, Reply, SchemaHash},
         invocation::{Body, Frame, LENGTH_BYTES, Request},
         offer::Offers,
@@ -126,6 +127,12 @@ impl Forger {
     /// Its id.
     pub(crate) fn id(&self) -> NodeId {
         self.key.public().to_peer_id().into()
+    }
+
+    /// Its key, as a reader and writer of contexts.
+    pub(crate) fn principal_key(&self) -> PrincipalKey {
+        let pair = self.key.clone().try_into_ed25519().expect("nodes have ed25519 keys");
+        PrincipalKey::from_seed(pair.secret().as_ref().try_into().expect("32 bytes"))
     }
 
     /// The id of the agent whose key has this seed.
