@@ -82,6 +82,15 @@ impl Pair {
         Ok((registered, began.elapsed().saturating_sub(registered)))
     }
 
+    /// Asks the other node's API for something.
+    pub(super) async fn ask(&self, method: reqwest::Method, path: &str, body: &Value) -> Result<Value, CliError> {
+        let request = self.api.request(method, format!("{}{path}", self.api_url)).bearer_auth(&self.token).json(body);
+        let response = request.send().await.map_err(|error| CliError::internal(error.to_string()))?;
+        let status = response.status();
+        let answer: Value = response.json().await.map_err(|error| CliError::internal(error.to_string()))?;
+        if status.is_success() { Ok(answer) } else { Err(CliError::internal(format!("{path}: HTTP {status}: {answer}"))) }
+    }
+
     /// Where both keep their data.
     pub(super) fn folder(&self) -> &Path {
         self.scratch.path()

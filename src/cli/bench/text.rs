@@ -19,7 +19,7 @@ pub(super) fn text(document: &Value, colour: bool) -> String {
         rows.filter(move |row| wanted(row["what"].as_str().unwrap_or_default())).collect::<Vec<&Value>>()
     };
     let mut text = format!("meshwork {} ({} build)\n", env!("CARGO_PKG_VERSION"), document["build"].as_str().unwrap_or("?"));
-    let (plain, tasks) = (rows(|what| what != "task"), rows(|what| what == "task"));
+    let (plain, tasks) = (rows(|what| what != "task" && what != "context memory"), rows(|what| what == "task"));
     if !plain.is_empty() {
         text = text + "\n" + &spans(&plain).text(colour);
     }
@@ -31,6 +31,9 @@ pub(super) fn text(document: &Value, colour: bool) -> String {
             + AIMS
             + "\n"
             + &costs(&tasks).text(colour);
+    }
+    for row in rows(|what| what == "context memory") {
+        text += &format!("\n{} contexts in memory: {}\n", count(&row["setting"]["contexts"]), mebibytes(&row["bytes"]));
     }
     for row in document["resident"].as_array().into_iter().flatten() {
         let transport = row["transport"].as_str().unwrap_or_default();
