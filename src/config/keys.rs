@@ -141,7 +141,7 @@ const fn fraction(key: &'static str, max: f64) -> Bounds {
 const DAY_MS: f64 = 86_400_000.0;
 
 /// The bounds of every number among the settings.
-pub(super) const BOUNDS: [Bounds; 50] = [
+pub(super) const BOUNDS: [Bounds; 51] = [
     between("mesh.limits.pending_in_max", 1.0, 4_096.0),
     between("mesh.limits.pending_out_max", 1.0, 4_096.0),
     between("mesh.limits.established_in_max", 1.0, 65_536.0),
@@ -195,6 +195,8 @@ pub(super) const BOUNDS: [Bounds; 50] = [
     between("task.defer_ms", 1.0, DAY_MS),
     between("task.attempt_timeout_ms_default", 1.0, DAY_MS),
     between("context.contexts_max", 0.0, 1_000_000.0),
+    // Below it an owner's eighth would not hold the largest change.
+    between("context.bytes_max", 1_048_576.0, 1_125_899_906_842_624.0),
     between("context.hot_max", 1.0, 1_000_000.0),
 ];
 

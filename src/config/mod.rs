@@ -31,7 +31,7 @@ mod tests;
 
 pub use error::{Error, Fault, Faults, Place};
 pub use load::{Flags, Sources, data_dir_default};
-pub use sections::{Api, Config, Limits, LogFormat, Mesh, MeshLimits, Node, Routing, Telemetry};
+pub use sections::{Api, Config, Context, Limits, LogFormat, Mesh, MeshLimits, Node, Routing, Telemetry};
 
 /// Runnable configurations with comments, one per situation: name and text.
 pub const EXAMPLES: [(&str, &str); 6] = [

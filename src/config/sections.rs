@@ -353,15 +353,19 @@ impl Default for Task {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Context {
-    /// Contexts that this node keeps, its own and those that others share with it; each is a file.
+    /// Contexts that this node keeps, its own and those that others share with it; each is a file. Those of others have half of it, those
+    /// of one owner elsewhere an eighth.
     pub contexts_max: u32,
+    /// Bytes that their files have together, shared out in the same way.
+    pub bytes_max: u64,
     /// Contexts that are in memory at once; the others are read when they are needed.
     pub hot_max: u32,
 }
 
 impl Default for Context {
     fn default() -> Self {
-        Self { contexts_max: 100_000, hot_max: 10_000 }
+        // An owner's eighth holds four contexts of the largest size, and all of it fits on a small disk.
+        Self { contexts_max: 100_000, bytes_max: 8 * 1024 * 1024 * 1024, hot_max: 10_000 }
     }
 }
 

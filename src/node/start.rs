@@ -198,9 +198,7 @@ fn open(config: &Config, wall: Timestamp) -> Result<Opened, StartError> {
     let mut found = task::replay(&reader, replay, wall)?;
     notes.append(&mut found.notes);
     let owners = leftovers::owners(reader.blobs(), &found);
-    let hot_max = usize::try_from(config.context.hot_max).unwrap_or(usize::MAX);
-    let contexts_max = usize::try_from(config.context.contexts_max).unwrap_or(usize::MAX);
-    let contexts = context::Book::open(dir.contexts(), hot_max, contexts_max)?;
+    let contexts = context::Book::open(dir.contexts(), &config.context)?;
     let disk = Disk { dir, token, index, pinning: tokio::sync::Mutex::default(), reserved: Mutex::default() };
     let definitions = loaded.definitions;
     Ok(Opened { disk, key, peers, bans, definitions, pins, tasks: (reader, found), contexts, owners, notes })

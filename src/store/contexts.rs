@@ -25,7 +25,10 @@ const ENTRY_HEAD_BYTES: usize = 9;
 /// The largest entry: a statement with its signature.
 const ENTRY_BYTES_MAX: usize = 96 * 1024;
 /// The largest file.
-const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+pub const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// How much of a file holds its first entry, which is small.
+const FIRST_BYTES_MAX: u64 = 8 * 1024;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +62,18 @@ pub struct Kept {
     pub kind: Kind,
     /// Its bytes.
     pub bytes: Bytes,
+}
+
+impl Kept {
+    /// How many bytes of a file it takes.
+    pub fn len_bytes(&self) -> u64 {
+        Self::length_bytes(&self.bytes)
+    }
+
+    /// How many bytes of a file such a statement takes.
+    pub fn length_bytes(statement: &[u8]) -> u64 {
+        u64::try_from(ENTRY_HEAD_BYTES.saturating_add(statement.len())).unwrap_or(u64::MAX)
+    }
 }
 
 /// The folder of all contexts.
@@ -95,19 +110,21 @@ impl Contexts {
         self.folder.join(format!("{id}.log"))
     }
 
-    /// Which contexts there are; other files are left alone.
+    /// Which contexts there are, with the bytes of their files; other files are left alone.
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be read.
-    pub fn list(&self) -> Result<Vec<ContextId>, Error> {
+    pub fn list(&self) -> Result<Vec<(ContextId, u64)>, Error> {
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(fail("list", &self.folder)(error)),
         };
         let named = |entry: std::io::Result<fs::DirEntry>| {
-            let name = entry.ok()?.file_name();
-            name.to_str()?.strip_suffix(".log")?.parse().ok()
+            let entry = entry.ok()?;
+            let id = entry.file_name().to_str()?.strip_suffix(".log")?.parse().ok()?;
+            // What cannot be looked at takes no less than a file may.
+            Some((id, entry.metadata().map_or(FILE_BYTES_MAX, |metadata| metadata.len())))
         };
         Ok(entries.filter_map(named).collect())
     }
@@ -146,6 +163,23 @@ impl Contexts {
         log.flush()?;
         log.file.seek(SeekFrom::End(0)).map_err(fail("open", &log.path))?;
         Ok(Some((log, loaded)))
+    }
+
+    /// How a context began, and no more than that is read of its file; `None` if there is none of that name, or it cannot be told.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read.
+    pub fn genesis(&self, id: ContextId) -> Result<Option<Kept>, Error> {
+        let path = self.path(id);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(fail("open", &path)(error)),
+        };
+        let mut bytes = Vec::new();
+        file.take(FIRST_BYTES_MAX).read_to_end(&mut bytes).map_err(fail("read", &path))?;
+        let first = entry(&Bytes::from(bytes), HEADER_BYTES).map(|(kept, _)| kept);
+        Ok(first.filter(|first| first.kind == Kind::Genesis))
     }
 
     /// Removes a context durably; says whether it was there.
@@ -298,10 +332,14 @@ mod tests {
         assert_eq!(log.read().expect("reads"), all);
         drop(log);
         let (mut log, loaded) = contexts.open(id(1)).expect("opens").expect("is there");
+        let loaded_bytes: u64 = loaded.kept.iter().map(Kept::len_bytes).sum();
         assert_eq!((loaded.kept, loaded.damage), (all.clone(), None));
         log.append(&three()[..1]).expect("appends");
         assert_eq!(log.read().expect("reads").len(), all.len() + 1);
-        assert_eq!(contexts.list().expect("lists"), [id(1)]);
+        assert_eq!(contexts.list().expect("lists"), [(id(1), log.len_bytes())]);
+        assert_eq!(log.len_bytes(), 12 + loaded_bytes + three()[0].len_bytes());
+        assert_eq!(contexts.genesis(id(1)).expect("reads"), Some(genesis.clone()));
+        assert_eq!(contexts.genesis(id(2)).expect("looks"), None);
         assert!(contexts.create(id(1), &[genesis]).is_err(), "it is there");
         assert!(contexts.remove(id(1)).expect("removes") && contexts.open(id(1)).expect("looks").is_none());
     }

@@ -14,6 +14,7 @@ mod bench;
 mod cancel;
 mod cli;
 mod contexts;
+mod contexts_bounds;
 mod contexts_hostile;
 mod contexts_partition;
 mod delegation;

@@ -1,14 +1,17 @@
 //! The contexts of this node: which there are, which are in memory, and whose keys open them.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use super::hot::Hot;
+use super::hot::{Hot, Room};
+use crate::config;
 use crate::model::{ContextId, ErrorCode, Failure, NodeId, Now, Principal, Timestamp, nearest};
 use crate::node::handle::UNFLUSHED;
 use crate::node::shared::{Shared, lock};
+use crate::proto::context::quota::{self, Quotas};
 use crate::store;
 use crate::wire::context::sync::Heads;
 use crate::wire::context::{Access, Genesis, PrincipalKey, Verified};
@@ -18,6 +21,8 @@ const GRACE: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// Contexts that are pulled at once.
 const PULLS_MAX: usize = 64;
+/// Notes of all kinds beyond which contexts add none.
+const NOTES_MAX: usize = 1_000;
 /// Ids among which the one is looked for that somebody may have meant.
 const NEAREST_MAX: usize = 1_000;
 
@@ -26,10 +31,10 @@ const NEAREST_MAX: usize = 1_000;
 pub(in crate::node) struct Book {
     store: store::Contexts,
     slots: Mutex<Slots>,
+    /// What they take on the disk.
+    room: Room,
     /// How many are in memory at once.
     hot_max: usize,
-    /// How many there are at most.
-    contexts_max: usize,
     /// What is being pulled, and from whom: each once at a time.
     pulls: Mutex<BTreeSet<(NodeId, ContextId)>>,
     /// Which have something that came from another node and was not passed on yet.
@@ -121,21 +126,67 @@ pub(super) fn own_keys(shared: &Shared) -> Vec<PrincipalKey> {
     node.into_iter().chain(shared.registry.all().iter().map(|agent| PrincipalKey::from(agent.key()))).collect()
 }
 
+/// Whose keys these are.
+pub(super) fn principals(keys: &[PrincipalKey]) -> BTreeSet<Principal> {
+    keys.iter().map(PrincipalKey::principal).collect()
+}
+
+/// What it is to a client that there is no room: `INSUFFICIENT_RESOURCES` with the setting that says so, `UNAVAILABLE` while that is not known.
+pub(super) fn refused(full: &quota::Full) -> Failure {
+    match full {
+        quota::Full::Of { what, max, .. } => {
+            Failure::new(ErrorCode::InsufficientResources, full.to_string()).with("limit", *max).with("key", what.key())
+        }
+        quota::Full::Uncounted => Failure::new(ErrorCode::Unavailable, full.to_string()),
+    }
+}
+
+/// Tells whoever looks after this node, once.
+pub(super) fn note(shared: &Shared, note: String) {
+    let mut notes = lock(&shared.notes);
+    if !notes.contains(&note) && notes.len() < NOTES_MAX {
+        tracing::warn!(note, "noted");
+        notes.push(note);
+    }
+}
+
 impl Book {
-    /// The contexts in the data directory. Reads their names alone.
+    /// The contexts in the data directory. Reads their names and sizes alone.
     ///
     /// # Errors
     /// If the folder cannot be read.
-    pub(in crate::node) fn open(store: store::Contexts, hot_max: usize, contexts_max: usize) -> Result<Self, store::Error> {
-        let by_id = store.list()?.into_iter().map(|id| (id, Arc::default())).collect();
+    pub(in crate::node) fn open(store: store::Contexts, config: &config::Context) -> Result<Self, store::Error> {
+        let found = store.list()?;
+        let by_id = found.iter().map(|(id, _)| (*id, Arc::default())).collect();
+        let limits = quota::Limits { contexts_max: u64::from(config.contexts_max), bytes_max: config.bytes_max };
         Ok(Self {
             store,
             slots: Mutex::new(Slots { by_id, ..Slots::default() }),
-            hot_max,
-            contexts_max,
+            room: Arc::new(Mutex::new(Quotas::new(limits, found))),
+            hot_max: usize::try_from(config.hot_max).unwrap_or(usize::MAX),
             pulls: Mutex::default(),
             fresh: Mutex::default(),
         })
+    }
+
+    /// Learns whose the contexts are that were found, and then takes those of others. Blocks.
+    pub(super) fn count(&self) {
+        let unowned = lock(&self.room).unowned();
+        for id in unowned {
+            let genesis = self.store.genesis(id).ok().flatten().and_then(|kept| Verified::<Genesis>::kept(&kept.bytes).ok());
+            if let Some(genesis) = genesis.filter(|genesis| genesis.name() == id.to_bytes()) {
+                lock(&self.room).own(id, genesis.owner);
+            }
+        }
+        lock(&self.room).counted();
+    }
+
+    /// Whether a context of `owner`, or what is to come to it, fits with so many bytes more.
+    ///
+    /// # Errors
+    /// As [`refused`].
+    pub(super) fn has_room(&self, shared: &Shared, id: ContextId, owner: Principal, bytes: u64) -> Result<(), Failure> {
+        lock(&self.room).check(id, owner, &principals(&own_keys(shared)), bytes).map_err(|full| refused(&full))
     }
 
     /// A place to pull a context from a node; none while that is done already, or too much else is.
@@ -154,11 +205,6 @@ impl Book {
     /// Of which contexts other nodes had something new since this was last asked.
     pub(super) fn take_fresh(&self) -> BTreeSet<ContextId> {
         std::mem::take(&mut *lock(&self.fresh))
-    }
-
-    /// Whether there is room for a context that another node begins: half of all is kept for this node's own.
-    pub(super) fn has_room_for_others(&self) -> bool {
-        lock(&self.slots).by_id.len() < self.contexts_max / 2
     }
 
     /// Which contexts there are.
@@ -193,29 +239,32 @@ impl Book {
     /// Begins a context, durably. Blocks.
     ///
     /// # Errors
-    /// `INSUFFICIENT_RESOURCES` if the node has all that it may have or its disk is full; `CONFLICT` if it is there.
+    /// `INSUFFICIENT_RESOURCES` if there is no room for it or the disk is full; `CONFLICT` if it is there.
     pub(super) fn begin(&self, shared: &Shared, genesis: Verified<Genesis>, accesses: Vec<Verified<Access>>) -> Result<Row, Failure> {
         let id = ContextId::from_bytes(genesis.name());
-        {
-            let slots = lock(&self.slots);
-            if slots.by_id.contains_key(&id) {
-                return Err(Failure::new(ErrorCode::Conflict, format!("context {} is here already", id.short())));
-            }
-            if slots.by_id.len() >= self.contexts_max {
-                let message = format!("this node has its {} contexts (context.contexts_max)", self.contexts_max);
-                return Err(Failure::new(ErrorCode::InsufficientResources, message).with("limit", self.contexts_max));
-            }
+        let slot = Arc::new(Slot::default());
+        // Whoever finds it meanwhile waits until it is on the disk.
+        let mut held = lock(&slot.hot);
+        match lock(&self.slots).by_id.entry(id) {
+            Entry::Occupied(_) => return Err(Failure::new(ErrorCode::Conflict, format!("context {} is here already", id.short()))),
+            Entry::Vacant(vacant) => drop(vacant.insert(Arc::clone(&slot))),
         }
-        let hot = Hot::begin(&self.store, genesis, accesses, own_keys(shared))?;
-        let row = row(&hot);
-        let slot = Slot { hot: Mutex::new(Some(hot)), seen: Mutex::new(Seen { row: Some(row.clone()), ..Seen::default() }) };
-        lock(&self.slots).by_id.insert(id, Arc::new(slot));
+        let hot = match Hot::begin(&self.store, genesis, accesses, own_keys(shared), Arc::clone(&self.room)) {
+            Ok(hot) => held.insert(hot),
+            Err(failure) => {
+                lock(&self.slots).by_id.remove(&id);
+                return Err(failure);
+            }
+        };
+        let row = row(hot);
+        lock(&slot.seen).row = Some(row.clone());
+        drop(held);
         self.used(id, true);
         Ok(row)
     }
 
-    /// Does something with a context, which is read from the disk if it is not in memory. Blocks. If `act` fails with a fault of this node,
-    /// the context is dropped from memory.
+    /// Does something with a context, which is read from the disk if it is not in memory. Blocks. If `act` leaves it ahead of its file, it
+    /// is dropped from memory.
     ///
     /// # Errors
     /// `CONTEXT_NOT_FOUND`, those of the disk and of `act`.
@@ -233,14 +282,9 @@ impl Book {
         }
         let mut held = lock(&slot.hot);
         if held.is_none() {
-            let (hot, damage) = Hot::load(&self.store, id, own_keys(shared))?.ok_or_else(unknown)?;
+            let (hot, damage) = Hot::load(&self.store, id, own_keys(shared), Arc::clone(&self.room))?.ok_or_else(unknown)?;
             if let Some(damage) = damage {
-                tracing::warn!(context = %id, damage, "something of a context could not be read");
-                let note = format!("something of context {} could not be read: {damage}", id.short());
-                let mut notes = lock(&shared.notes);
-                if !notes.contains(&note) {
-                    notes.push(note);
-                }
+                note(shared, format!("something of context {} could not be read: {damage}", id.short()));
             }
             *held = Some(hot);
         }
@@ -254,7 +298,7 @@ impl Book {
         let row = row(hot);
         lock(&slot.seen).row = Some(row);
         // What the disk did not take must not be shown either.
-        let is_broken = done.as_ref().is_err_and(|failure| matches!(failure.code, ErrorCode::Internal | ErrorCode::InsufficientResources));
+        let is_broken = hot.is_ahead() || done.as_ref().is_err_and(|failure| failure.code == ErrorCode::Internal);
         if is_broken {
             *held = None;
             // What the disk holds now nobody knows, and a second flush may say that all is well.
@@ -326,6 +370,7 @@ impl Book {
             let ended = lock(&slot.seen).row.as_ref().is_some_and(|row| row.expires_at.saturating_add(GRACE) <= now.wall);
             if ended && self.store.remove(id).is_ok() {
                 lock(&self.slots).by_id.remove(&id);
+                lock(&self.room).remove(id);
             }
         }
     }

@@ -1,22 +1,33 @@
 //! One context in memory: its replica, and the file that holds all that the replica was given.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
+use super::book::{principals, refused};
+
 use crate::model::{ContextId, ErrorCode, Failure, Principal};
 use crate::node::handle::disk_failure;
+use crate::node::shared::lock;
 use crate::proto::context::chain::Step;
+use crate::proto::context::quota::Quotas;
 use crate::proto::context::replica::Replica;
-use crate::store::{self, Kept, KeptKind, Log};
+use crate::store::{self, CONTEXT_BYTES_MAX, Kept, KeptKind, Log};
 use crate::wire::context::{Access, Genesis, Operation, PrincipalKey, Signed, Statement, Verified, verify};
+
+/// What all contexts take on the disk.
+pub(super) type Room = Arc<Mutex<Quotas>>;
 
 /// A context in memory.
 #[derive(Debug)]
 pub(super) struct Hot {
     pub(super) replica: Replica,
     log: Log,
+    room: Room,
     own: Vec<PrincipalKey>,
+    /// Whether the replica has taken in what its file has not.
+    is_ahead: bool,
     /// How far authors had written by a file that is damaged; what comes after that may hang on what cannot be read.
     written: BTreeMap<Principal, u64>,
 }
@@ -57,12 +68,13 @@ impl Hot {
     /// Begins a context, durably.
     ///
     /// # Errors
-    /// If the disk refuses, or the change is not one of this context.
+    /// If there is no room, the disk refuses, or the change is not one of this context.
     pub(super) fn begin(
         contexts: &store::Contexts,
         genesis: Verified<Genesis>,
         accesses: Vec<Verified<Access>>,
         own: Vec<PrincipalKey>,
+        room: Room,
     ) -> Result<Self, Failure> {
         let mut first = vec![Kept { kind: KeptKind::Genesis, bytes: Bytes::from(genesis.to_bytes()) }];
         let mut replica = Replica::new(genesis, own.clone());
@@ -73,8 +85,13 @@ impl Hot {
                 first.push(kept);
             }
         }
-        let log = contexts.create(replica.id(), &first).map_err(disk_failure)?;
-        Ok(Self { replica, log, own, written: BTreeMap::new() })
+        let (id, owner) = (replica.id(), replica.genesis().owner);
+        let bytes = first.iter().map(Kept::len_bytes).sum();
+        lock(&room).reserve(id, owner, &principals(&own), bytes).map_err(|full| refused(&full))?;
+        let created = contexts.create(id, &first).map_err(disk_failure);
+        let log = created.inspect_err(|_| lock(&room).remove(id))?;
+        lock(&room).set(id, owner, log.len_bytes());
+        Ok(Self { replica, log, room, own, is_ahead: false, written: BTreeMap::new() })
     }
 
     /// Reads a context; `None` if there is none of that name. What could not be read is told in words.
@@ -85,12 +102,32 @@ impl Hot {
         contexts: &store::Contexts,
         id: ContextId,
         own: Vec<PrincipalKey>,
+        room: Room,
     ) -> Result<Option<(Self, Option<String>)>, Failure> {
         let Some((log, loaded)) = contexts.open(id).map_err(disk_failure)? else { return Ok(None) };
         let (replica, written, damage) = replayed(id, &loaded.kept, own.clone(), loaded.damage.is_some())?;
         let damage = loaded.damage.or(damage);
         let written = if damage.is_some() { written } else { BTreeMap::new() };
-        Ok(Some((Self { replica, log, own, written }, damage)))
+        lock(&room).set(id, replica.genesis().owner, log.len_bytes());
+        Ok(Some((Self { replica, log, room, own, is_ahead: false, written }, damage)))
+    }
+
+    /// Whether the replica has taken in what its file has not: it must be dropped.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.is_ahead
+    }
+
+    /// Whether so many bytes more find room, on this node and in the file.
+    ///
+    /// # Errors
+    /// As [`refused`].
+    pub(super) fn has_room(&self, bytes: u64) -> Result<(), Failure> {
+        if self.len_bytes().saturating_add(bytes) > CONTEXT_BYTES_MAX {
+            let message = format!("the context has all that one may have on a node, {} MiB", CONTEXT_BYTES_MAX / 1024 / 1024);
+            return Err(Failure::new(ErrorCode::InsufficientResources, message).with("limit", CONTEXT_BYTES_MAX));
+        }
+        let (id, owner) = (self.replica.id(), self.replica.genesis().owner);
+        lock(&self.room).check(id, owner, &principals(&self.own), bytes).map_err(|full| refused(&full))
     }
 
     /// Refuses a new operation of an author whose last ones are on the disk and hang on one that is damaged: a second one of the same number
@@ -172,6 +209,7 @@ impl Hot {
             Ok(step) => self.note(step, taken),
             Err(error) => taken.refuse(error),
         }
+        self.is_ahead |= !taken.is_empty();
     }
 
     fn take_access(&mut self, access: Verified<Access>, taken: &mut Taken) {
@@ -184,6 +222,7 @@ impl Hot {
             }
             Err(error) => taken.refuse(error),
         }
+        self.is_ahead |= !taken.is_empty();
     }
 
     fn note(&self, step: crate::proto::context::replica::Taken, taken: &mut Taken) {
@@ -200,8 +239,18 @@ impl Hot {
             return Ok(());
         }
         let statements: Vec<Kept> = taken.accesses.iter().map(kept_access).chain(taken.operations.iter().map(kept_operation)).collect();
-        self.log.append(&statements).map_err(disk_failure)?;
-        if self.replica.is_stale() { self.rebuild() } else { Ok(()) }
+        let bytes = statements.iter().map(Kept::len_bytes).sum();
+        self.has_room(bytes)?;
+        let (id, owner) = (self.replica.id(), self.replica.genesis().owner);
+        lock(&self.room).reserve(id, owner, &principals(&self.own), bytes).map_err(|full| refused(&full))?;
+        let appended = self.log.append(&statements).map_err(disk_failure);
+        lock(&self.room).set(id, owner, self.log.len_bytes());
+        appended?;
+        if self.replica.is_stale() {
+            self.rebuild()?;
+        }
+        self.is_ahead = false;
+        Ok(())
     }
 }
 

@@ -20,7 +20,7 @@ use crate::model::{AgentId, ContextId, ErrorCode, Failure, NodeId, Principal, pr
 use crate::node::handle::stopping;
 use crate::node::shared::{Command, Shared};
 use crate::node::view::Event;
-use crate::store::KeptKind;
+use crate::store::{Kept, KeptKind};
 use crate::wire::context::sync::{ANSWER_BYTES_MAX, Answer, HEADS_MAX, Heads, Question, STATEMENTS_MAX, Statements};
 use crate::wire::context::{Access, Genesis, Operation, Signed, Verified};
 use crate::wire::directory::Reply;
@@ -78,6 +78,8 @@ async fn ask(shared: &Shared, node: NodeId, question: &Question) -> Result<Answe
 /// Compares and completes contexts for as long as the node runs.
 pub(in crate::node) async fn run(shared: Arc<Shared>) {
     let mut events = shared.events.subscribe();
+    let worker = Arc::clone(&shared);
+    let _ = blocking(move || worker.contexts.count()).await;
     let mut exchange = tokio::time::interval(EXCHANGE_PAUSE);
     let mut hint = tokio::time::interval(HINT_PAUSE);
     let mut sweep = tokio::time::interval(SWEEP_PAUSE);
@@ -247,20 +249,28 @@ async fn take(shared: &Arc<Shared>, node: NodeId, statements: Statements) -> Res
         let id = statements.context;
         let accesses: Vec<Signed<Access>> = read_all(&statements.accesses)?;
         let operations: Vec<Signed<Operation>> = read_all(&statements.operations)?;
+        let on_disk = |statements: &[ByteVec]| -> u64 { statements.iter().map(|bytes| Kept::length_bytes(bytes)).sum() };
+        let mut bytes = on_disk(&statements.accesses).saturating_add(on_disk(&statements.operations));
         let mut is_new = false;
         if let Some(genesis) = &statements.genesis
             && shared.contexts.row(shared, id, now).is_none()
         {
-            begin(shared, id, genesis, &accesses)?;
+            begin(shared, id, genesis, &accesses, bytes.saturating_add(Kept::length_bytes(genesis)))?;
+            bytes = on_disk(&statements.operations);
             is_new = true;
         }
-        let taken = shared.contexts.with(shared, id, now, |hot| hot.take(accesses, operations))?;
+        // What would not fit is not looked at: nothing is kept by halves, and nobody makes this node check it again and again.
+        let taken = shared.contexts.with(shared, id, now, |hot| hot.has_room(bytes).and_then(|()| hot.take(accesses, operations)))?;
         if is_new || !taken.is_empty() {
             changed(shared, id, &taken.accesses, &taken.operations, Some(node));
         }
         Ok::<_, Failure>((is_new || !taken.is_empty(), taken.refused, taken.equivocators))
     });
-    let (is_new, refused, equivocators) = taken.await??;
+    let (is_new, refused, equivocators) = taken.await?.inspect_err(|failure| {
+        if failure.code == ErrorCode::InsufficientResources {
+            super::book::note(shared, format!("contexts of others are not kept up: {}", failure.message));
+        }
+    })?;
     for author in equivocators {
         tracing::warn!(%author, "an author signed two operations of one number");
     }
@@ -275,8 +285,8 @@ fn read_all<T: crate::wire::context::Statement>(statements: &[ByteVec]) -> Resul
     statements.iter().map(|bytes| Signed::from_bytes(bytes).map_err(fault)).collect()
 }
 
-/// Begins a context of another node, if somebody here may read it.
-fn begin(shared: &Shared, id: ContextId, genesis: &[u8], accesses: &[Signed<Access>]) -> Result<(), Failure> {
+/// Begins a context of another node, if somebody here may read it and there is room for so many bytes of it.
+fn begin(shared: &Shared, id: ContextId, genesis: &[u8], accesses: &[Signed<Access>], bytes: u64) -> Result<(), Failure> {
     let fault = |error: crate::wire::Error| Failure::new(ErrorCode::InvalidRequest, error.to_string());
     let genesis = Signed::<Genesis>::from_bytes(genesis).and_then(Signed::verify).map_err(fault)?;
     if genesis.name() != id.to_bytes() {
@@ -293,9 +303,7 @@ fn begin(shared: &Shared, id: ContextId, genesis: &[u8], accesses: &[Signed<Acce
             "nobody here may read the context, it has ended, or it is to last for more than a year",
         ));
     }
-    if !shared.contexts.has_room_for_others() {
-        return Err(Failure::new(ErrorCode::InsufficientResources, "this node has no room for more contexts of others"));
-    }
+    shared.contexts.has_room(shared, id, genesis.owner, bytes)?;
     shared.contexts.begin(shared, genesis, accesses).map(drop)
 }
 

@@ -3,7 +3,7 @@
 //!
 //! [`replica`] takes statements and decides which of them count; [`chain`] is the owner's line of access changes and says who could write
 //! what and when; [`operations`] is the graph of what was written; [`fold`] makes the state of it. [`edit`] turns what people ask for into
-//! items, [`park`] holds what came too early.
+//! items, [`park`] holds what came too early, [`quota`] says how much a node keeps for whom.
 //!
 //! Invariants: what a replica shows is a function of the *set* of statements that it holds, not of their order; a statement that counts was
 //! signed by somebody who could write there at the time it names, and before any cut; nobody's statement, however made, keeps another's
@@ -16,6 +16,7 @@ pub mod fold;
 mod hostile;
 pub mod operations;
 pub mod park;
+pub mod quota;
 pub mod replica;
 #[cfg(test)]
 mod testing;

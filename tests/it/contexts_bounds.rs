@@ -1,0 +1,89 @@
+//! What shared contexts may take of a node, and what it lets go of: whoever shares them, it stays within its bounds and says so.
+
+use serde_json::{Value, json};
+
+use crate::support::{Node, SETTLE, eventually};
+
+async fn pair(config: &str) -> (Node, Node) {
+    let owner = Node::first().await;
+    let other = Node::builder().config(config).join(&owner).spawn().await;
+    owner.meets(&other).await;
+    (owner, other)
+}
+
+async fn create(owner: &Node, body: Value) -> String {
+    owner.post("/v1/contexts", &body).await.ok()["id"].as_str().expect("an id").to_owned()
+}
+
+/// Creates a context that `other` reads.
+async fn share(owner: &Node, other: &Node, value: Value) -> String {
+    create(owner, json!({ "shared_memory": { "x": value }, "access_control": { "read": [other.id()] } })).await
+}
+
+async fn append(node: &Node, id: &str, value: Value) {
+    let body = json!({ "ops": [{ "op": "append", "path": "/shared_memory/log", "value": value }] });
+    node.send(node.request(reqwest::Method::PATCH, &format!("/v1/contexts/{id}")).json(&body)).await.ok();
+}
+
+/// How many of `ids` are on a node.
+async fn here(node: &Node, ids: &[String]) -> usize {
+    let listed = node.get("/v1/contexts").await.ok();
+    let listed: Vec<&Value> = listed["contexts"].as_array().expect("a list").iter().map(|row| &row["id"]).collect();
+    ids.iter().filter(|id| listed.contains(&&json!(id))).count()
+}
+
+async fn is_noted(node: &Node, text: &str) {
+    eventually(&format!("`{text}` is noted"), SETTLE, async || {
+        let doctor = node.get("/v1/doctor").await.ok();
+        let of_start = |check: &&Value| check["name"] == "start" && check["message"].as_str().is_some_and(|message| message.contains(text));
+        let notes: Vec<&Value> = doctor["checks"].as_array().expect("a list").iter().filter(of_start).collect();
+        assert!(notes.len() <= 1, "once: {notes:?}");
+        (notes.len() == 1).then_some(())
+    })
+    .await;
+}
+
+/// Threat T28: one owner elsewhere has an eighth of the contexts; this node's own find room all the same, up to the last.
+#[tokio::test]
+async fn an_owner_elsewhere_has_an_eighth_of_the_contexts() {
+    let (owner, other) = pair("[context]\ncontexts_max = 16\n").await;
+    let mut ids = Vec::new();
+    for at in 0..4 {
+        ids.push(share(&owner, &other, json!(at)).await);
+    }
+    is_noted(&other, "an owner's eighth, 2 contexts (context.contexts_max)").await;
+    assert_eq!(here(&other, &ids).await, 2);
+    for at in 0..14 {
+        create(&other, json!({ "shared_memory": { "x": at } })).await;
+    }
+    let refused = other.post("/v1/contexts", &json!({})).await.refused(503, "INSUFFICIENT_RESOURCES");
+    assert_eq!((&refused["details"]["key"], &refused["details"]["limit"]), (&json!("context.contexts_max"), &json!(16)));
+    assert_eq!((here(&owner, &ids).await, here(&other, &ids).await), (4, 2));
+}
+
+/// Threat T28: and an eighth of the bytes. What does not fit is refused as a whole, what is there stays as it was.
+#[tokio::test]
+async fn an_owner_elsewhere_has_an_eighth_of_the_bytes() {
+    let (owner, other) = pair("[context]\nbytes_max = 1048576\n").await;
+    let id = share(&owner, &other, json!(0)).await;
+    let length = async |node: &Node| {
+        let log = node.get(&format!("/v1/contexts/{id}?path=/shared_memory/log")).await;
+        if log.status == 200 { log.body.as_array().expect("a list").len() } else { 0 }
+    };
+    for at in 1..=2 {
+        append(&owner, &id, json!("x".repeat(50_000))).await;
+        eventually("it is there", SETTLE, async || (length(&other).await == at).then_some(())).await;
+    }
+    append(&owner, &id, json!("x".repeat(50_000))).await;
+    is_noted(&other, "an owner's eighth, 131072 bytes (context.bytes_max)").await;
+    assert_eq!((length(&owner).await, length(&other).await), (3, 2));
+    // It is the disk that counts, also after a start.
+    let other = other.restart_with(|builder| builder.join(&owner)).await;
+    is_noted(&other, "an owner's eighth, 131072 bytes (context.bytes_max)").await;
+    assert_eq!(length(&other).await, 2);
+    // This node's own have more room than that.
+    let own = create(&other, json!({})).await;
+    for _ in 0..15 {
+        append(&other, &own, json!("x".repeat(50_000))).await;
+    }
+}
