@@ -141,7 +141,7 @@ const fn fraction(key: &'static str, max: f64) -> Bounds {
 const DAY_MS: f64 = 86_400_000.0;
 
 /// The bounds of every number among the settings.
-pub(super) const BOUNDS: [Bounds; 51] = [
+pub(super) const BOUNDS: [Bounds; 52] = [
     between("mesh.limits.pending_in_max", 1.0, 4_096.0),
     between("mesh.limits.pending_out_max", 1.0, 4_096.0),
     between("mesh.limits.established_in_max", 1.0, 65_536.0),
@@ -198,6 +198,7 @@ pub(super) const BOUNDS: [Bounds; 51] = [
     // Below it an owner's eighth would not hold the largest change.
     between("context.bytes_max", 1_048_576.0, 1_125_899_906_842_624.0),
     between("context.hot_max", 1.0, 1_000_000.0),
+    between("context.hot_bytes_max", 1_048_576.0, 1_125_899_906_842_624.0),
 ];
 
 /// The bounds of the number at `key`, if one stands there.

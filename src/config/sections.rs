@@ -360,12 +360,15 @@ pub struct Context {
     pub bytes_max: u64,
     /// Contexts that are in memory at once; the others are read when they are needed.
     pub hot_max: u32,
+    /// Bytes of memory that these take, by an estimate that is rather too high; the one in use stays, however large.
+    pub hot_bytes_max: u64,
 }
 
 impl Default for Context {
     fn default() -> Self {
-        // An owner's eighth holds four contexts of the largest size, and all of it fits on a small disk.
-        Self { contexts_max: 100_000, bytes_max: 8 * 1024 * 1024 * 1024, hot_max: 10_000 }
+        // An owner's eighth holds four contexts of the largest size, and all of it fits on a small disk. As many as may be hot have room
+        // if they have about 30 changes each.
+        Self { contexts_max: 100_000, bytes_max: 8 * 1024 * 1024 * 1024, hot_max: 10_000, hot_bytes_max: 256 * 1024 * 1024 }
     }
 }
 

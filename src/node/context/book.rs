@@ -33,8 +33,9 @@ pub(in crate::node) struct Book {
     slots: Mutex<Slots>,
     /// What they take on the disk.
     room: Room,
-    /// How many are in memory at once.
+    /// How many are in memory at once, and how many bytes they take there.
     hot_max: usize,
+    hot_bytes_max: u64,
     /// What is being pulled, and from whom: each once at a time.
     pulls: Mutex<BTreeSet<(NodeId, ContextId)>>,
     /// Which have something that came from another node and was not passed on yet.
@@ -56,10 +57,42 @@ impl Drop for Pulling<'_> {
 #[derive(Debug, Default)]
 struct Slots {
     by_id: BTreeMap<ContextId, Arc<Slot>>,
-    /// Those in memory, by when they were last used.
-    hot_by_use: BTreeMap<u64, ContextId>,
+    hot: InMemory,
+}
+
+/// Those in memory, by when they were last used, with the bytes that they took then.
+#[derive(Debug, Default)]
+struct InMemory {
+    by_use: BTreeMap<u64, (ContextId, u64)>,
+    bytes: u64,
     /// Counts uses.
     clock: u64,
+}
+
+impl InMemory {
+    /// Notes that one is in memory with so many bytes, or is not, which was used `before`; when that was.
+    fn used(&mut self, id: ContextId, before: Option<u64>, held_bytes: Option<u64>) -> Option<u64> {
+        self.remove(before);
+        let bytes = held_bytes?;
+        self.clock += 1;
+        self.by_use.insert(self.clock, (id, bytes));
+        self.bytes = self.bytes.saturating_add(bytes);
+        Some(self.clock)
+    }
+
+    fn remove(&mut self, used: Option<u64>) {
+        let bytes = used.and_then(|used| self.by_use.remove(&used)).map_or(0, |(_, bytes)| bytes);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    /// If there are too many, the one that was used least lately, which is counted no longer; the last one is never too many.
+    fn pop_beyond(&mut self, hot_max: usize, hot_bytes_max: u64) -> Option<ContextId> {
+        let is_beyond = self.by_use.len() > hot_max || self.bytes > hot_bytes_max;
+        let (used, id) =
+            self.by_use.first_key_value().map(|(used, (id, _))| (*used, *id)).filter(|_| is_beyond && self.by_use.len() > 1)?;
+        self.remove(Some(used));
+        Some(id)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -164,6 +197,7 @@ impl Book {
             slots: Mutex::new(Slots { by_id, ..Slots::default() }),
             room: Arc::new(Mutex::new(Quotas::new(limits, found))),
             hot_max: usize::try_from(config.hot_max).unwrap_or(usize::MAX),
+            hot_bytes_max: config.hot_bytes_max,
             pulls: Mutex::default(),
             fresh: Mutex::default(),
         })
@@ -256,10 +290,10 @@ impl Book {
                 return Err(failure);
             }
         };
-        let row = row(hot);
+        let (row, bytes) = (row(hot), hot.held_bytes());
         lock(&slot.seen).row = Some(row.clone());
         drop(held);
-        self.used(id, true);
+        self.used(id, Some(bytes));
         Ok(row)
     }
 
@@ -295,7 +329,7 @@ impl Book {
         } else {
             Err(Failure::new(ErrorCode::ContextNotFound, format!("context {} ended at {end}", id.short())))
         };
-        let row = row(hot);
+        let (row, bytes) = (row(hot), hot.held_bytes());
         lock(&slot.seen).row = Some(row);
         // What the disk did not take must not be shown either.
         let is_broken = hot.is_ahead() || done.as_ref().is_err_and(|failure| failure.code == ErrorCode::Internal);
@@ -306,7 +340,7 @@ impl Book {
             lock(&slot.seen).unflushed = unflushed.cloned();
         }
         drop(held);
-        self.used(id, !is_broken);
+        self.used(id, (!is_broken).then_some(bytes));
         done
     }
 
@@ -325,19 +359,14 @@ impl Book {
         seen.row.as_ref().filter(|row| row.expires_at > now.wall && fits(row)).cloned()
     }
 
-    /// Notes that `id` was used, and whether it is in memory; of those beyond the bound the one that was used least lately leaves it.
-    fn used(&self, id: ContextId, is_hot: bool) {
+    /// Notes that `id` was used, and how much memory it takes if it is there; what is beyond the bounds leaves it.
+    fn used(&self, id: ContextId, held_bytes: Option<u64>) {
         let mut slots = lock(&self.slots);
         let Some(slot) = slots.by_id.get(&id).cloned() else { return };
-        slots.clock += 1;
-        let clock = slots.clock;
-        let before = std::mem::replace(&mut lock(&slot.seen).used, is_hot.then_some(clock));
-        before.and_then(|before| slots.hot_by_use.remove(&before));
-        if is_hot {
-            slots.hot_by_use.insert(clock, id);
-        }
-        while slots.hot_by_use.len() > self.hot_max {
-            let Some((_, coldest)) = slots.hot_by_use.pop_first() else { break };
+        let mut seen = lock(&slot.seen);
+        seen.used = slots.hot.used(id, seen.used, held_bytes);
+        drop(seen);
+        while let Some(coldest) = slots.hot.pop_beyond(self.hot_max, self.hot_bytes_max) {
             let Some(slot) = slots.by_id.get(&coldest) else { continue };
             // One that is in use now stays, and is counted again after that.
             if let Ok(mut hot) = slot.hot.try_lock() {
@@ -350,7 +379,7 @@ impl Book {
     /// Drops all that are in memory, so that they are read with the keys that are here from now on.
     pub(in crate::node) fn reopen(&self) {
         let mut slots = lock(&self.slots);
-        slots.hot_by_use.clear();
+        slots.hot = InMemory { clock: slots.hot.clock, ..InMemory::default() };
         let all: Vec<Arc<Slot>> = slots.by_id.values().cloned().collect();
         drop(slots);
         for slot in all {
@@ -373,5 +402,28 @@ impl Book {
                 lock(&self.room).remove(id);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u8) -> ContextId {
+        ContextId::from_bytes([number; 32])
+    }
+
+    #[test]
+    fn what_was_used_least_lately_leaves_memory_when_there_are_too_many_or_they_are_too_large() {
+        let mut hot = InMemory::default();
+        let used: Vec<_> = (0..3).map(|at| hot.used(id(at), None, Some(100))).collect();
+        assert_eq!((hot.bytes, hot.pop_beyond(3, 300)), (300, None), "at the limits");
+        let again = hot.used(id(0), used[0], Some(101));
+        assert_eq!((hot.by_use.len(), hot.bytes), (3, 301));
+        assert_eq!(hot.pop_beyond(3, 300), Some(id(1)), "past that of bytes");
+        assert_eq!((hot.bytes, hot.pop_beyond(1, 300)), (201, Some(id(2))), "past that of contexts");
+        assert_eq!(hot.pop_beyond(1, 100), None, "the one in use stays, however large");
+        assert_eq!(hot.used(id(0), again, None), None);
+        assert_eq!((hot.by_use.len(), hot.bytes), (0, 0));
     }
 }

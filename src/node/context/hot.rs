@@ -161,6 +161,11 @@ impl Hot {
         self.log.len_bytes()
     }
 
+    /// About how many bytes of memory it takes.
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.replica.held_bytes()
+    }
+
     /// Takes in what this node wrote or another sent, and keeps what is new before it returns.
     ///
     /// # Errors

@@ -93,6 +93,12 @@ impl Chain {
         self.split.as_deref()
     }
 
+    /// How many bytes the changes have.
+    pub fn len_bytes(&self) -> usize {
+        let split = self.split.iter().flat_map(|split| [&split.0, &split.1]);
+        self.changes.iter().chain(split).map(Verified::len_bytes).sum()
+    }
+
     /// When the context ends.
     pub fn expires_at(&self) -> Timestamp {
         self.tip().map_or(self.born_until, |access| access.expires_at)

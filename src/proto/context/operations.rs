@@ -7,6 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::model::{OperationId, Principal};
 use crate::wire::context::{Header, Last, Tip};
 
+/// What the entry of an operation takes in memory, with its places in the tables below and in that of where it stands on the disk.
+const HELD_BYTES: u64 = 512;
+
 /// What is kept in memory of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
@@ -57,6 +60,13 @@ impl Operations {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// About how many bytes they take in memory at most, with what they left in the fold: what counts against their authors, and entries.
+    pub fn held_bytes(&self) -> u64 {
+        let written: u64 = self.lines.values().map(|line| line.written.1).sum();
+        let entries = u64::try_from(self.entries.len()).unwrap_or(u64::MAX);
+        written.saturating_add(entries.saturating_mul(HELD_BYTES))
     }
 
     /// What is known of one.

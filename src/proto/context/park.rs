@@ -76,6 +76,11 @@ impl Park {
         all
     }
 
+    /// How many bytes they have.
+    pub fn len_bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.held.len()

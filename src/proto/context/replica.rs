@@ -101,6 +101,11 @@ pub enum Refusal {
     Malformed(wire::Error),
 }
 
+/// A replica of nothing.
+const REPLICA_BYTES: u64 = 4 * 1024;
+/// How often a statement that is held as a whole stands in memory: as its bytes, and as what they say, which is no smaller.
+const STATEMENT_COPIES: usize = 3;
+
 enum One {
     Known,
     Early(OperationId),
@@ -160,6 +165,12 @@ impl Replica {
     /// How many operations are parked.
     pub fn parked(&self) -> usize {
         self.early.len()
+    }
+
+    /// About how many bytes it takes in memory at most. What the fold has hidden meanwhile still counts.
+    pub fn held_bytes(&self) -> u64 {
+        let whole = self.chain.len_bytes().saturating_add(self.early.len_bytes()).saturating_mul(STATEMENT_COPIES);
+        REPLICA_BYTES.saturating_add(self.operations.held_bytes()).saturating_add(u64::try_from(whole).unwrap_or(u64::MAX))
     }
 
     /// Whether something counts in what it shows that does not count any more, or the other way round: it must be made anew.

@@ -607,3 +607,23 @@ proptest! {
         prop_assert_eq!(tips, nodes[0].replica.tips(), "nothing is left to ask for");
     }
 }
+
+/// What bounds the memory of all contexts counts what is parked and what the owner changed, not only what counts.
+#[test]
+fn what_a_replica_takes_grows_with_all_that_it_holds() {
+    let mut owner = context(&all_write([2]));
+    let mut other = owner.join(&[2]);
+    let empty = other.replica.held_bytes();
+    other.pull(&owner);
+    let shared = other.replica.held_bytes();
+    let lines: Vec<_> = (0..3).map(|at| owner.write(1, [set(&format!("/{at}"), "x".repeat(10_000))])).collect();
+    other.on_operation(lines[2].clone()).expect("it waits");
+    let parked = other.replica.held_bytes();
+    for operation in &lines[..2] {
+        other.on_operation(operation.clone()).expect("it counts");
+    }
+    let written = other.replica.held_bytes();
+    assert!(empty < shared && shared + 10_000 < parked, "{empty} {shared} {parked}");
+    assert_eq!(other.replica.parked(), 0);
+    assert!((30_000..33_000).contains(&(written - shared)), "{shared} {written}");
+}
