@@ -203,8 +203,7 @@ impl Handle {
         self.shared.registry.insert(agent);
         if is_new {
             // It may be a reader, and its key opens what nobody here could open.
-            let shared = Arc::clone(&self.shared);
-            tokio::task::spawn_blocking(move || shared.contexts.reopen()).await.map_err(|_| stopping())?;
+            self.shared.contexts.reopen();
         }
         self.agent_changed(id).await?;
         self.agent(&id.to_string()).await

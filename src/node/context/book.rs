@@ -2,6 +2,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -36,6 +37,8 @@ pub(in crate::node) struct Book {
     /// How many are in memory at once, and how many bytes they take there.
     hot_max: usize,
     hot_bytes_max: u64,
+    /// Counts the changes of the keys that are here.
+    keys: AtomicU64,
     /// What is being pulled, and from whom: each once at a time.
     pulls: Mutex<BTreeSet<(NodeId, ContextId)>>,
     /// Which have something that came from another node and was not passed on yet.
@@ -97,7 +100,8 @@ impl InMemory {
 
 #[derive(Debug, Default)]
 struct Slot {
-    hot: Mutex<Option<Hot>>,
+    /// With the count of keys at which it was read.
+    hot: Mutex<Option<(u64, Hot)>>,
     seen: Mutex<Seen>,
 }
 
@@ -198,6 +202,7 @@ impl Book {
             room: Arc::new(Mutex::new(Quotas::new(limits, found))),
             hot_max: usize::try_from(config.hot_max).unwrap_or(usize::MAX),
             hot_bytes_max: config.hot_bytes_max,
+            keys: AtomicU64::new(0),
             pulls: Mutex::default(),
             fresh: Mutex::default(),
         })
@@ -283,8 +288,9 @@ impl Book {
             Entry::Occupied(_) => return Err(Failure::new(ErrorCode::Conflict, format!("context {} is here already", id.short()))),
             Entry::Vacant(vacant) => drop(vacant.insert(Arc::clone(&slot))),
         }
+        let keys = self.keys.load(Ordering::SeqCst);
         let hot = match Hot::begin(&self.store, genesis, accesses, own_keys(shared), Arc::clone(&self.room)) {
-            Ok(hot) => held.insert(hot),
+            Ok(hot) => &mut held.insert((keys, hot)).1,
             Err(failure) => {
                 lock(&self.slots).by_id.remove(&id);
                 return Err(failure);
@@ -315,14 +321,17 @@ impl Book {
             return Err(failure);
         }
         let mut held = lock(&slot.hot);
+        // Counted before they are looked at: with a key that comes while it is read, it is read again.
+        let keys = self.keys.load(Ordering::SeqCst);
+        held.take_if(|(read_with, _)| *read_with != keys);
         if held.is_none() {
             let (hot, damage) = Hot::load(&self.store, id, own_keys(shared), Arc::clone(&self.room))?.ok_or_else(unknown)?;
             if let Some(damage) = damage {
                 note(shared, format!("something of context {} could not be read: {damage}", id.short()));
             }
-            *held = Some(hot);
+            *held = Some((keys, hot));
         }
-        let hot = held.as_mut().ok_or_else(unknown)?;
+        let (_, hot) = held.as_mut().ok_or_else(unknown)?;
         let end = hot.replica.chain().expires_at();
         let done = if end > now.wall {
             act(hot)
@@ -376,17 +385,9 @@ impl Book {
         }
     }
 
-    /// Drops all that are in memory, so that they are read with the keys that are here from now on.
+    /// Has all be read anew when they are next used, with the keys that are here from now on.
     pub(in crate::node) fn reopen(&self) {
-        let mut slots = lock(&self.slots);
-        slots.hot = InMemory { clock: slots.hot.clock, ..InMemory::default() };
-        let all: Vec<Arc<Slot>> = slots.by_id.values().cloned().collect();
-        drop(slots);
-        for slot in all {
-            if lock(&slot.seen).used.take().is_some() {
-                *lock(&slot.hot) = None;
-            }
-        }
+        self.keys.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Removes contexts that ended a while ago. Blocks.
