@@ -162,6 +162,15 @@ enum Verb {
         #[arg(long, value_name = "N")]
         limit: Option<u32>,
     },
+    /// Let go of this node's replica of a context; other nodes keep theirs. This one does not take it in again for 30 days.
+    #[command(after_help = "If this node owns it, nobody changes who may read and write any more.
+
+Example:
+  meshwork context drop 1f3a9c02")]
+    Drop {
+        /// The context.
+        id: String,
+    },
     /// Follow the changes of a context, one JSON document per line.
     #[command(after_help = "Example:
   meshwork context watch 1f3a9c02")]
@@ -234,6 +243,10 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
             share(&client, global, &id, agent, &access).await
         }
         Verb::History { id, limit } => history(&client, global, &id, limit, agent).await,
+        Verb::Drop { id } => {
+            client.delete(&["v1", "contexts", &id], ANSWER_TIMEOUT).await?;
+            global.answer(&json!({ "id": id }), || Ok(format!("dropped {}\n", printable(&id, 64))))
+        }
         Verb::Watch { id } => watch(&client, global, &id, agent).await,
     }
 }

@@ -198,7 +198,7 @@ fn open(config: &Config, wall: Timestamp) -> Result<Opened, StartError> {
     let mut found = task::replay(&reader, replay, wall)?;
     notes.append(&mut found.notes);
     let owners = leftovers::owners(reader.blobs(), &found);
-    let contexts = context::Book::open(dir.contexts(), &config.context)?;
+    let contexts = context::Book::open(dir.contexts(), &config.context, wall, &mut notes)?;
     let disk = Disk { dir, token, index, pinning: tokio::sync::Mutex::default(), reserved: Mutex::default() };
     let definitions = loaded.definitions;
     Ok(Opened { disk, key, peers, bans, definitions, pins, tasks: (reader, found), contexts, owners, notes })

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::files::{create_durable, create_folder, fail, options, remove_durable};
+use super::gone::GoneContexts;
 use super::{Error, MODE_SECRET};
 use crate::model::ContextId;
 
@@ -108,6 +109,11 @@ impl Contexts {
 
     fn path(&self, id: ContextId) -> PathBuf {
         self.folder.join(format!("{id}.log"))
+    }
+
+    /// Those that this node has let go of.
+    pub fn gone(&self) -> GoneContexts {
+        GoneContexts::new(&self.folder)
     }
 
     /// Which contexts there are, with the bytes of their files; other files are left alone.

@@ -5,7 +5,7 @@
 //! flushed, with its folder, before the call returns; a damaged one is a named error, never silently replaced and never deleted.
 //!
 //! So are the [`journal`] of what the node has acknowledged, in `journal/`, and the bodies too large for it, in `blobs/OWNER/HASH`; and the
-//! shared contexts, in `contexts/ID.log`.
+//! shared contexts, in `contexts/ID.log`, with what it has let go of in `contexts/gone`.
 //!
 //! *Index* is what can be learnt again: good peers, bans, receipts, and what a start need not read of the journal, in sled under `index/`. sled does not flush to the platter on Linux when asked
 //! to, so nothing that was acknowledged may depend on it; a damaged index is moved aside and begun anew.
@@ -22,6 +22,7 @@ mod blobs;
 mod contexts;
 mod error;
 mod files;
+mod gone;
 mod index;
 pub mod journal;
 mod keys;
@@ -36,6 +37,7 @@ pub use blobs::Blobs;
 pub use contexts::{Contexts, FILE_BYTES_MAX as CONTEXT_BYTES_MAX, Kept, Kind as KeptKind, Loaded as LoadedContext, Log};
 pub use error::Error;
 pub use files::{MODE_SECRET, create_durable, read_bounded, remove_durable, write_durable};
+pub use gone::GoneContexts;
 pub use index::{Ban, Changes, Checkpoint, GoodPeer, Index, KeptReceipt};
 pub use journal::Journal;
 pub use keys::{Keystore, read_token};

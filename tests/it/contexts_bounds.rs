@@ -87,3 +87,26 @@ async fn an_owner_elsewhere_has_an_eighth_of_the_bytes() {
         append(&other, &own, json!("x".repeat(50_000))).await;
     }
 }
+
+/// Design "Life": what a person dropped is gone here, also after a start, and does not come back; others keep theirs.
+#[tokio::test]
+async fn a_context_that_was_dropped_does_not_come_back() {
+    let (owner, other) = pair("").await;
+    let ids = [share(&owner, &other, json!(1)).await, share(&owner, &other, json!(2)).await];
+    eventually("both are there", SETTLE, async || (here(&other, &ids).await == 2).then_some(())).await;
+    let dropped = other.cli(&["context", "drop", &ids[0][..8]]).await;
+    assert_eq!((dropped.code, dropped.stdout.as_str()), (0, &*format!("dropped {}\n", &ids[0][..8])), "{dropped:?}");
+    other.get(&format!("/v1/contexts/{}", ids[0])).await.refused(404, "CONTEXT_NOT_FOUND");
+    other.delete(&format!("/v1/contexts/{}", ids[0])).await.refused(404, "CONTEXT_NOT_FOUND");
+    let again = other.cli(&["context", "drop", &ids[0][..8]]).await;
+    assert!(again.code == 1 && again.stderr.contains("CONTEXT_NOT_FOUND"), "{again:?}");
+    // Both are pushed again, and compared when the nodes meet: of what is written to both, one arrives.
+    let other = other.restart_with(|builder| builder.join(&owner)).await;
+    for id in &ids {
+        append(&owner, id, json!("again")).await;
+    }
+    let log = format!("/v1/contexts/{}?path=/shared_memory/log", ids[1]);
+    eventually("the other is kept up", SETTLE, async || (other.get(&log).await.status == 200).then_some(())).await;
+    assert_eq!((here(&other, &ids[..1]).await, here(&owner, &ids).await), (0, 2));
+    assert!(!other.data_dir().join("contexts").join(format!("{}.log", ids[0])).exists(), "nothing of it is on the disk");
+}

@@ -84,6 +84,16 @@ pub(super) async fn change(
     Ok(Json(handle.change_context(&id, &body, acting.agent.as_deref()).await?))
 }
 
+/// Lets go of this node's replica; the nodes of other readers keep theirs. This node takes the context in from nobody for 30 days.
+#[utoipa::path(
+    delete, path = "/v1/contexts/{id}", params(("id" = String, Path)),
+    responses((status = 204, description = "Let go of"), (status = 404, description = "No such context", body = ErrorDocument))
+)]
+pub(super) async fn let_go(State(handle): State<Handle>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    handle.drop_context(&id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// Says who may read and write from now on; both lists replace those before. For the owner alone.
 #[utoipa::path(
     put, path = "/v1/contexts/{id}/access", params(("id" = String, Path), Acting), request_body = Value,

@@ -75,7 +75,7 @@ fn described() -> (Router<Handle>, utoipa::openapi::OpenApi) {
         .routes(routes!(invoke::invoke))
         .routes(routes!(invoke::cancel))
         .routes(routes!(contexts::list, contexts::create))
-        .routes(routes!(contexts::show, contexts::change))
+        .routes(routes!(contexts::show, contexts::change, contexts::let_go))
         .routes(routes!(contexts::share))
         .routes(routes!(contexts::history))
         .routes(routes!(events::events))

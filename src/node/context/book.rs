@@ -12,6 +12,7 @@ use crate::config;
 use crate::model::{ContextId, ErrorCode, Failure, NodeId, Now, Principal, Timestamp, nearest};
 use crate::node::handle::UNFLUSHED;
 use crate::node::shared::{Shared, lock};
+use crate::proto::context::gone::{Gone, Why};
 use crate::proto::context::quota::{self, Quotas};
 use crate::store;
 use crate::wire::context::sync::Heads;
@@ -34,6 +35,10 @@ pub(in crate::node) struct Book {
     slots: Mutex<Slots>,
     /// What they take on the disk.
     room: Room,
+    /// Those that are not taken in again.
+    gone: Mutex<Gone>,
+    /// Those of them whose files a stop or a failing disk left behind.
+    left: Mutex<BTreeSet<ContextId>>,
     /// How many are in memory at once, and how many bytes they take there.
     hot_max: usize,
     hot_bytes_max: u64,
@@ -188,18 +193,32 @@ pub(super) fn note(shared: &Shared, note: String) {
 }
 
 impl Book {
-    /// The contexts in the data directory. Reads their names and sizes alone.
+    /// The contexts in the data directory. Reads their names and sizes alone. What went wrong with those that are gone is told in `notes`.
     ///
     /// # Errors
     /// If the folder cannot be read.
-    pub(in crate::node) fn open(store: store::Contexts, config: &config::Context) -> Result<Self, store::Error> {
-        let found = store.list()?;
+    pub(in crate::node) fn open(
+        store: store::Contexts,
+        config: &config::Context,
+        now: Timestamp,
+        notes: &mut Vec<String>,
+    ) -> Result<Self, store::Error> {
+        let kept = store.gone().load().unwrap_or_else(|error| {
+            notes.push(format!("contexts that were dropped are not remembered: {error}"));
+            Vec::new()
+        });
+        let why = |dropped| if dropped { Why::Dropped } else { Why::Ended };
+        let gone = Gone::new(kept.into_iter().map(|(id, dropped, until)| (id, why(dropped), until)), now);
+        // What was to be removed when the node stopped is not shown again; its file goes with the next sweep.
+        let (left, found): (Vec<_>, Vec<_>) = store.list()?.into_iter().partition(|(id, _)| gone.holds(*id, now));
         let by_id = found.iter().map(|(id, _)| (*id, Arc::default())).collect();
         let limits = quota::Limits { contexts_max: u64::from(config.contexts_max), bytes_max: config.bytes_max };
         Ok(Self {
             store,
             slots: Mutex::new(Slots { by_id, ..Slots::default() }),
             room: Arc::new(Mutex::new(Quotas::new(limits, found))),
+            gone: Mutex::new(gone),
+            left: Mutex::new(left.into_iter().map(|(id, _)| id).collect()),
             hot_max: usize::try_from(config.hot_max).unwrap_or(usize::MAX),
             hot_bytes_max: config.hot_bytes_max,
             keys: AtomicU64::new(0),
@@ -287,6 +306,12 @@ impl Book {
         match lock(&self.slots).by_id.entry(id) {
             Entry::Occupied(_) => return Err(Failure::new(ErrorCode::Conflict, format!("context {} is here already", id.short()))),
             Entry::Vacant(vacant) => drop(vacant.insert(Arc::clone(&slot))),
+        }
+        // Looked up when its place is taken: what is dropped meanwhile has been noted before that is free.
+        if self.is_gone(id, shared.clock.now()) {
+            lock(&self.slots).by_id.remove(&id);
+            let message = format!("context {} has ended, or was dropped here in the last 30 days", id.short());
+            return Err(Failure::new(ErrorCode::AccessDenied, message));
         }
         let keys = self.keys.load(Ordering::SeqCst);
         let hot = match Hot::begin(&self.store, genesis, accesses, own_keys(shared), Arc::clone(&self.room)) {
@@ -392,17 +417,57 @@ impl Book {
 
     /// Removes contexts that ended a while ago. Blocks.
     pub(super) fn sweep(&self, shared: &Shared, now: Now) {
-        for id in self.ids() {
-            let Some(slot) = lock(&self.slots).by_id.get(&id).cloned() else { continue };
+        let has_ended = |id: &ContextId| {
+            let slot = lock(&self.slots).by_id.get(id).cloned();
+            let Some(slot) = slot else { return false };
             if lock(&slot.seen).row.is_none() {
-                let _ = self.with(shared, id, now, |_| Ok(()));
+                let _ = self.with(shared, *id, now, |_| Ok(()));
             }
-            let ended = lock(&slot.seen).row.as_ref().is_some_and(|row| row.expires_at.saturating_add(GRACE) <= now.wall);
-            if ended && self.store.remove(id).is_ok() {
-                lock(&self.slots).by_id.remove(&id);
-                lock(&self.room).remove(id);
-            }
+            lock(&slot.seen).row.as_ref().is_some_and(|row| row.expires_at.saturating_add(GRACE) <= now.wall)
+        };
+        let ended: Vec<ContextId> = self.ids().into_iter().filter(has_ended).collect();
+        if !ended.is_empty()
+            && let Err(error) = self.let_go(&ended, Why::Ended, now)
+        {
+            tracing::warn!(%error, "contexts that ended are still kept");
         }
+        let left = std::mem::take(&mut *lock(&self.left));
+        left.into_iter().for_each(|id| drop(self.remove(id)));
+    }
+
+    /// Removes contexts, and remembers durably that they are not to come back before it does. Blocks.
+    ///
+    /// # Errors
+    /// If the disk refuses. Nothing was changed, or the next [`Book::sweep`] does what is left to do.
+    pub(super) fn let_go(&self, ids: &[ContextId], why: Why, now: Now) -> Result<(), store::Error> {
+        let mut gone = lock(&self.gone);
+        let mut after = gone.clone();
+        after.put(ids.iter().copied(), why, now.wall);
+        self.store.gone().write(after.iter().map(|(id, why, until)| (id, why == Why::Dropped, until)))?;
+        *gone = after;
+        drop(gone);
+        ids.iter().map(|id| self.remove(*id)).fold(Ok(()), Result::and)
+    }
+
+    fn remove(&self, id: ContextId) -> Result<(), store::Error> {
+        let slot = lock(&self.slots).by_id.get(&id).cloned().unwrap_or_default();
+        // Whoever uses it now has done so first.
+        let mut held = lock(&slot.hot);
+        *held = None;
+        self.store.remove(id).inspect_err(|_| {
+            lock(&self.left).insert(id);
+        })?;
+        let mut slots = lock(&self.slots);
+        slots.by_id.remove(&id);
+        slots.hot.remove(lock(&slot.seen).used.take());
+        drop(slots);
+        lock(&self.room).remove(id);
+        Ok(())
+    }
+
+    /// Whether a context is not taken in again: it ended, or was dropped here.
+    pub(super) fn is_gone(&self, id: ContextId, now: Now) -> bool {
+        lock(&self.gone).holds(id, now.wall)
     }
 }
 

@@ -13,9 +13,10 @@ use serde_json::{Map, Value, json};
 use super::book::own_keys;
 use super::hot::{Hot, Taken};
 use crate::model::{AGENT_MEMORY, ContextId, ErrorCode, Failure, Now, Path, Principal, SHARED_MEMORY, Timestamp};
-use crate::node::handle::{Handle, stopping};
+use crate::node::handle::{Handle, disk_failure, stopping};
 use crate::node::view::Event;
 use crate::proto::context::edit;
+use crate::proto::context::gone::Why;
 use crate::proto::context::replica::{self, Refusal};
 use crate::store::KeptKind;
 use crate::wire;
@@ -304,6 +305,19 @@ impl Handle {
             })?;
             handle.context_changed(id, &[access], &[]);
             Ok(answer)
+        })
+        .await
+    }
+
+    /// Lets go of this node's replica of a context, durably, and takes it in from nobody for 30 days. Others keep theirs.
+    ///
+    /// # Errors
+    /// `CONTEXT_NOT_FOUND`, or those of the disk.
+    pub async fn drop_context(&self, which: &str) -> Result<ContextId, Failure> {
+        let id = self.shared.contexts.named(which)?;
+        self.on_worker(move |handle, now| {
+            handle.shared.contexts.let_go(&[id], Why::Dropped, now).map_err(disk_failure)?;
+            Ok(id)
         })
         .await
     }

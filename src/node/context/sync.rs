@@ -206,6 +206,9 @@ fn portions(heads: Vec<Heads>) -> Vec<Vec<Heads>> {
 /// question says how far this one has come.
 async fn reconcile(shared: &Arc<Shared>, node: NodeId, theirs: Heads) {
     let id = theirs.context;
+    if shared.contexts.is_gone(id, shared.clock.now()) {
+        return;
+    }
     let Some(_pulling) = shared.contexts.pulling(node, id) else { return };
     let Ok(readers) = principals(shared, node).await else { return };
     for _ in 0..ROUNDS_MAX {
@@ -297,7 +300,8 @@ fn begin(shared: &Shared, id: ContextId, genesis: &[u8], accesses: &[Signed<Acce
     let is_reader = accesses.last().is_some_and(|access| own.iter().any(|key| access.may_read(key.principal())));
     let ends_at = accesses.iter().map(|access| access.expires_at).max().unwrap_or(genesis.expires_at);
     let now = shared.clock.now().wall;
-    if !is_reader || ends_at <= now || ends_at.saturating_since(now) > super::door::LIFE_MAX {
+    let is_of_now = ends_at > now && ends_at.saturating_since(now) <= super::door::LIFE_MAX;
+    if !is_reader || !is_of_now {
         return Err(Failure::new(
             ErrorCode::AccessDenied,
             "nobody here may read the context, it has ended, or it is to last for more than a year",

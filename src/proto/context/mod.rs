@@ -3,7 +3,8 @@
 //!
 //! [`replica`] takes statements and decides which of them count; [`chain`] is the owner's line of access changes and says who could write
 //! what and when; [`operations`] is the graph of what was written; [`fold`] makes the state of it. [`edit`] turns what people ask for into
-//! items, [`park`] holds what came too early, [`quota`] says how much a node keeps for whom.
+//! items, [`park`] holds what came too early, [`quota`] says how much a node keeps for whom, [`gone`] what
+//! it takes in no more.
 //!
 //! Invariants: what a replica shows is a function of the *set* of statements that it holds, not of their order; a statement that counts was
 //! signed by somebody who could write there at the time it names, and before any cut; nobody's statement, however made, keeps another's
@@ -12,6 +13,7 @@
 pub mod chain;
 pub mod edit;
 pub mod fold;
+pub mod gone;
 #[cfg(test)]
 mod hostile;
 pub mod operations;
