@@ -143,7 +143,7 @@ pub(super) struct Shared {
     pub(super) notes: Mutex<Vec<String>>,
     pub(super) contexts: context::Book,
     /// Room for questions of peers about contexts.
-    pub(super) context_questions: Arc<Semaphore>,
+    pub(super) context_questions: Arc<context::Questions>,
 }
 
 impl Shared {

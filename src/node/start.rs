@@ -51,8 +51,6 @@ use crate::wire::{AgentKey, NodeKey};
 
 /// How long the system may take to let the node listen.
 const LISTEN_MAX: Duration = Duration::from_secs(5);
-/// Questions of peers about contexts that are answered at once: each holds a worker while it reads a file.
-const CONTEXT_QUESTIONS_MAX: usize = 32;
 /// How far ahead of the clock sequence numbers are made durable.
 const RESERVED: Duration = Duration::from_secs(600);
 /// Agents that are attached at once while the node starts.
@@ -293,7 +291,7 @@ impl Node {
             tasks_stop: CancellationToken::new(),
             notes: Mutex::new(notes),
             contexts,
-            context_questions: Arc::new(Semaphore::new(CONTEXT_QUESTIONS_MAX)),
+            context_questions: Arc::default(),
             config,
         });
         let inputs = Inputs {

@@ -287,7 +287,7 @@ impl EventLoop {
 
     /// Answers a question about contexts beside the loop: disk and signatures take their time.
     fn answer_context(&mut self, node: NodeId, to: ReplyTo, question: ByteBuf) {
-        let Ok(room) = Arc::clone(&self.shared.context_questions).try_acquire_owned() else {
+        let Some(room) = self.shared.context_questions.begin(node) else {
             self.shared.metrics.dropped(Kind::Control, "busy");
             self.mesh.reply(to, Reply::Busy { retry_after_ms: CONTEXT_PAUSE_MS });
             return;
