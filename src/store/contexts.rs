@@ -83,11 +83,31 @@ pub struct Contexts {
     folder: PathBuf,
 }
 
+/// Where an entry stands in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    offset: u64,
+    length_bytes: u32,
+}
+
+impl Place {
+    fn of(offset: u64, kept: &Kept) -> Self {
+        Self { offset, length_bytes: u32::try_from(kept.len_bytes()).unwrap_or(u32::MAX) }
+    }
+
+    /// How many bytes its statement has.
+    pub fn len_bytes(self) -> usize {
+        usize::try_from(self.length_bytes).unwrap_or(usize::MAX).saturating_sub(ENTRY_HEAD_BYTES)
+    }
+}
+
 /// What a file holds.
 #[derive(Debug)]
 pub struct Loaded {
     /// In the order in which they were appended.
     pub kept: Vec<Kept>,
+    /// Where each of them stands.
+    pub places: Vec<Place>,
     /// What could not be read, if something could not.
     pub damage: Option<String>,
 }
@@ -198,11 +218,11 @@ impl Contexts {
 }
 
 impl Log {
-    /// Appends statements and returns once they are on the disk.
+    /// Appends statements, returns once they are on the disk, and says where.
     ///
     /// # Errors
     /// [`Error::Io`]: nothing was appended. [`Error::Unflushed`]: nobody knows; the file must be opened anew.
-    pub fn append(&mut self, statements: &[Kept]) -> Result<(), Error> {
+    pub fn append(&mut self, statements: &[Kept]) -> Result<Vec<Place>, Error> {
         if self.is_broken {
             let source = std::io::Error::other("an earlier flush failed");
             return Err(Error::Unflushed { path: self.path.clone(), source });
@@ -219,8 +239,31 @@ impl Log {
             return Err(error);
         }
         self.flush()?;
+        let mut offset = self.bytes;
         self.bytes += length;
-        Ok(())
+        let place = |kept: &Kept| {
+            let place = Place::of(offset, kept);
+            offset += kept.len_bytes();
+            place
+        };
+        Ok(statements.iter().map(place).collect())
+    }
+
+    /// What stands at these places; nothing else of the file is read.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Damaged`] if something else stands there now.
+    pub fn read_at(&self, places: &[Place]) -> Result<Vec<Kept>, Error> {
+        let mut file = File::open(&self.path).map_err(fail("open", &self.path))?;
+        let mut read = |place: &Place| {
+            file.seek(SeekFrom::Start(place.offset)).map_err(fail("read", &self.path))?;
+            let mut bytes = vec![0; ENTRY_HEAD_BYTES.saturating_add(place.len_bytes())];
+            file.read_exact(&mut bytes).map_err(fail("read", &self.path))?;
+            let found = entry(&Bytes::from(bytes), 0).map(|(kept, _)| kept).filter(|kept| Place::of(place.offset, kept) == *place);
+            let reason = || format!("what stands at byte {} was changed since the file was opened", place.offset);
+            found.ok_or_else(|| Error::Damaged { path: self.path.clone(), reason: reason() })
+        };
+        places.iter().map(&mut read).collect()
     }
 
     /// All that the file holds now.
@@ -275,10 +318,11 @@ fn decode(path: &Path, bytes: &Bytes) -> Result<(Loaded, u64), Error> {
         Some(VERSION) => {}
         version => return Err(Error::Newer { path: path.to_owned(), version: version.unwrap_or_default() }),
     }
-    let mut loaded = Loaded { kept: Vec::new(), damage: None };
+    let mut loaded = Loaded { kept: Vec::new(), places: Vec::new(), damage: None };
     let (mut at, mut damages) = (HEADER_BYTES, Vec::new());
     loop {
         if let Some((kept, end)) = entry(bytes, at) {
+            loaded.places.push(Place::of(u64::try_from(at).unwrap_or(u64::MAX), &kept));
             loaded.kept.push(kept);
             at = end;
             continue;
@@ -348,6 +392,28 @@ mod tests {
         assert_eq!(contexts.genesis(id(2)).expect("looks"), None);
         assert!(contexts.create(id(1), &[genesis]).is_err(), "it is there");
         assert!(contexts.remove(id(1)).expect("removes") && contexts.open(id(1)).expect("looks").is_none());
+    }
+
+    /// Whatever else became of the file, what stands at a place is read there, and its checksum with it.
+    #[test]
+    fn one_entry_is_read_without_the_others() {
+        let (_folder, contexts) = contexts();
+        let mut log = contexts.create(id(1), &[kept(Kind::Genesis, "genesis")]).expect("creates");
+        let appended = [log.append(&three()[..1]).expect("appends"), log.append(&three()[1..]).expect("appends")].concat();
+        let (log, loaded) = contexts.open(id(1)).expect("opens").expect("is there");
+        assert_eq!(loaded.places[1..], appended);
+        assert_eq!(appended[1].len_bytes(), "one".len());
+        let path = contexts.path(id(1));
+        let mut bytes = fs::read(&path).expect("reads");
+        let one_at = bytes.len() - 2 * (ENTRY_HEAD_BYTES + 3);
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte ^= if (one_at..one_at + ENTRY_HEAD_BYTES + 3).contains(&at) { 0 } else { 0xff };
+        }
+        fs::write(&path, &bytes).expect("writes");
+        assert_eq!(log.read_at(&appended[1..2]).expect("reads"), three()[1..2]);
+        assert!(matches!(log.read_at(&appended), Err(Error::Damaged { .. })));
+        fs::write(&path, &bytes[..one_at + 5]).expect("writes");
+        assert!(matches!(log.read_at(&appended[1..2]), Err(Error::Io { .. })));
     }
 
     /// A file that ends anywhere within its last entry loses that entry and nothing else, and takes more.

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 
 pub use agents::{Definitions, Loaded};
 pub use blobs::Blobs;
-pub use contexts::{Contexts, FILE_BYTES_MAX as CONTEXT_BYTES_MAX, Kept, Kind as KeptKind, Loaded as LoadedContext, Log};
+pub use contexts::{Contexts, FILE_BYTES_MAX as CONTEXT_BYTES_MAX, Kept, Kind as KeptKind, Loaded as LoadedContext, Log, Place};
 pub use error::Error;
 pub use files::{MODE_SECRET, create_durable, read_bounded, remove_durable, write_durable};
 pub use gone::GoneContexts;

@@ -18,7 +18,6 @@ use crate::node::view::Event;
 use crate::proto::context::edit;
 use crate::proto::context::gone::Why;
 use crate::proto::context::replica::{self, Refusal};
-use crate::store::KeptKind;
 use crate::wire;
 use crate::wire::context::{Access, Body, Genesis, Item, OPERATION_BYTES_MAX, Operation, PrincipalKey, Verified};
 
@@ -463,16 +462,9 @@ fn document(hot: &Hot, key: &PrincipalKey) -> Value {
 }
 
 fn history(hot: &Hot, key: &PrincipalKey, limit: usize) -> Result<Value, Failure> {
-    let mut operations: Vec<Verified<Operation>> = hot
-        .kept()?
-        .into_iter()
-        .filter(|kept| kept.kind == KeptKind::Operation)
-        .filter_map(|kept| Verified::kept(&kept.bytes).ok())
-        .filter(|operation: &Verified<Operation>| hot.replica.operations().get(operation.id()).is_some())
-        .collect();
-    operations.sort_by_key(|operation| std::cmp::Reverse((operation.header.lamport, operation.id())));
-    let total = operations.len();
-    let rows = operations.iter().take(limit).map(|operation| {
+    let operations = hot.operations(hot.replica.operations().latest(limit))?;
+    let total = hot.replica.operations().len();
+    let rows = operations.iter().map(|operation| {
         let counts = hot.replica.operations().get(operation.id()).is_some_and(|entry| entry.counts);
         let body = hot.replica.open_for(operation, key.principal());
         json!({

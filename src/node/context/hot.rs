@@ -7,13 +7,13 @@ use bytes::Bytes;
 
 use super::book::{principals, refused};
 
-use crate::model::{ContextId, ErrorCode, Failure, Principal};
+use crate::model::{ContextId, ErrorCode, Failure, OperationId, Principal};
 use crate::node::handle::disk_failure;
 use crate::node::shared::lock;
 use crate::proto::context::chain::Step;
 use crate::proto::context::quota::Quotas;
 use crate::proto::context::replica::Replica;
-use crate::store::{self, CONTEXT_BYTES_MAX, Kept, KeptKind, Log};
+use crate::store::{self, CONTEXT_BYTES_MAX, Kept, KeptKind, Log, Place};
 use crate::wire::context::{Access, Genesis, Operation, PrincipalKey, Signed, Statement, Verified, verify};
 
 /// What all contexts take on the disk.
@@ -26,6 +26,8 @@ pub(super) struct Hot {
     log: Log,
     room: Room,
     own: Vec<PrincipalKey>,
+    /// Where each operation stands in the file.
+    places: BTreeMap<OperationId, Place>,
     /// Whether the replica has taken in what its file has not.
     is_ahead: bool,
     /// How far authors had written by a file that is damaged; what comes after that may hang on what cannot be read.
@@ -91,7 +93,7 @@ impl Hot {
         let created = contexts.create(id, &first).map_err(disk_failure);
         let log = created.inspect_err(|_| lock(&room).remove(id))?;
         lock(&room).set(id, owner, log.len_bytes());
-        Ok(Self { replica, log, room, own, is_ahead: false, written: BTreeMap::new() })
+        Ok(Self { replica, log, room, own, places: BTreeMap::new(), is_ahead: false, written: BTreeMap::new() })
     }
 
     /// Reads a context; `None` if there is none of that name. What could not be read is told in words.
@@ -105,11 +107,12 @@ impl Hot {
         room: Room,
     ) -> Result<Option<(Self, Option<String>)>, Failure> {
         let Some((log, loaded)) = contexts.open(id).map_err(disk_failure)? else { return Ok(None) };
-        let (replica, written, damage) = replayed(id, &loaded.kept, own.clone(), loaded.damage.is_some())?;
+        let Replayed { replica, ids, written, damage } = replayed(id, &loaded.kept, own.clone(), loaded.damage.is_some())?;
+        let places = ids.into_iter().zip(loaded.places).filter_map(|(id, place)| Some((id?, place))).collect();
         let damage = loaded.damage.or(damage);
         let written = if damage.is_some() { written } else { BTreeMap::new() };
         lock(&room).set(id, replica.genesis().owner, log.len_bytes());
-        Ok(Some((Self { replica, log, room, own, is_ahead: false, written }, damage)))
+        Ok(Some((Self { replica, log, room, own, places, is_ahead: false, written }, damage)))
     }
 
     /// Whether the replica has taken in what its file has not: it must be dropped.
@@ -146,14 +149,30 @@ impl Hot {
 
     /// Makes the replica anew from the file, after a change of access that took something back.
     fn rebuild(&mut self) -> Result<(), Failure> {
-        let kept = self.log.read().map_err(disk_failure)?;
-        self.replica = replayed(self.replica.id(), &kept, self.own.clone(), false)?.0;
+        let kept = self.kept()?;
+        self.replica = replayed(self.replica.id(), &kept, self.own.clone(), false)?.replica;
         Ok(())
     }
 
     /// All statements in the file, in the order in which they came.
     pub(super) fn kept(&self) -> Result<Vec<Kept>, Failure> {
         self.log.read().map_err(disk_failure)
+    }
+
+    /// These operations as they were kept, in this order, as far as they are here; no more than they is read of the file.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(super) fn operations(&self, ids: impl IntoIterator<Item = OperationId>) -> Result<Vec<Verified<Operation>>, Failure> {
+        let places: Vec<Place> = ids.into_iter().filter_map(|id| self.places.get(&id).copied()).collect();
+        let kept = self.log.read_at(&places).map_err(disk_failure)?;
+        let unread = |error: crate::wire::Error| Failure::new(ErrorCode::Internal, error.to_string());
+        kept.iter().map(|kept| Verified::kept(&kept.bytes).map_err(unread)).collect()
+    }
+
+    /// How many bytes the file has of an operation, if it has it.
+    pub(super) fn length_of(&self, id: OperationId) -> Option<usize> {
+        self.places.get(&id).map(|place| place.len_bytes())
     }
 
     /// How large the file is.
@@ -250,7 +269,8 @@ impl Hot {
         lock(&self.room).reserve(id, owner, &principals(&self.own), bytes).map_err(|full| refused(&full))?;
         let appended = self.log.append(&statements).map_err(disk_failure);
         lock(&self.room).set(id, owner, self.log.len_bytes());
-        appended?;
+        let places = appended?.into_iter().skip(taken.accesses.len());
+        self.places.extend(taken.operations.iter().map(Verified::<Operation>::id).zip(places));
         if self.replica.is_stale() {
             self.rebuild()?;
         }
@@ -259,8 +279,18 @@ impl Hot {
     }
 }
 
-/// A replica of all that was kept, how far authors had written, and what of it could not be used. Beside damage, checksums are not enough:
-/// what looks like a statement may stand in the text of another.
+/// What was made of a file.
+struct Replayed {
+    replica: Replica,
+    /// The operation that each entry is, if it is one.
+    ids: Vec<Option<OperationId>>,
+    /// How far authors had written.
+    written: BTreeMap<Principal, u64>,
+    /// What could not be used.
+    damage: Option<String>,
+}
+
+/// A replica of all that was kept. Beside damage, checksums are not enough: what looks like a statement may stand in the text of another.
 fn replayed(id: ContextId, kept: &[Kept], own: Vec<PrincipalKey>, is_damaged: bool) -> Result<Replayed, Failure> {
     let damaged = |reason: String| Failure::new(ErrorCode::Internal, format!("context {} cannot be read: {reason}", id.short()));
     let first = kept.first().filter(|first| first.kind == KeptKind::Genesis);
@@ -272,7 +302,9 @@ fn replayed(id: ContextId, kept: &[Kept], own: Vec<PrincipalKey>, is_damaged: bo
     let mut replica = Replica::new(genesis, own);
     let (mut operations, mut damage, mut written) = (Vec::new(), None, BTreeMap::new());
     let mut unread = |error: crate::wire::Error| damage = damage.take().or_else(|| Some(error.to_string()));
+    let mut ids = Vec::with_capacity(kept.len());
     for kept in kept {
+        let mut id = None;
         match kept.kind {
             KeptKind::Genesis => {}
             KeptKind::Access => match believed(&kept.bytes, is_damaged) {
@@ -284,21 +316,21 @@ fn replayed(id: ContextId, kept: &[Kept], own: Vec<PrincipalKey>, is_damaged: bo
                 Ok(operation) => {
                     let seq = written.entry(operation.header.author).or_insert(operation.header.seq);
                     *seq = operation.header.seq.max(*seq);
+                    id = Some(operation.id());
                     operations.push(operation);
                 }
                 Err(error) => unread(error),
             },
         }
+        ids.push(id);
     }
     replica.foresee(operations.iter());
     for operation in operations {
         let _ = replica.on_operation(operation);
     }
     replica.settle();
-    Ok((replica, written, damage))
+    Ok(Replayed { replica, ids, written, damage })
 }
-
-type Replayed = (Replica, BTreeMap<Principal, u64>, Option<String>);
 
 fn believed<T: Statement>(bytes: &[u8], is_damaged: bool) -> Result<Verified<T>, crate::wire::Error> {
     if is_damaged { Signed::from_bytes(bytes).and_then(Signed::verify) } else { Verified::kept(bytes) }

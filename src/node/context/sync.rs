@@ -20,7 +20,7 @@ use crate::model::{AgentId, ContextId, ErrorCode, Failure, NodeId, Principal, pr
 use crate::node::handle::stopping;
 use crate::node::shared::{Command, Shared};
 use crate::node::view::Event;
-use crate::store::{Kept, KeptKind};
+use crate::store::Kept;
 use crate::wire::context::sync::{ANSWER_BYTES_MAX, Answer, HEADS_MAX, Heads, Question, STATEMENTS_MAX, Statements};
 use crate::wire::context::{Access, Genesis, Operation, Signed, Verified};
 use crate::wire::directory::Reply;
@@ -426,10 +426,9 @@ fn not_shared() -> Failure {
 /// What a replica that has come as far as `heads` lacks, as much as one answer holds.
 fn lacking(hot: &Hot, heads: &Heads, knows_genesis: bool) -> Result<Statements, Failure> {
     let replica = &hot.replica;
-    let kept = hot.kept()?;
     let mut room = ANSWER_BYTES_MAX - SPARE_BYTES;
-    let mut fits = |bytes: &[u8]| {
-        let left = room.checked_sub(bytes.len() + STATEMENT_SPARE_BYTES);
+    let mut fits = |bytes: usize| {
+        let left = room.checked_sub(bytes.saturating_add(STATEMENT_SPARE_BYTES));
         room = left.unwrap_or(room);
         left.is_some()
     };
@@ -440,30 +439,27 @@ fn lacking(hot: &Hot, heads: &Heads, knows_genesis: bool) -> Result<Statements, 
     let wanted = chain.changes().iter().filter(|access| access.epoch > from).chain(split);
     let all: Vec<Vec<u8>> = wanted.map(Verified::to_bytes).collect();
     let count = all.len();
-    let accesses: Vec<ByteVec> = all.into_iter().take_while(|bytes| fits(bytes)).take(STATEMENTS_MAX / 2).map(ByteVec::from).collect();
+    let accesses: Vec<ByteVec> =
+        all.into_iter().take_while(|bytes| fits(bytes.len())).take(STATEMENTS_MAX / 2).map(ByteVec::from).collect();
     let mut more = accesses.len() < count;
-    let by_id: std::collections::BTreeMap<_, _> = kept
-        .iter()
-        .filter(|kept| kept.kind == KeptKind::Operation)
-        .filter_map(|kept| Verified::<Operation>::kept(&kept.bytes).ok().map(|operation| (operation.id(), (operation, &kept.bytes))))
-        .collect();
-    let mut operations: Vec<&(Verified<Operation>, &bytes::Bytes)> = Vec::new();
+    let mut wanted = Vec::new();
     for id in replica.operations().beyond(&heads.tips) {
-        let Some(found) = by_id.get(&id) else { continue };
-        if more || operations.len() >= STATEMENTS_MAX / 2 || !fits(found.1) {
+        // One that is not on the disk any more somebody else gives them.
+        let Some(bytes) = hot.length_of(id) else { continue };
+        if more || wanted.len() >= STATEMENTS_MAX / 2 || !fits(bytes) {
             more = true;
             break;
         }
-        operations.push(found);
+        wanted.push(id);
     }
     // The last of each line must convince by itself; those before it are covered by it.
     let mut covered = BTreeSet::new();
     let mut chosen: Vec<ByteVec> = Vec::new();
-    for (operation, bytes) in operations.into_iter().rev() {
+    for operation in hot.operations(wanted)?.into_iter().rev() {
         let author = operation.header.author;
         if covered.contains(&(operation.id(), author)) || operation.stands_alone() {
             covered.extend(operation.header.prev.map(|prev| (prev, author)));
-            chosen.push(ByteVec::from(bytes.to_vec()));
+            chosen.push(ByteVec::from(operation.to_bytes()));
         }
     }
     chosen.reverse();

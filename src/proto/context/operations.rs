@@ -74,6 +74,17 @@ impl Operations {
         self.entries.get(&id)
     }
 
+    /// The latest by their clocks, at most so many, the latest first.
+    pub fn latest(&self, count_max: usize) -> Vec<OperationId> {
+        let mut all: Vec<_> = self.entries.iter().map(|(id, entry)| std::cmp::Reverse((entry.lamport, *id))).collect();
+        if count_max < all.len() {
+            all.select_nth_unstable(count_max);
+            all.truncate(count_max);
+        }
+        all.sort_unstable();
+        all.into_iter().map(|std::cmp::Reverse((_, id))| id).collect()
+    }
+
     /// Those that count and that nothing which counts was built on, in order.
     pub fn heads(&self) -> &BTreeSet<OperationId> {
         &self.heads
@@ -298,6 +309,20 @@ mod tests {
         assert!(both.iter().is_sorted_by_key(|id| operations.get(*id).expect("here").lamport), "each after what it builds on");
         assert_eq!(operations.beyond(&[tip(id(9, 5), 5)]).len(), 16, "all, for a branch that is not here");
         assert_eq!(operations.beyond(&[tip(id(0, 9), 9), tip(id(1, 6), 6)]), numbers(1, 7..10));
+    }
+
+    #[test]
+    fn the_latest_are_told_from_the_last_on() {
+        let operations = forked(10, 3);
+        assert_eq!(operations.latest(0), []);
+        let newest: BTreeSet<_> = [id(0, 9), id(1, 9)].into();
+        let latest = operations.latest(3);
+        assert_eq!((latest[..2].iter().copied().collect(), latest.len()), (newest, 3));
+        assert_eq!(latest[..2], operations.latest(2));
+        let all = operations.latest(17);
+        assert_eq!((all.len(), all[15]), (16, id(0, 0)));
+        assert!(all.iter().is_sorted_by_key(|id| std::cmp::Reverse(operations.get(*id).expect("here").lamport)));
+        assert_eq!(all, operations.latest(16));
     }
 
     #[test]
