@@ -110,3 +110,28 @@ async fn a_context_that_was_dropped_does_not_come_back() {
     assert_eq!((here(&other, &ids[..1]).await, here(&owner, &ids).await), (0, 2));
     assert!(!other.data_dir().join("contexts").join(format!("{}.log", ids[0])).exists(), "nothing of it is on the disk");
 }
+
+/// A reader who is added after so many changes of access that they take several answers is given the context all the same.
+#[tokio::test]
+async fn a_reader_who_is_added_late_in_a_long_line_of_access_is_given_the_context() {
+    let (owner, other) = pair("").await;
+    let id = create(&owner, json!({ "shared_memory": { "x": 1 } })).await;
+    let writers: Vec<String> = (0..7).map(|_| libp2p::identity::Keypair::generate_ed25519().public().to_peer_id().to_string()).collect();
+    let paths: Vec<String> = (0..16).map(|at| format!("/shared_memory/{at}{}", "x".repeat(480))).collect();
+    let access = |readers: &[&str], round: usize| {
+        let write = writers.iter().map(|writer| json!({ "principal": writer, "paths": paths[round % 2..] })).collect::<Vec<_>>();
+        json!({ "read": readers, "write": write })
+    };
+    // Each takes more than 50 KiB, an answer 1.5 MiB.
+    for round in 0..60 {
+        owner.put(&format!("/v1/contexts/{id}/access"), &access(&[], round)).await.ok();
+    }
+    owner.put(&format!("/v1/contexts/{id}/access"), &access(&[other.id()], 60)).await.ok();
+    append(&owner, &id, json!("for all")).await;
+    let path = format!("/v1/contexts/{id}?path=/shared_memory/x");
+    eventually("it is there", SETTLE, async || (other.get(&path).await.status == 200).then_some(())).await;
+    let versions =
+        [&owner, &other].map(async |node: &Node| node.get(&format!("/v1/contexts/{id}")).await.ok()["version"]["access_epoch"].clone());
+    let [here, there] = versions;
+    assert_eq!((here.await, there.await), (json!(62), json!(62)));
+}

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::hot::{Hot, Room};
 use crate::config;
@@ -21,6 +22,8 @@ use crate::wire::context::{Access, Genesis, PrincipalKey, Verified};
 /// How long after its end the file of a context is still kept: a clock may be ahead.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(600);
 
+/// Lines of access that are gathered at once: each may take some ten megabytes.
+const GATHERINGS_MAX: usize = 2;
 /// Contexts that are pulled at once.
 const PULLS_MAX: usize = 64;
 /// Notes of all kinds beyond which contexts add none.
@@ -44,6 +47,8 @@ pub(in crate::node) struct Book {
     hot_bytes_max: u64,
     /// Counts the changes of the keys that are here.
     keys: AtomicU64,
+    /// Room for lines of access.
+    gatherings: Semaphore,
     /// What is being pulled, and from whom: each once at a time.
     pulls: Mutex<BTreeSet<(NodeId, ContextId)>>,
     /// Which have something that came from another node and was not passed on yet.
@@ -222,6 +227,7 @@ impl Book {
             hot_max: usize::try_from(config.hot_max).unwrap_or(usize::MAX),
             hot_bytes_max: config.hot_bytes_max,
             keys: AtomicU64::new(0),
+            gatherings: Semaphore::new(GATHERINGS_MAX),
             pulls: Mutex::default(),
             fresh: Mutex::default(),
         })
@@ -245,6 +251,11 @@ impl Book {
     /// As [`refused`].
     pub(super) fn has_room(&self, shared: &Shared, id: ContextId, owner: Principal, bytes: u64) -> Result<(), Failure> {
         lock(&self.room).check(id, owner, &principals(&own_keys(shared)), bytes).map_err(|full| refused(&full))
+    }
+
+    /// A place to gather the line of access of a context that is not here, if it takes more than one answer.
+    pub(super) fn gathering(&self) -> Option<SemaphorePermit<'_>> {
+        self.gatherings.try_acquire().ok()
     }
 
     /// A place to pull a context from a node; none while that is done already, or too much else is.

@@ -20,6 +20,7 @@ use crate::model::{AgentId, ContextId, ErrorCode, Failure, NodeId, Principal, pr
 use crate::node::handle::stopping;
 use crate::node::shared::{Command, Shared};
 use crate::node::view::Event;
+use crate::proto::context::chain::EPOCHS_MAX;
 use crate::store::Kept;
 use crate::wire::context::sync::{ANSWER_BYTES_MAX, Answer, HEADS_MAX, Heads, Question, STATEMENTS_MAX, Statements};
 use crate::wire::context::{Access, Genesis, Operation, Signed, Verified};
@@ -37,6 +38,8 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(60);
 const MEMBER_TRIES: usize = 16;
 /// Rounds of one pull: each brings more than a megabyte, or the last of it.
 const ROUNDS_MAX: usize = 256;
+/// How many bytes the changes of access of a context may have that is not here yet: eight times what 1,024 changes of a dozen readers take.
+const LINE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// What an answer has room for beside its statements.
 const SPARE_BYTES: usize = 16 * 1024;
 /// What stands around each statement in a message.
@@ -202,6 +205,43 @@ fn portions(heads: Vec<Heads>) -> Vec<Vec<Heads>> {
     portions
 }
 
+/// What was pulled of a context that is not here yet: the whole line of its access is needed to say whether somebody here may read it, and may
+/// take more than one answer.
+#[derive(Default)]
+struct Beginning {
+    genesis: Option<ByteVec>,
+    accesses: Vec<ByteVec>,
+    bytes: usize,
+    /// The last change of the line so far.
+    epoch: u64,
+    access: [u8; 32],
+}
+
+impl Beginning {
+    /// Takes in an answer; gives all back once the line is whole.
+    fn add(&mut self, answer: Statements) -> Result<Option<Statements>, Failure> {
+        let fault = |message: &str| Failure::new(ErrorCode::InvalidRequest, message);
+        let Statements { context, genesis, accesses, operations, more } = answer;
+        self.genesis = self.genesis.take().or(genesis);
+        let is_whole = !more || !operations.is_empty();
+        if !is_whole {
+            let last = accesses.last().ok_or_else(|| fault("the answer holds nothing and says that there is more"))?;
+            let last = Signed::<Access>::from_bytes(last).map_err(|error| fault(&error.to_string()))?;
+            if last.unverified().epoch <= self.epoch {
+                return Err(fault("the line of access does not go on"));
+            }
+            (self.epoch, self.access) = (last.unverified().epoch, last.name());
+        }
+        self.bytes = self.bytes.saturating_add(accesses.iter().map(|access| access.len()).sum());
+        self.accesses.extend(accesses);
+        if self.bytes > LINE_BYTES_MAX || self.epoch > EPOCHS_MAX {
+            return Err(fault("the line of access is longer than one may be that is pulled as a whole"));
+        }
+        let Self { genesis, accesses, .. } = if is_whole { std::mem::take(self) } else { return Ok(None) };
+        Ok(Some(Statements { context, genesis, accesses, operations, more }))
+    }
+}
+
 /// Pulls from `node` what it has of a context and this one lacks; of a context that is here only if the node is one of its readers', since the
 /// question says how far this one has come.
 async fn reconcile(shared: &Arc<Shared>, node: NodeId, theirs: Heads) {
@@ -211,6 +251,7 @@ async fn reconcile(shared: &Arc<Shared>, node: NodeId, theirs: Heads) {
     }
     let Some(_pulling) = shared.contexts.pulling(node, id) else { return };
     let Ok(readers) = principals(shared, node).await else { return };
+    let (mut beginning, mut gathering) = (Beginning::default(), None);
     for _ in 0..ROUNDS_MAX {
         let (worker, now) = (Arc::clone(shared), shared.clock.now());
         let Ok(row) = blocking(move || worker.contexts.row(&worker, id, now)).await else { return };
@@ -218,17 +259,34 @@ async fn reconcile(shared: &Arc<Shared>, node: NodeId, theirs: Heads) {
         if row.as_ref().is_some_and(|row| !row.readers.iter().any(|reader| readers.contains(reader))) {
             return;
         }
-        let none = Heads { context: id, epoch: 0, access: [0; 32], tips: Vec::new() };
-        let heads = row.map_or(none, |row| row.heads);
+        let begun = Heads { context: id, epoch: beginning.epoch, access: beginning.access, tips: Vec::new() };
+        let heads = row.map_or(begun, |row| row.heads);
         if known && heads == theirs {
             return;
         }
-        let answer = ask(shared, node, &Question::Pull { heads, knows_genesis: known }).await;
+        let knows_genesis = known || beginning.genesis.is_some();
+        let answer = ask(shared, node, &Question::Pull { heads, knows_genesis }).await;
         let statements = match answer {
             Ok(Answer::Statements(statements)) if statements.context == id => statements,
             Ok(_) => return,
             Err(failure) => {
                 tracing::debug!(%node, %failure, "a context was not pulled");
+                return;
+            }
+        };
+        let statements = if known { Ok(Some(statements)) } else { beginning.add(statements) };
+        let statements = match statements {
+            Ok(Some(statements)) => statements,
+            Ok(None) => {
+                // Memory for a few of them alone; the others come with a later exchange.
+                gathering = gathering.or_else(|| shared.contexts.gathering());
+                if gathering.is_none() {
+                    return;
+                }
+                continue;
+            }
+            Err(failure) => {
+                tracing::debug!(%node, context = %id, %failure, "the beginning of a context was not taken");
                 return;
             }
         };
@@ -465,4 +523,74 @@ fn lacking(hot: &Hot, heads: &Heads, knows_genesis: bool) -> Result<Statements, 
     chosen.reverse();
     let genesis = (!knows_genesis).then(|| ByteVec::from(replica.genesis().to_bytes()));
     Ok(Statements { context: replica.id(), genesis, accesses, operations: chosen, more })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+    use crate::proto::context::replica::{self, Replica, Rights};
+    use crate::wire::context::PrincipalKey;
+
+    /// Changes of access of one context, in order.
+    fn line(count: u64) -> Vec<ByteVec> {
+        let (key, at, end) = (PrincipalKey::from_seed(&[1; 32]), Timestamp::from_ms(1_000), Timestamp::from_ms(2_000));
+        let genesis = Genesis {
+            v: crate::wire::VERSION,
+            owner: key.principal(),
+            nonce: [9; 16],
+            session_id: "session-1".to_owned(),
+            created_at: at,
+            expires_at: end,
+            parent: None,
+        };
+        let mut replica = Replica::new(replica::begin(&key, genesis).expect("a genesis"), vec![key.clone()]);
+        let mut next = || {
+            let access = replica.draft_access(&key, &Rights::default(), end, at, &mut rand::rng()).expect("the owner may");
+            replica.on_access(access.clone()).expect("it counts");
+            ByteVec::from(access.to_bytes())
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn answer(accesses: &[ByteVec], more: bool) -> Statements {
+        Statements {
+            context: ContextId::from_bytes([1; 32]),
+            genesis: Some(ByteVec::from(vec![7])),
+            accesses: accesses.to_vec(),
+            operations: Vec::new(),
+            more,
+        }
+    }
+
+    #[test]
+    fn a_beginning_is_whole_once_its_line_is() {
+        let line = line(6);
+        let mut beginning = Beginning::default();
+        assert_eq!(beginning.add(answer(&line[..2], true)), Ok(None));
+        assert_eq!(beginning.epoch, 2);
+        assert_eq!(beginning.add(Statements { genesis: None, ..answer(&line[2..5], true) }), Ok(None));
+        let with_operations = Statements { genesis: None, operations: vec![ByteVec::from(vec![1])], ..answer(&line[5..], true) };
+        let whole = beginning.add(with_operations.clone()).expect("it goes on").expect("it is whole");
+        assert_eq!((&whole.accesses, &whole.genesis, whole.more), (&line, &Some(ByteVec::from(vec![7])), true));
+        assert_eq!(whole.operations, with_operations.operations);
+        let at_once = Beginning::default().add(answer(&line, false));
+        assert_eq!(at_once.map(|whole| whole.map(|whole| whole.accesses)), Ok(Some(line)));
+    }
+
+    /// Threat T28: whoever sends the same again, nothing, or more than there may be, is left.
+    #[test]
+    fn a_beginning_that_does_not_go_on_is_given_up() {
+        let line = line(3);
+        for next in [&line[..0], &line[..1], &line[1..2]] {
+            let mut beginning = Beginning::default();
+            assert_eq!(beginning.add(answer(&line[..2], true)), Ok(None));
+            assert!(beginning.add(answer(next, true)).is_err(), "{} changes", next.len());
+        }
+        let mut beginning = Beginning { bytes: LINE_BYTES_MAX - line[2].len(), ..Beginning::default() };
+        assert_eq!(beginning.add(answer(&line[2..], true)), Ok(None), "at the limit");
+        let mut beginning = Beginning { bytes: LINE_BYTES_MAX - line[2].len() + 1, ..Beginning::default() };
+        assert!(beginning.add(answer(&line[2..], true)).is_err(), "past it");
+        assert!(Beginning::default().add(answer(&[ByteVec::from(vec![0])], true)).is_err(), "no change of access");
+    }
 }
