@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Node, SETTLE, eventually};
+use crate::support::{Node, SETTLE, builtin, eventually};
 
 async fn pair(config: &str) -> (Node, Node) {
     let owner = Node::first().await;
@@ -134,4 +134,51 @@ async fn a_reader_who_is_added_late_in_a_long_line_of_access_is_given_the_contex
         [&owner, &other].map(async |node: &Node| node.get(&format!("/v1/contexts/{id}")).await.ok()["version"]["access_epoch"].clone());
     let [here, there] = versions;
     assert_eq!((here.await, there.await), (json!(62), json!(62)));
+}
+
+/// Design "Operation": an author whose node went back to an older state of its disk signs a number twice. Both are kept and shown as the proof,
+/// all see the same, and its agent is trusted no more.
+#[tokio::test]
+async fn an_author_who_signs_one_number_twice_is_shown_and_trusted_no_more() {
+    let owner = Node::first().await;
+    let host = Node::builder().join(&owner).agent(builtin("scribe", "echo")).spawn().await;
+    owner.knows("echo", &["scribe"]).await;
+    assert_eq!(owner.find("echo").await[0]["trust"], 50.0);
+    let id = create(&owner, json!({ "access_control": { "write": ["scribe"] } })).await;
+    let as_scribe = format!("/v1/contexts/{id}?agent=scribe");
+    let write = async |node: &Node, value: &str| {
+        let body = json!({ "shared_memory": { value: true } });
+        let answer = node.send(node.request(reqwest::Method::PATCH, &as_scribe).json(&body)).await.ok();
+        answer["operations"][0].as_str().expect("an id").to_owned()
+    };
+    eventually("the context is there", SETTLE, async || (host.get(&as_scribe).await.status == 200).then_some(())).await;
+    let file = host.data_dir().join("contexts").join(format!("{id}.log"));
+    let before = std::fs::read(&file).expect("reads");
+    let first = write(&host, "first").await;
+    let at_owner = format!("/v1/contexts/{id}");
+    let shows = async |node: &Node, fields: Value| {
+        eventually(&format!("it shows {fields}"), SETTLE, async || {
+            (node.get(&at_owner).await.body["shared_memory"] == fields).then_some(())
+        })
+        .await;
+    };
+    shows(&owner, json!({ "first": true })).await;
+    let mut host = host;
+    host.kill().await;
+    std::fs::write(&file, before).expect("writes");
+    let host = host.reborn().no_join().spawn().await;
+    let second = write(&host, "second").await;
+    let host = host.restart_with(|builder| builder.join(&owner)).await;
+    shows(&owner, json!({ "first": true, "second": true })).await;
+    let scribe = host.agent_id("scribe").await;
+    let mut operations = [first, second];
+    operations.sort();
+    let proof = json!([{ "author": scribe, "seq": 0, "operations": operations }]);
+    assert_eq!(owner.get(&at_owner).await.ok()["equivocations"], proof);
+    is_noted(&owner, &format!("{scribe} signed two operations of one number")).await;
+    eventually("it is trusted no more", SETTLE, async || (owner.find("echo").await.first()?["trust"] == 0.0).then_some(())).await;
+    // It is what the disk says, also after a start.
+    let owner = owner.restart().await;
+    assert_eq!(owner.get(&at_owner).await.ok()["equivocations"], proof);
+    is_noted(&owner, &format!("{scribe} signed two operations of one number")).await;
 }

@@ -3,14 +3,14 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::hot::{Hot, Room};
 use crate::config;
-use crate::model::{ContextId, ErrorCode, Failure, NodeId, Now, Principal, Timestamp, nearest};
+use crate::model::{AgentId, ContextId, ErrorCode, Failure, NodeId, Now, Principal, Timestamp, nearest};
 use crate::node::handle::UNFLUSHED;
 use crate::node::shared::{Shared, lock};
 use crate::proto::context::gone::{Gone, Why};
@@ -26,6 +26,8 @@ const GRACE: std::time::Duration = std::time::Duration::from_secs(600);
 const GATHERINGS_MAX: usize = 2;
 /// Contexts that are pulled at once.
 const PULLS_MAX: usize = 64;
+/// Authors of one context who are shown to have signed two operations of one number.
+pub(super) const EQUIVOCATIONS_MAX: usize = 64;
 /// Notes of all kinds beyond which contexts add none.
 const NOTES_MAX: usize = 1_000;
 /// Ids among which the one is looked for that somebody may have meant.
@@ -197,6 +199,13 @@ pub(super) fn note(shared: &Shared, note: String) {
     }
 }
 
+/// Trusts an author no more who signed two operations of one number.
+pub(super) fn convict(shared: &Shared, context: ContextId, author: Principal) {
+    note(shared, format!("{author} signed two operations of one number in context {}; it is trusted no more", context.short()));
+    let mut ledger = shared.ledger.write().unwrap_or_else(PoisonError::into_inner);
+    ledger.handle_proof(AgentId::from(author), shared.mono());
+}
+
 impl Book {
     /// The contexts in the data directory. Reads their names and sizes alone. What went wrong with those that are gone is told in `notes`.
     ///
@@ -364,6 +373,10 @@ impl Book {
             let (hot, damage) = Hot::load(&self.store, id, own_keys(shared), Arc::clone(&self.room))?.ok_or_else(unknown)?;
             if let Some(damage) = damage {
                 note(shared, format!("something of context {} could not be read: {damage}", id.short()));
+            }
+            // The proof is kept with the context, and so is what comes of it.
+            for proof in hot.replica.operations().equivocations(EQUIVOCATIONS_MAX) {
+                convict(shared, id, proof.author);
             }
             *held = Some((keys, hot));
         }

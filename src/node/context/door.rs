@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::book::own_keys;
+use super::book::{EQUIVOCATIONS_MAX, own_keys};
 use super::hot::{Hot, Taken};
 use crate::model::{AGENT_MEMORY, ContextId, ErrorCode, Failure, Now, Path, Principal, SHARED_MEMORY, Timestamp};
 use crate::node::handle::{Handle, disk_failure, stopping};
@@ -433,6 +433,12 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Who signed two operations of one number, and which they are: either of them with its signature is half of the proof.
+fn equivocations(hot: &Hot) -> Vec<Value> {
+    let proofs = hot.replica.operations().equivocations(EQUIVOCATIONS_MAX).into_iter();
+    proofs.map(|proof| json!({ "author": proof.author, "seq": proof.seq, "operations": proof.operations })).collect()
+}
+
 /// The context as the reader with `key` sees it (AMP "Context Object Structure").
 fn document(hot: &Hot, key: &PrincipalKey) -> Value {
     let (replica, genesis) = (&hot.replica, hot.replica.genesis());
@@ -457,6 +463,7 @@ fn document(hot: &Hot, key: &PrincipalKey) -> Value {
         "lineage": { "parent_context": genesis.parent.as_ref().map(|parent| parent.context), "root_context": root },
         "access_control": { "read": readers, "write": writers },
         "access_frozen": replica.chain().split().is_some(),
+        "equivocations": equivocations(hot),
         "version": version_with_hash(hot),
     })
 }

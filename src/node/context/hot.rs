@@ -1,6 +1,6 @@
 //! One context in memory: its replica, and the file that holds all that the replica was given.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -42,7 +42,7 @@ pub(super) struct Taken {
     /// What is new, and kept.
     pub(super) operations: Vec<Verified<Operation>>,
     /// Authors who signed two operations of one number.
-    pub(super) equivocators: Vec<Principal>,
+    pub(super) equivocators: BTreeSet<Principal>,
     /// Why something was refused, if something was: it was not signed by whom it names, or does not count.
     pub(super) refused: Option<String>,
 }

@@ -304,10 +304,9 @@ async fn reconcile(shared: &Arc<Shared>, node: NodeId, theirs: Heads) {
 
 /// Takes in statements that `node` sent; says whether anything was new.
 async fn take(shared: &Arc<Shared>, node: NodeId, statements: Statements) -> Result<bool, Failure> {
-    let (worker, now) = (Arc::clone(shared), shared.clock.now());
+    let (worker, now, id) = (Arc::clone(shared), shared.clock.now(), statements.context);
     let taken = blocking(move || {
         let shared = &worker;
-        let id = statements.context;
         let accesses: Vec<Signed<Access>> = read_all(&statements.accesses)?;
         let operations: Vec<Signed<Operation>> = read_all(&statements.operations)?;
         let on_disk = |statements: &[ByteVec]| -> u64 { statements.iter().map(|bytes| Kept::length_bytes(bytes)).sum() };
@@ -333,7 +332,14 @@ async fn take(shared: &Arc<Shared>, node: NodeId, statements: Statements) -> Res
         }
     })?;
     for author in equivocators {
-        tracing::warn!(%author, "an author signed two operations of one number");
+        super::book::convict(shared, id, author);
+        // A node has no trust of its own: its fault is counted as its other ones are.
+        let node = NodeId::from_public_key(author.public_key());
+        let connected = order(shared, |reply| Command::Connected { reply }).await.unwrap_or_default();
+        if let Some(node) = node.filter(|node| connected.contains(node)) {
+            let what = "two operations of one number in a context";
+            let _ = shared.commands.send(Command::Penalise { node, what }).await;
+        }
     }
     if let Some(reason) = refused {
         tracing::debug!(%node, reason, "statements of a context were refused");

@@ -31,6 +31,17 @@ pub struct Entry {
     pub(super) skip: Option<OperationId>,
 }
 
+/// The proof that an author signed two operations of one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Equivocation {
+    /// The author.
+    pub author: Principal,
+    /// The number.
+    pub seq: u64,
+    /// The two.
+    pub operations: [OperationId; 2],
+}
+
 /// All operations of a context.
 #[derive(Debug, Default)]
 pub struct Operations {
@@ -121,6 +132,17 @@ impl Operations {
     /// Whether `author` has signed two operations of one number.
     pub fn has_twins(&self, author: Principal) -> bool {
         self.lines.get(&author).is_some_and(|line| !line.twins.is_empty())
+    }
+
+    /// Of each author who signed two operations of one number, the first number and two operations of it; of at most so many authors. The
+    /// same for all who hold the same.
+    pub fn equivocations(&self, authors_max: usize) -> Vec<Equivocation> {
+        let first = |(author, line): (&Principal, &Line)| {
+            let mut twins = line.twins.iter();
+            let ((seq, one), (_, other)) = (twins.next()?, twins.next()?);
+            Some(Equivocation { author: *author, seq: *seq, operations: [*one, *other] })
+        };
+        self.lines.iter().filter_map(first).take(authors_max).collect()
     }
 
     /// Takes in an operation whose parents are all here.
@@ -332,6 +354,10 @@ mod tests {
         assert_eq!((operations.twin(id(0, 4)), operations.twin(id(1, 4))), (Some(id(1, 4)), Some(id(0, 4))));
         assert_eq!((operations.twin(id(0, 3)), operations.twin(id(5, 5))), (None, None));
         assert!(!forked(6, 5).has_twins(author()));
+        let mut both = [id(0, 4), id(1, 4)];
+        both.sort_unstable();
+        assert_eq!(operations.equivocations(1), [Equivocation { author: author(), seq: 4, operations: both }]);
+        assert_eq!((operations.equivocations(0), forked(6, 5).equivocations(1)), (Vec::new(), Vec::new()));
         assert_eq!(operations.len(), 8);
         assert_eq!(operations.written(author()), (8, 800), "both branches, each of them once");
     }

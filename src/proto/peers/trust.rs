@@ -115,9 +115,14 @@ pub enum Outcome {
 /// After this long an outcome counts half, unless it is configured otherwise.
 pub const HALF_LIFE: Duration = Duration::from_secs(1_200);
 
+/// How many agents are remembered who were proven to lie.
+pub const LIARS_MAX: usize = 4_096;
+
 /// Evidence on all agents, bounded: the least informative entry makes room.
 #[derive(Debug)]
 pub struct Ledger {
+    /// Who was proven to lie, with when that was.
+    liars: BTreeMap<AgentId, Duration>,
     evidence_by_agent: BTreeMap<(AgentId, CapabilityName), Evidence>,
     attested_by_agent: BTreeMap<Pair, Attested>,
     entries_max: usize,
@@ -127,8 +132,8 @@ pub struct Ledger {
 impl Ledger {
     /// An empty ledger that holds at most `entries_max` pairs of agent and capability.
     pub fn new(entries_max: usize) -> Self {
-        let (evidence_by_agent, attested_by_agent) = Default::default();
-        Self { evidence_by_agent, attested_by_agent, entries_max: entries_max.max(1), half_life: HALF_LIFE }
+        let (liars, evidence_by_agent, attested_by_agent) = Default::default();
+        Self { liars, evidence_by_agent, attested_by_agent, entries_max: entries_max.max(1), half_life: HALF_LIFE }
     }
 
     /// The same, with outcomes that count half after another time.
@@ -166,8 +171,24 @@ impl Ledger {
         self.attested_by_agent = attested_by_agent;
     }
 
+    /// Takes in the proof that an agent lied: it signed two things of which one alone can be true. Nothing makes up for that. Of too many, the
+    /// one that was proven longest ago is forgotten.
+    pub fn handle_proof(&mut self, agent: AgentId, now: Duration) {
+        self.liars.insert(agent, now);
+        if self.liars.len() > LIARS_MAX
+            && let Some(oldest) = self.liars.iter().min_by_key(|(_, at)| **at).map(|(agent, _)| *agent)
+        {
+            self.liars.remove(&oldest);
+        }
+    }
+
     /// What is believed of `agent` doing `capability`.
     pub fn estimate(&self, agent: AgentId, capability: &CapabilityName, now: Duration) -> Estimate {
+        let believed = self.evidence(agent, capability, now);
+        if self.liars.contains_key(&agent) { Estimate { trust: 0.0, low: 0.0, high: 0.0, ..believed } } else { believed }
+    }
+
+    fn evidence(&self, agent: AgentId, capability: &CapabilityName, now: Duration) -> Estimate {
         let key = (agent, capability.clone());
         let own = self.evidence_by_agent.get(&key).map_or_else(Estimate::stranger, |evidence| evidence.estimate(now, self.half_life));
         self.attested_by_agent.get(&key).map_or(own, |attested| attested.inform(own))
@@ -227,6 +248,33 @@ mod tests {
         let mut ledger = Ledger::new(10);
         ledger.handle_outcome(agent(1), &name(), Outcome::Failure, Duration::ZERO);
         assert!(ledger.estimate(agent(1), &name(), Duration::ZERO).high >= 50.0);
+    }
+
+    /// Design "Operation": the trust of who signs two operations of one number goes to 0, whatever it does well.
+    #[test]
+    fn who_was_proven_to_lie_is_trusted_in_nothing() {
+        let mut ledger = Ledger::new(10);
+        ledger.handle_outcome(agent(1), &name(), Outcome::Success { latency_ms: 10.0 }, Duration::ZERO);
+        ledger.handle_proof(agent(1), Duration::ZERO);
+        ledger.handle_outcome(agent(1), &name(), Outcome::Success { latency_ms: 10.0 }, Duration::ZERO);
+        let liar = ledger.estimate(agent(1), &name(), HALF_LIFE * 10);
+        assert_eq!((liar.trust, liar.low, liar.high, liar.latency_ms), (0.0, 0.0, 0.0, Some(10.0)));
+        assert_eq!(ledger.estimate(agent(2), &name(), Duration::ZERO), Estimate::stranger());
+    }
+
+    #[test]
+    fn of_too_many_liars_the_one_proven_first_is_forgotten() {
+        let mut ledger = Ledger::new(10);
+        let liar = |at: usize| {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&at.to_be_bytes());
+            AgentId::from_public_key(key)
+        };
+        (0..LIARS_MAX).for_each(|at| ledger.handle_proof(liar(at), Duration::from_secs(if at == 7 { 0 } else { 1 })));
+        let trust = |ledger: &Ledger, at| ledger.estimate(liar(at), &name(), Duration::ZERO).trust;
+        assert_eq!(trust(&ledger, 7), 0.0, "at the limit");
+        ledger.handle_proof(liar(LIARS_MAX), Duration::from_secs(1));
+        assert_eq!((trust(&ledger, 7), trust(&ledger, 0), trust(&ledger, LIARS_MAX)), (50.0, 0.0, 0.0), "past it");
     }
 
     #[test]
