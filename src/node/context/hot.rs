@@ -147,11 +147,15 @@ impl Hot {
         Err(Failure::new(ErrorCode::Unavailable, message).with("suggestion", "it goes on once another reader's node has given that back"))
     }
 
-    /// Makes the replica anew from the file, after a change of access that took something back.
-    fn rebuild(&mut self) -> Result<(), Failure> {
+    /// Makes the replica anew from the file, after a change of access that took something back. What was parked is taken in again, and may count
+    /// by now.
+    fn rebuild(&mut self) -> Result<Taken, Failure> {
         let kept = self.kept()?;
+        let parked = self.replica.take_parked();
         self.replica = replayed(self.replica.id(), &kept, self.own.clone(), false)?.replica;
-        Ok(())
+        let mut taken = Taken::default();
+        parked.into_iter().for_each(|operation| self.take_operation(operation, &mut taken));
+        Ok(taken)
     }
 
     /// All statements in the file, in the order in which they came.
@@ -203,8 +207,7 @@ impl Hot {
                 Err(error) => taken.refuse(error),
             }
         }
-        self.keep(&taken)?;
-        Ok(taken)
+        self.keep(taken)
     }
 
     /// Takes in a change of access that this node's owner made.
@@ -214,8 +217,7 @@ impl Hot {
     pub(super) fn take_own_access(&mut self, access: Verified<Access>) -> Result<Taken, Failure> {
         let mut taken = Taken::default();
         self.take_access(access, &mut taken);
-        self.keep(&taken)?;
-        Ok(taken)
+        self.keep(taken)
     }
 
     /// Takes in operations that were drafted one by one, each on the one before it.
@@ -223,8 +225,7 @@ impl Hot {
     /// # Errors
     /// As [`Hot::take`].
     pub(super) fn take_own(&mut self, taken: Taken) -> Result<Taken, Failure> {
-        self.keep(&taken)?;
-        Ok(taken)
+        self.keep(taken)
     }
 
     /// Takes one operation into the replica, not yet to the disk.
@@ -258,7 +259,20 @@ impl Hot {
         taken.operations.extend(step.kept);
     }
 
-    fn keep(&mut self, taken: &Taken) -> Result<(), Failure> {
+    fn keep(&mut self, mut taken: Taken) -> Result<Taken, Failure> {
+        self.append(&taken)?;
+        if self.replica.is_stale() {
+            let freed = self.rebuild()?;
+            self.append(&freed)?;
+            taken.operations.extend(freed.operations);
+            taken.equivocators.extend(freed.equivocators);
+        }
+        self.is_ahead = false;
+        Ok(taken)
+    }
+
+    /// Has the file hold what the replica took in.
+    fn append(&mut self, taken: &Taken) -> Result<(), Failure> {
         if taken.is_empty() {
             return Ok(());
         }
@@ -271,10 +285,6 @@ impl Hot {
         lock(&self.room).set(id, owner, self.log.len_bytes());
         let places = appended?.into_iter().skip(taken.accesses.len());
         self.places.extend(taken.operations.iter().map(Verified::<Operation>::id).zip(places));
-        if self.replica.is_stale() {
-            self.rebuild()?;
-        }
-        self.is_ahead = false;
         Ok(())
     }
 }

@@ -173,6 +173,11 @@ impl Replica {
         REPLICA_BYTES.saturating_add(self.operations.held_bytes()).saturating_add(u64::try_from(whole).unwrap_or(u64::MAX))
     }
 
+    /// Gives back all that are parked, for a replica that is made anew.
+    pub fn take_parked(&mut self) -> Vec<Verified<Operation>> {
+        self.early.take_all()
+    }
+
     /// Whether something counts in what it shows that does not count any more, or the other way round: it must be made anew.
     pub fn is_stale(&self) -> bool {
         self.is_stale
@@ -318,7 +323,7 @@ impl Replica {
             if self.chain.split().is_some() {
                 return Err(Refusal::Frozen);
             }
-            self.early.put(operation, None);
+            self.park(operation, None);
             return Ok(One::Waits);
         }
         let body = self.open(&operation)?;
@@ -328,7 +333,7 @@ impl Replica {
         }
         let missing = operation.header.parents().find(|parent| self.operations.get(*parent).is_none());
         if let Some(missing) = missing {
-            self.early.put(operation, Some(missing));
+            self.park(operation, Some(missing));
             return Ok(One::Early(missing));
         }
         let counts = !self.is_cut(id, &operation.header, &paths);
@@ -343,6 +348,16 @@ impl Replica {
         }
         self.insert(operation, entry, taken);
         Ok(One::Taken)
+    }
+
+    fn park(&mut self, operation: Verified<Operation>, missing: Option<OperationId>) {
+        let Header { author, is_private, .. } = operation.header;
+        let has_right = |access: &Access| {
+            let writes = || access.writers.binary_search_by_key(&author, |writer| writer.principal).is_ok();
+            if is_private { access.may_read(author) } else { author == access.owner || writes() }
+        };
+        let may_write = self.chain.tip().is_some_and(|tip| has_right(tip));
+        self.early.put(operation, missing, may_write);
     }
 
     fn insert(&mut self, operation: Verified<Operation>, entry: Entry, taken: &mut Taken) {

@@ -162,7 +162,11 @@ impl Node {
             let _ = replica.on_operation(operation.clone());
         }
         replica.settle();
+        let parked = self.replica.take_parked();
         self.replica = replica;
+        for operation in parked {
+            let _ = self.on_operation(operation);
+        }
     }
 
     /// Takes in all that another node has, as far as this one lacks it.

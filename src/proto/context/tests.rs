@@ -113,7 +113,7 @@ fn a_flood_of_operations_that_wait_is_bounded() {
     for operation in operations.iter().skip(1) {
         assert_eq!(there.on_operation(operation.clone()), Ok(0));
     }
-    assert_eq!(there.replica.parked(), super::park::PARKED_MAX);
+    assert_eq!(there.replica.parked(), super::park::PARKED_MAX / super::park::AUTHOR_PART);
     there.pull(&here);
     assert_eq!((there.shared(), there.replica.parked()), (here.shared(), 0));
 }
@@ -626,4 +626,23 @@ fn what_a_replica_takes_grows_with_all_that_it_holds() {
     assert!(empty < shared && shared + 10_000 < parked, "{empty} {shared} {parked}");
     assert_eq!(other.replica.parked(), 0);
     assert!((30_000..33_000).contains(&(written - shared)), "{shared} {written}");
+}
+
+/// What waited before a change of access took something back still waits after that.
+#[test]
+fn what_is_parked_outlives_a_replica_that_is_made_anew() {
+    let mut owner = context(&all_write([2, 3]));
+    let (mut cut, mut other) = (owner.join(&[2]), owner.join(&[3]));
+    cut.pull(&owner);
+    other.pull(&owner);
+    let unseen = cut.write(2, [set("/unseen", 1)]);
+    let (first, second) = (other.write(3, [set("/a", 1)]), other.write(3, [set("/b", 2)]));
+    let mut node = owner.join(&[3]);
+    node.pull(&owner);
+    assert_eq!((node.on_operation(unseen), node.on_operation(second)), (Ok(1), Ok(0)));
+    owner.change_access(&all_write([3]));
+    node.pull(&owner);
+    assert_eq!((node.rebuilds, node.replica.parked(), node.shared()), (1, 1, json!({})));
+    assert_eq!(node.on_operation(first), Ok(2));
+    assert_eq!(node.shared(), json!({"a": 1, "b": 2}));
 }
