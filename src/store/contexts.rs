@@ -4,8 +4,9 @@
 //! came after it. A file of its own is read from front to back in one go, is removed in one go, and what damages it damages nothing else.
 //!
 //! Each entry has its length, a CRC32C and a kind before its bytes, which this layer does not look into. An append returns after the file is
-//! flushed. What a crash left unfinished at the end was never acknowledged and is cut off. An entry in the middle whose bytes changed is
-//! passed over and reported, and those behind it are found by their checksums: statements are signed and named by their hash, so that another replica can give it back.
+//! flushed. What a crash left unfinished at the end was never acknowledged and is cut off: it is short, or the system had made room for it and
+//! not filled that. Any other entry whose bytes changed is passed over and reported, and those behind it are found by their checksums:
+//! statements are signed and named by their hash, so that another replica can give it back.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -28,6 +29,10 @@ const ENTRY_BYTES_MAX: usize = 96 * 1024;
 /// The largest file.
 pub const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
+/// What a disk writes at once.
+const SECTOR_BYTES: usize = 512;
+/// So many zeros do not stand in a row in what is encrypted and signed.
+const EMPTY_BYTES_MIN: usize = 8;
 /// How much of a file holds its first entry, which is small.
 const FIRST_BYTES_MAX: u64 = 8 * 1024;
 
@@ -110,6 +115,8 @@ pub struct Loaded {
     pub places: Vec<Place>,
     /// What could not be read, if something could not.
     pub damage: Option<String>,
+    /// What stands in the last entry, if that was changed.
+    pub changed_last: Option<Bytes>,
 }
 
 /// The file of one context, open for what comes.
@@ -318,7 +325,7 @@ fn decode(path: &Path, bytes: &Bytes) -> Result<(Loaded, u64), Error> {
         Some(VERSION) => {}
         version => return Err(Error::Newer { path: path.to_owned(), version: version.unwrap_or_default() }),
     }
-    let mut loaded = Loaded { kept: Vec::new(), places: Vec::new(), damage: None };
+    let mut loaded = Loaded { kept: Vec::new(), places: Vec::new(), damage: None, changed_last: None };
     let (mut at, mut damages) = (HEADER_BYTES, Vec::new());
     loop {
         if let Some((kept, end)) = entry(bytes, at) {
@@ -327,10 +334,19 @@ fn decode(path: &Path, bytes: &Bytes) -> Result<(Loaded, u64), Error> {
             at = end;
             continue;
         }
-        // Nothing sound behind it: a crash left it, and nobody was told that it is there.
-        let Some(next) = (at + 1..bytes.len()).find(|at| entry(bytes, *at).is_some()) else { break };
+        let next = (at + 1..bytes.len()).find(|at| entry(bytes, *at).is_some());
+        if next.is_none() {
+            loaded.changed_last = changed(bytes, at);
+            // Otherwise a crash left it, and nobody was told that it is there.
+            if loaded.changed_last.is_none() {
+                break;
+            }
+        }
         damages.push(at);
-        at = next;
+        at = next.unwrap_or(bytes.len());
+        if at == bytes.len() {
+            break;
+        }
     }
     if let [first, rest @ ..] = damages.as_slice() {
         let more = if rest.is_empty() { String::new() } else { format!(", and in {} more places", rest.len()) };
@@ -347,6 +363,22 @@ fn entry(bytes: &Bytes, at: usize) -> Option<(Kept, usize)> {
     let content = bytes.slice(at + ENTRY_HEAD_BYTES..end);
     let kept = Kept { kind: Kind::of(kind)?, bytes: content };
     (crc32c::crc32c_append(crc32c::crc32c(&[kind]), &kept.bytes) == crc).then_some((kept, end))
+}
+
+/// What stands in the entry at `at`, behind which there is none, if it was written as a whole and changed since: it is as long as it says, or
+/// it says the wrong length alone; and no part of it that a disk writes at once is empty.
+fn changed(bytes: &Bytes, at: usize) -> Option<Bytes> {
+    let rest = bytes.slice(at.checked_add(ENTRY_HEAD_BYTES).filter(|from| *from < bytes.len())?..);
+    let number = |at: usize| bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
+    let (length, crc, kind) = (usize::try_from(number(at)?).ok()?, number(at + 4)?, *bytes.get(at + 8)?);
+    let says_wrong_length = crc32c::crc32c_append(crc32c::crc32c(&[kind]), &rest) == crc;
+    let content = if says_wrong_length { rest } else { rest.get(..length).map(|content| rest.slice_ref(content))? };
+    let is_plausible = (1..=ENTRY_BYTES_MAX).contains(&content.len());
+    let first = (at + ENTRY_HEAD_BYTES).next_multiple_of(SECTOR_BYTES) - (at + ENTRY_HEAD_BYTES);
+    let (head, body) = content.split_at(first.min(content.len()));
+    let is_empty = |part: &[u8]| part.len() >= EMPTY_BYTES_MIN && part.iter().all(|byte| *byte == 0);
+    let is_filled = !is_empty(head) && !body.chunks(SECTOR_BYTES).any(is_empty);
+    (is_plausible && is_filled).then_some(content)
 }
 
 #[cfg(test)]
@@ -431,6 +463,49 @@ mod tests {
             log.append(&[kept(Kind::Operation, "new")]).expect("appends");
             let (_, loaded) = contexts.open(id(1)).expect("opens").expect("is there");
             assert_eq!(loaded.kept.last(), Some(&kept(Kind::Operation, "new")));
+        }
+    }
+
+    /// Threat F4: also where nothing comes after it. It is reported for as long as it is there, and what is appended is found behind it.
+    #[test]
+    fn a_flipped_bit_in_the_last_entry_is_no_unfinished_write() {
+        let (_folder, contexts) = contexts();
+        let mut log = contexts.create(id(1), &[kept(Kind::Genesis, "genesis")]).expect("creates");
+        log.append(&three()).expect("appends");
+        let whole = fs::read(contexts.path(id(1))).expect("reads");
+        let last = whole.len() - (ENTRY_HEAD_BYTES + 3);
+        for at in last..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            fs::write(contexts.path(id(1)), &bytes).expect("writes");
+            let (mut log, loaded) = contexts.open(id(1)).expect("opens").expect("is there");
+            assert_eq!((loaded.kept.len(), loaded.changed_last.as_deref()), (3, Some(&bytes[last + ENTRY_HEAD_BYTES..])), "byte {at}");
+            assert!(loaded.damage.is_some_and(|damage| damage.contains(&format!("byte {last}"))));
+            let place = log.append(&[kept(Kind::Operation, "new")]).expect("appends");
+            assert_eq!(log.read_at(&place).expect("reads"), [kept(Kind::Operation, "new")]);
+            let (_, loaded) = contexts.open(id(1)).expect("opens").expect("is there");
+            assert_eq!((loaded.kept.last(), loaded.places.last()), (Some(&kept(Kind::Operation, "new")), place.last()));
+            assert!(loaded.damage.is_some() && loaded.changed_last.is_none());
+        }
+    }
+
+    /// A file that was made longer and not filled when the power was cut: nobody was told of it.
+    #[test]
+    fn a_last_entry_of_which_a_part_is_empty_was_never_finished() {
+        let (_folder, contexts) = contexts();
+        let mut log = contexts.create(id(1), &[kept(Kind::Genesis, "genesis")]).expect("creates");
+        log.append(&three()[..1]).expect("appends");
+        let before = fs::read(contexts.path(id(1))).expect("reads").len();
+        log.append(&[kept(Kind::Operation, &"x".repeat(3 * SECTOR_BYTES))]).expect("appends");
+        let whole = fs::read(contexts.path(id(1))).expect("reads");
+        let sectors = (before + ENTRY_HEAD_BYTES).next_multiple_of(SECTOR_BYTES)..whole.len();
+        for from in sectors.step_by(SECTOR_BYTES).chain([before, before + ENTRY_HEAD_BYTES]) {
+            let mut bytes = whole.clone();
+            bytes[from..].fill(0);
+            fs::write(contexts.path(id(1)), &bytes).expect("writes");
+            let (log, loaded) = contexts.open(id(1)).expect("opens").expect("is there");
+            assert_eq!((loaded.kept.len(), loaded.damage), (2, None), "empty from {from}");
+            assert_eq!(log.len_bytes(), u64::try_from(before).expect("small"));
         }
     }
 

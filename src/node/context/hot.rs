@@ -107,9 +107,16 @@ impl Hot {
         room: Room,
     ) -> Result<Option<(Self, Option<String>)>, Failure> {
         let Some((log, loaded)) = contexts.open(id).map_err(disk_failure)? else { return Ok(None) };
-        let Replayed { replica, ids, written, damage } = replayed(id, &loaded.kept, own.clone(), loaded.damage.is_some())?;
+        let Replayed { replica, ids, mut written, damage } = replayed(id, &loaded.kept, own.clone(), loaded.damage.is_some())?;
         let places = ids.into_iter().zip(loaded.places).filter_map(|(id, place)| Some((id?, place))).collect();
         let damage = loaded.damage.or(damage);
+        // Whoever wrote the last operation, which was changed since, has signed its number already.
+        if let Some(last) = loaded.changed_last.and_then(|bytes| Signed::<Operation>::from_bytes(&bytes).ok()) {
+            let (author, seq) = (last.unverified().header.author, last.unverified().header.seq);
+            if seq == replica.operations().last(author).map_or(0, |before| before.seq.saturating_add(1)) {
+                written.insert(author, seq);
+            }
+        }
         let written = if damage.is_some() { written } else { BTreeMap::new() };
         lock(&room).set(id, replica.genesis().owner, log.len_bytes());
         Ok(Some((Self { replica, log, room, own, places, is_ahead: false, written }, damage)))
