@@ -564,6 +564,9 @@ impl Replica {
 
     /// How far it has come. Of more branches than a message holds, each author's longest come first: whoever signs many operations of one
     /// number must not keep the others from being told of.
+    ///
+    /// A context in which more than [`TIPS_MAX`] authors ever wrote is told of in part. What the others wrote is then sent anew in each
+    /// exchange; if that is more than an answer holds, two replicas complete each other no further. Its owner forks such a context.
     pub fn heads(&self) -> Heads {
         let is_longest = |tip: &Tip| self.last(tip.author).is_some_and(|last| last.id == tip.id);
         let (mut tips, branches): (Vec<Tip>, Vec<Tip>) = self.tips().into_iter().partition(is_longest);
