@@ -30,6 +30,8 @@ pub struct Output {
     pub payload: Bytes,
     /// Units of work to be paid for; one where the agent does not say.
     pub units: Option<Decimal>,
+    /// What it wants to be written to the context that it was given, as JSON text.
+    pub context_ops: Option<Bytes>,
     /// How long the agent worked.
     pub took: Duration,
 }
@@ -231,8 +233,9 @@ impl Agent {
         let answer = answer?;
         let checked = off_workers(cost(offered.output.as_ref(), &answer.output), || check_output(self.name(), offered, &answer.output));
         // The work was done all the same, and may have to be paid for.
+        let checked = checked.and_then(|()| check_ops(self.name(), invocation, &answer));
         checked.map_err(|failure| failure.with("units", answer.units.map(|units| units.to_string())))?;
-        Ok(Output { payload: answer.output, units: answer.units, took })
+        Ok(Output { payload: answer.output, units: answer.units, context_ops: answer.context_ops, took })
     }
 
     fn read_input(&self, offered: &Offered, text: &[u8]) -> Result<Input, Failure> {
@@ -340,7 +343,7 @@ impl Agent {
             }
             Backend::Builtin(builtin, settings) => match input {
                 // Only `echo` gives back what nobody has read.
-                Input::Unread => Ok(Answer { output: invocation.input.clone(), units: None }),
+                Input::Unread => Ok(Answer::plain(invocation.input.clone(), None)),
                 Input::Read(value) => {
                     let (name, deadline) = (capability.clone(), invocation.deadline);
                     Box::pin(run_builtin(builtin, settings, name, value, working, deadline, cancel)).await
@@ -422,7 +425,7 @@ async fn run_builtin(
         () = tokio::time::sleep_until(deadline) => return Err(timed_out(builtin.name)),
     };
     match result {
-        Ok((text, units)) => Ok(Answer { output: text.into(), units }),
+        Ok((text, units)) => Ok(Answer::plain(text.into(), units)),
         Err(builtin::Failure::BadInput { path, message }) => Err(Failure::new(ErrorCode::InvalidSchema, message).with("path", path)),
         Err(builtin::Failure::Forbidden(message)) => Err(Failure::new(ErrorCode::AccessDenied, message)),
         Err(builtin::Failure::Failed(message)) => Err(Failure::new(ErrorCode::AgentFailed, message).retryable(false)),
@@ -470,6 +473,15 @@ fn check_output(name: &str, offered: &Offered, output: &[u8]) -> Result<(), Fail
     let output: Value = serde_json::from_slice(output)
         .map_err(|error| Failure::new(ErrorCode::AgentFailed, format!("the output of agent `{name}` is not JSON: {error}")))?;
     schema.check(&output).map_err(|faults| schema_failure(&format!("output of agent `{name}`"), &faults).retryable(true))
+}
+
+/// Nothing is lost without a word: whoever was given no context has none to write to.
+fn check_ops(name: &str, invocation: &Invocation, answer: &Answer) -> Result<(), Failure> {
+    if answer.context_ops.is_none() || invocation.context.is_some() {
+        return Ok(());
+    }
+    let message = format!("agent `{name}` answered with context_ops, and was given no context");
+    Err(Failure::new(ErrorCode::InvalidSchema, message).with("path", "/context_ops").retryable(true))
 }
 
 /// Characters in all strings of a value (AMP's `max_input_length`).

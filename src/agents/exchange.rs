@@ -58,6 +58,8 @@ pub struct Invocation {
     pub version: Option<VersionRequirement>,
     /// The input, as JSON text.
     pub input: Bytes,
+    /// The shared context that a step of a task is given, as JSON text; kept no longer than the call.
+    pub context: Option<Bytes>,
     /// When it must be over.
     pub deadline: Instant,
     /// The caller's idempotency key.
@@ -85,6 +87,15 @@ pub(super) struct Answer {
     /// JSON text, as the agent wrote it.
     pub(super) output: Bytes,
     pub(super) units: Option<Decimal>,
+    /// What it wants to be written to the context, as JSON text; nothing if that is an empty list.
+    pub(super) context_ops: Option<Bytes>,
+}
+
+impl Answer {
+    /// An answer that has nothing to do with a context.
+    pub(super) fn plain(output: Bytes, units: Option<Decimal>) -> Self {
+        Self { output, units, context_ops: None }
+    }
 }
 
 #[derive(serde::Serialize)]
@@ -92,6 +103,8 @@ struct Line<'a> {
     id: &'a str,
     capability: &'a str,
     input: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<&'a RawValue>,
     deadline_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     idempotency_key: Option<&'a str>,
@@ -108,6 +121,8 @@ pub(super) struct Reply {
     pub(super) chunk: Option<Box<RawValue>>,
     #[serde(default)]
     pub(super) units: Option<Decimal>,
+    #[serde(default)]
+    context_ops: Option<Box<RawValue>>,
     #[serde(default)]
     pub(super) error: Option<ReplyError>,
 }
@@ -145,7 +160,9 @@ impl Reply {
             return Some(Err(failure.retryable(retryable)));
         }
         let units = self.units.filter(|units| !units.is_sign_negative());
-        self.output.map(|output| Ok(Answer { output: text(output), units }))
+        let is_something = |ops: &RawValue| !ops.get().bytes().filter(|byte| !byte.is_ascii_whitespace()).eq(*b"[]");
+        let context_ops = self.context_ops.filter(|ops| is_something(ops)).map(text);
+        self.output.map(|output| Ok(Answer { output: text(output), units, context_ops }))
     }
 
     /// The chunk of an answer that this reply is.
@@ -178,12 +195,12 @@ pub(crate) fn off_workers<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
 
 /// The line or body that an agent is sent.
 pub(super) fn request(invocation: &Invocation, capability: &CapabilityName) -> Result<Vec<u8>, Failure> {
-    off_workers(invocation.input.len(), || request_inner(invocation, capability))
+    off_workers(request_bytes(invocation), || request_inner(invocation, capability))
 }
 
 /// The same, as one line.
 pub(super) fn request_line(invocation: &Invocation, capability: &CapabilityName) -> Result<Vec<u8>, Failure> {
-    off_workers(invocation.input.len(), || {
+    off_workers(request_bytes(invocation), || {
         let mut line = request_inner(invocation, capability)?;
         // A value may hold line breaks between its parts; on the wire a line is a line.
         line.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
@@ -192,13 +209,20 @@ pub(super) fn request_line(invocation: &Invocation, capability: &CapabilityName)
     })
 }
 
+fn request_bytes(invocation: &Invocation) -> usize {
+    invocation.input.len().saturating_add(invocation.context.as_ref().map_or(0, Bytes::len))
+}
+
 fn request_inner(invocation: &Invocation, capability: &CapabilityName) -> Result<Vec<u8>, Failure> {
     let invalid = |error: serde_json::Error| Failure::new(ErrorCode::InvalidRequest, format!("the input is not JSON: {error}"));
     let input: &RawValue = serde_json::from_slice(&invocation.input).map_err(invalid)?;
+    let unread = |error: serde_json::Error| Failure::new(ErrorCode::InvalidRequest, format!("the context is not JSON: {error}"));
+    let context = invocation.context.as_deref().map(serde_json::from_slice).transpose().map_err(unread)?;
     let line = Line {
         id: &invocation.id.to_string(),
         capability: capability.as_str(),
         input,
+        context,
         deadline_ms: invocation.budget_ms(),
         idempotency_key: invocation.key.as_deref(),
     };
@@ -215,4 +239,53 @@ pub(super) fn stopped(name: &str) -> Failure {
 
 pub(super) fn timed_out(name: &str) -> Failure {
     Failure::new(ErrorCode::Timeout, format!("agent `{name}` did not answer before the deadline"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn line(context: Option<&'static str>) -> Value {
+        let capability: CapabilityName = "test.echo".parse().expect("a name");
+        let invocation = Invocation {
+            id: InvocationId::from_random(1),
+            capability: capability.clone(),
+            version: None,
+            input: Bytes::from_static(b"1"),
+            context: context.map(Bytes::from),
+            deadline: Instant::now(),
+            key: None,
+            priority: Priority::Normal,
+            confirm: None,
+            begun: None,
+            chunks: None,
+        };
+        let line = request_line(&invocation, &capability).expect("a line");
+        assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1), "a line is a line");
+        serde_json::from_slice(&line).expect("JSON")
+    }
+
+    fn answer(text: &str) -> Answer {
+        let reply: Reply = serde_json::from_str(text).expect("a reply");
+        reply.end("a").expect("an end").expect("an output")
+    }
+
+    /// AMP-9: an agent is given the context of its step, and sees no such field in any other call.
+    #[test]
+    fn a_context_stands_in_the_call_that_has_one_and_in_no_other() {
+        assert_eq!(line(Some("{\"access\":\n\"read\"}"))["context"], json!({ "access": "read" }));
+        assert_eq!(line(None).get("context"), None);
+    }
+
+    #[test]
+    fn what_is_to_be_written_comes_with_the_output() {
+        let ops = |text: &str| answer(text).context_ops.map(|ops| String::from_utf8(ops.into()).expect("a text"));
+        assert_eq!(ops(r#"{"output":1,"context_ops":[{"op":"del"}]}"#).as_deref(), Some(r#"[{"op":"del"}]"#));
+        assert_eq!(ops(r#"{"output":1,"context_ops":7}"#).as_deref(), Some("7"), "whoever gave the context judges it");
+        for nothing in [r#"{"output":1}"#, r#"{"output":1,"context_ops":null}"#, r#"{"output":1,"context_ops":[ ]}"#] {
+            assert_eq!(ops(nothing), None, "{nothing}");
+        }
+    }
 }

@@ -556,6 +556,7 @@ mod tests {
                 capability: capability.clone(),
                 version: None,
                 input: Bytes::copy_from_slice(input),
+                context: None,
                 deadline: Instant::now() + patience,
                 key: None,
                 priority: Priority::Normal,

@@ -114,7 +114,7 @@ pub(super) async fn run(
     tokio::select! {
         done = &mut running => {
             let done = done.map_err(|_| stopped(name))??;
-            Ok(Answer { output: done.output, units: Some(done.spent) })
+            Ok(Answer::plain(done.output, Some(done.spent)))
         }
         () = cancel.cancelled() => Err(cancelled()),
         () = stop.cancelled() => Err(stopped(name)),

@@ -117,8 +117,10 @@ pub struct Request {
     pub confirm: bool,
     /// Credit for chunks of the answer, at most [`WINDOW_BYTES_MAX`]; 0 if the caller wants none.
     pub window_bytes: u64,
-    /// The input, as JSON text.
+    /// The input, as JSON text; beside a context where there is one ([`super::paired`]).
     pub body: Body,
+    /// Whether the agent is given a shared context, and may write to it with its answer. The last thing in the frame, and only there if so.
+    pub with_context: bool,
 }
 
 /// Which attempt of a task's step a call is; with the caller, who is the task's owner, and the key, nothing else has the same.
@@ -137,7 +139,7 @@ pub struct Success {
     pub units: Option<String>,
     /// How long the agent worked, in microseconds.
     pub execution_us: u64,
-    /// The output, as JSON text.
+    /// The output, as JSON text; beside what is written to the context if the request came with one ([`super::paired`]).
     pub body: Body,
 }
 
@@ -248,7 +250,11 @@ impl Frame {
     fn write(&self, e: &mut Encoder<&mut Vec<u8>>) -> Result<(), encode::Error<std::convert::Infallible>> {
         match self {
             Self::Request { id, request } => {
-                e.array(15)?.u8(0)?.u64(*id)?.bytes(&request.invocation.to_bytes())?.str(request.capability.as_str())?;
+                e.array(if request.with_context { 16 } else { 15 })?
+                    .u8(0)?
+                    .u64(*id)?
+                    .bytes(&request.invocation.to_bytes())?
+                    .str(request.capability.as_str())?;
                 text(e, request.version.as_ref().map(ToString::to_string).as_deref())?;
                 e.bytes(&request.agent.public_key())?.u64(request.budget_ms)?.u8(request.priority as u8)?;
                 text(e, request.key.as_deref())?;
@@ -263,6 +269,9 @@ impl Frame {
                 }
                 e.bool(request.confirm)?.u64(request.window_bytes)?;
                 body(e, &request.body)?;
+                if request.with_context {
+                    e.bool(true)?;
+                }
             }
             Self::Cancel { id } => {
                 e.array(2)?.u8(1)?.u64(*id)?;
@@ -347,6 +356,8 @@ fn read(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Frame, decode::Err
     let length = d.array()?.ok_or_else(|| decode::Error::message("an array without a length"))?;
     let kind = d.u8()?;
     let expected = match kind {
+        // One with a context says so behind its body.
+        0 if length == 16 => 16,
         0 => 15,
         1..=3 | 6 | 9 => 2,
         4 => 5,
@@ -359,7 +370,7 @@ fn read(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Frame, decode::Err
     }
     let id = d.u64()?;
     Ok(match kind {
-        0 => Frame::Request { id, request: Box::new(read_request(d, whole)?) },
+        0 => Frame::Request { id, request: Box::new(read_request(d, whole, length == 16)?) },
         1 => Frame::Cancel { id },
         2 => Frame::Ping { nonce: id },
         3 => Frame::Accepted { id },
@@ -387,7 +398,7 @@ fn read_fence(d: &mut Decoder<'_>) -> Result<Option<Fence>, decode::Error> {
     }
 }
 
-fn read_request(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Request, decode::Error> {
+fn read_request(d: &mut Decoder<'_>, whole: Option<&Bytes>, is_longer: bool) -> Result<Request, decode::Error> {
     let invocation = InvocationId::from_bytes(fixed(d)?);
     let capability = d.str()?.parse().map_err(decode::Error::message)?;
     let version = read_text(d, TEXT_BYTES_MAX)?.map(|version| version.parse()).transpose().map_err(decode::Error::message)?;
@@ -418,7 +429,23 @@ fn read_request(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Request, d
         return Err(decode::Error::message("a window is too large"));
     }
     let body = read_body(d, whole)?;
-    Ok(Request { invocation, capability, version, agent, budget_ms, priority, key, fence, traceparent, hops, confirm, window_bytes, body })
+    let with_context = is_longer && d.bool()?;
+    Ok(Request {
+        invocation,
+        capability,
+        version,
+        agent,
+        budget_ms,
+        priority,
+        key,
+        fence,
+        traceparent,
+        hops,
+        confirm,
+        window_bytes,
+        body,
+        with_context,
+    })
 }
 
 fn read_body(d: &mut Decoder<'_>, whole: Option<&Bytes>) -> Result<Body, decode::Error> {
@@ -477,8 +504,14 @@ mod tests {
             confirm: true,
             window_bytes: 262_144,
             body: Body::Inline(Bytes::from_static(payload)),
+            with_context: false,
         };
         Frame::Request { id: u64::MAX, request: Box::new(request) }
+    }
+
+    fn with_context(frame: Frame) -> Frame {
+        let Frame::Request { id, request } = frame else { return frame };
+        Frame::Request { id, request: Box::new(Request { with_context: true, ..*request }) }
     }
 
     fn frames() -> Vec<Frame> {
@@ -486,6 +519,7 @@ mod tests {
         let large = Success { units: None, execution_us: 12, body: Body::Blob(BlobId::of(b"many")) };
         vec![
             request(b"{}"),
+            with_context(request(b"{}")),
             Frame::Cancel { id: 1 },
             Frame::Ping { nonce: 2 },
             Frame::Accepted { id: 3 },

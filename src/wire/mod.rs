@@ -17,6 +17,7 @@ pub mod invocation;
 pub mod kept;
 pub mod offer;
 pub mod outbox;
+pub mod paired;
 pub mod receipt;
 mod signed;
 pub mod task;

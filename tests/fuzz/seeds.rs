@@ -58,6 +58,7 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
         confirm: true,
         window_bytes: 262_144,
         body: Body::Inline(Bytes::from_static(b"{\"text\":\"x\"}")),
+        with_context: true,
     };
     let large = Body::Blob(BlobId::of(b"many"));
     let bare = Request {
@@ -70,6 +71,7 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
         confirm: false,
         window_bytes: 0,
         body: large.clone(),
+        with_context: false,
         ..full.clone()
     };
     let paid = Success { units: Some("2.5".to_owned()), execution_us: 12, body: Body::Inline(Bytes::from_static(b"[1]")) };

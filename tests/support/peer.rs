@@ -266,6 +266,7 @@ pub(crate) fn request(agent: AgentId, capability: &str, input: &Value) -> Reques
         confirm: true,
         window_bytes: 0,
         body: Body::Inline(Bytes::from(input.to_string())),
+        with_context: false,
     }
 }
 

@@ -24,6 +24,7 @@ use crate::proto::invocation::dedup::{Call, Key};
 use crate::telemetry::Side;
 use crate::wire::blob::{Head, Part};
 use crate::wire::invocation::{Body, Request, Success};
+use crate::wire::paired;
 
 pub(super) use crate::agents::schema_failure;
 
@@ -236,7 +237,7 @@ async fn keyed(
     let key = Arc::new((format!("{}\n{word}", request.capability), request.agent, caller));
     let ask = Ask {
         key: Arc::clone(&key),
-        call: Call { input: input_hash(&request.body), fence: request.fence, keep },
+        call: Call { input: input_hash(&request).map_err(not_begun)?, fence: request.fence, keep },
         // Whoever calls an agent of its own node keeps the result on its own side.
         durable: caller != shared.node(),
         handover: handover.as_deref(),
@@ -277,11 +278,19 @@ async fn keyed(
     })
 }
 
-fn input_hash(body: &Body) -> [u8; 32] {
-    match body {
-        Body::Inline(bytes) => off_workers(bytes.len(), || *blake3::hash(bytes).as_bytes()),
-        Body::Blob(blob) => blob.hash,
+/// What must be the same in two calls with one key. A context is not: it goes on while attempts are repeated.
+fn input_hash(request: &Request) -> Result<[u8; 32], Failure> {
+    match &request.body {
+        Body::Inline(bytes) => off_workers(bytes.len(), || {
+            let hash = |input: &[u8]| *blake3::hash(input).as_bytes();
+            if request.with_context { Ok(hash(&given(bytes)?.0)) } else { Ok(hash(bytes)) }
+        }),
+        Body::Blob(blob) => Ok(blob.hash),
     }
+}
+
+fn given(body: &Bytes) -> Result<(Bytes, Bytes), Failure> {
+    paired::read_given(body).map_err(|error| Failure::new(ErrorCode::InvalidRequest, error.to_string()))
 }
 
 async fn run(
@@ -294,9 +303,15 @@ async fn run(
     begun: Option<Begun>,
 ) -> Result<Success, AttemptFailure> {
     let entered = shared.running.enter(agent, caller, &request, deadline, &orders.cancel);
-    let Request { invocation, capability, version, key, priority, body, .. } = *request;
+    let Request { invocation, capability, version, key, priority, body, with_context, .. } = *request;
     let Body::Inline(input) = body else {
         return Err(not_begun(Failure::new(ErrorCode::Internal, "the input has not been fetched")));
+    };
+    let (input, context) = if with_context {
+        let (input, context) = off_workers(input.len(), || given(&input)).map_err(not_begun)?;
+        (input, Some(context))
+    } else {
+        (input, None)
     };
     let limit = agent.checked().definition.rate_limit;
     shared.rates.agent(agent.id(), limit, caller, || shared.mono()).map_err(not_begun)?;
@@ -305,6 +320,7 @@ async fn run(
         capability: capability.clone(),
         version,
         input,
+        context,
         deadline: shared.clock.zero() + deadline,
         key,
         priority,
@@ -322,11 +338,12 @@ async fn run(
         AttemptFailure { failure: failed.failure, begun: failed.begun }
     })?;
     offers::on_run(shared, agent.id(), &capability, output.took);
-    let checked = blobs::check_length(shared, Part::Output, output.payload.len() as u64, true);
+    let body = if with_context { paired::made(&output.payload, output.context_ops.as_deref()) } else { output.payload };
+    let checked = blobs::check_length(shared, Part::Output, body.len() as u64, true);
     checked.map_err(|failure| AttemptFailure { failure, begun: true })?;
     Ok(Success {
         units: output.units.map(|units| units.to_string()),
         execution_us: u64::try_from(output.took.as_micros()).unwrap_or(u64::MAX),
-        body: Body::Inline(output.payload),
+        body: Body::Inline(body),
     })
 }

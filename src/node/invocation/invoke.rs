@@ -37,6 +37,7 @@ use crate::telemetry::Side;
 use crate::wire::blob::Part;
 use crate::wire::directory::Wanted;
 use crate::wire::invocation::{Body, Fence, Hop, KEY_BYTES_MAX, Request, Success};
+use crate::wire::paired;
 
 /// How long a call waits for the schemas of an agent; without them only the agent's node checks.
 const SCHEMAS_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -57,6 +58,8 @@ pub struct InvokeRequest {
     pub agent: Option<AgentId>,
     /// The input, as JSON text.
     pub input: Bytes,
+    /// The shared context that the step of a task is given, as JSON text.
+    pub(crate) context: Option<Bytes>,
     /// How long it may take; the configured default without it.
     pub timeout: Option<Duration>,
     /// The call that the agent works on that makes this one.
@@ -92,6 +95,7 @@ impl InvokeRequest {
             version: None,
             agent: None,
             input,
+            context: None,
             timeout: None,
             parent: None,
             hops: Vec::new(),
@@ -323,7 +327,11 @@ pub(super) async fn attempt(
         hops: request.hops.clone(),
         confirm: watch.is_some() || (request.key.is_none() && !offered.idempotent),
         window_bytes: 0,
-        body: Body::Inline(request.input.clone()),
+        body: Body::Inline(match &request.context {
+            Some(context) => off_workers(request.input.len(), || paired::given(&request.input, context)),
+            None => request.input.clone(),
+        }),
+        with_context: request.context.is_some(),
     });
     let own = OwnSide::default();
     let (mut outcome, reader) = match &request.chunks {
@@ -338,7 +346,7 @@ pub(super) async fn attempt(
     let (own, untaken) = own.noted();
     let reader = Reader { own, untaken, ..reader };
     if let (Ok(success), Some(schema)) = (&outcome, &output_schema)
-        && let Err(failure) = check(schema, success_text(success), "output")
+        && let Err(failure) = output_of(success, request.context.is_some()).and_then(|text| check(schema, &text, "output"))
     {
         // The work was done all the same, and is paid for.
         let failure = failure.retryable(true).with("units", success.units.clone());
@@ -357,11 +365,17 @@ fn check_inner(schema: &crate::agents::schema::Schema, text: &[u8], what: &str) 
     schema.check(&value).map_err(|faults| execute::schema_failure(what, &faults))
 }
 
-fn success_text(success: &Success) -> &[u8] {
-    match &success.body {
+/// The output alone, also where it came beside what is to be written to a context.
+fn output_of(success: &Success, with_context: bool) -> Result<Bytes, Failure> {
+    let text = match &success.body {
         Body::Inline(text) => text,
-        Body::Blob(_) => &[],
+        Body::Blob(_) => &Bytes::new(),
+    };
+    if !with_context {
+        return Ok(text.clone());
     }
+    let made = off_workers(text.len(), || paired::read_made(text));
+    made.map(|(output, _)| output).map_err(|error| Failure::new(ErrorCode::InvalidSchema, error.to_string()))
 }
 
 /// Asks the agent here, or over a lane.

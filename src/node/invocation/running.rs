@@ -159,6 +159,7 @@ mod tests {
             confirm: false,
             window_bytes: 0,
             body: Body::Inline(Bytes::from_static(b"1")),
+            with_context: false,
         }
     }
 

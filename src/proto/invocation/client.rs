@@ -893,6 +893,7 @@ mod tests {
             confirm: true,
             window_bytes: WINDOW_BYTES,
             body: Body::Inline("{}".into()),
+            with_context: false,
         }
     }
 

@@ -681,6 +681,7 @@ mod tests {
             confirm: true,
             window_bytes: 0,
             body: Body::Inline("{}".into()),
+            with_context: false,
         };
         Frame::Request { id, request: Box::new(request) }
     }

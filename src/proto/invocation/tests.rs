@@ -326,6 +326,7 @@ fn request(confirm: bool, window_bytes: u64, budget_ms: u64) -> Request {
         confirm,
         window_bytes,
         body: Body::Inline("{}".into()),
+        with_context: false,
     }
 }
 
