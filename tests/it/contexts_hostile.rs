@@ -138,6 +138,13 @@ async fn an_author_who_says_two_things_divides_nobody() {
     assert_eq!((here.header.seq, here.id() == there.id()), (there.header.seq, false));
     member.push(&owner, id_of(&id), &[], &[here]).await;
     member.push(&reader, id_of(&id), &[], &[there]).await;
+    for node in [&owner, &reader] {
+        eventually("the proof is shown", SETTLE, async || {
+            let document = node.get(&format!("/v1/contexts/{id}")).await.ok();
+            (document["equivocations"][0]["operations"].as_array().map(Vec::len) == Some(2)).then_some(())
+        })
+        .await;
+    }
     still_agree(&owner, &reader, &id).await;
     // One of the two shows, the same on both.
     assert_eq!(at(&owner, &id, "/notes/a").await, at(&reader, &id, "/notes/a").await);
