@@ -140,8 +140,8 @@ async fn a_reader_who_is_added_late_in_a_long_line_of_access_is_given_the_contex
 /// all see the same, and its agent is trusted no more.
 #[tokio::test]
 async fn an_author_who_signs_one_number_twice_is_shown_and_trusted_no_more() {
-    let owner = Node::first().await;
-    let host = Node::builder().join(&owner).agent(builtin("scribe", "echo")).spawn().await;
+    let mut owner = Node::first().await;
+    let mut host = Node::builder().join(&owner).agent(builtin("scribe", "echo")).spawn().await;
     owner.knows("echo", &["scribe"]).await;
     assert_eq!(owner.find("echo").await[0]["trust"], 50.0);
     let id = create(&owner, json!({ "access_control": { "write": ["scribe"] } })).await;
@@ -163,11 +163,12 @@ async fn an_author_who_signs_one_number_twice_is_shown_and_trusted_no_more() {
         .await;
     };
     shows(&owner, json!({ "first": true })).await;
-    let mut host = host;
+    owner.kill().await;
     host.kill().await;
     std::fs::write(&file, before).expect("writes");
     let host = host.reborn().no_join().spawn().await;
     let second = write(&host, "second").await;
+    let owner = owner.reborn().spawn().await;
     let host = host.restart_with(|builder| builder.join(&owner)).await;
     shows(&owner, json!({ "first": true, "second": true })).await;
     let scribe = host.agent_id("scribe").await;

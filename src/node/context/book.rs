@@ -388,14 +388,15 @@ impl Book {
             Err(Failure::new(ErrorCode::ContextNotFound, format!("context {} ended at {end}", id.short())))
         };
         let (row, bytes) = (row(hot), hot.held_bytes());
-        lock(&slot.seen).row = Some(row);
-        // What the disk did not take must not be shown either.
+        // What the disk did not take must not be shown either, nor told to others.
         let is_broken = hot.is_ahead() || done.as_ref().is_err_and(|failure| failure.code == ErrorCode::Internal);
         if is_broken {
             *held = None;
             // What the disk holds now nobody knows, and a second flush may say that all is well.
             let unflushed = done.as_ref().err().filter(|failure| failure.details.contains_key(UNFLUSHED));
             lock(&slot.seen).unflushed = unflushed.cloned();
+        } else {
+            lock(&slot.seen).row = Some(row);
         }
         drop(held);
         self.used(id, (!is_broken).then_some(bytes));
