@@ -298,7 +298,16 @@ struct Document {
     shared_memory: Value,
     agent_memory: Value,
     access_control: Rights,
+    equivocations: Vec<Equivocation>,
     version: Version,
+}
+
+/// Somebody who signed two operations of one number.
+#[derive(Debug, Deserialize)]
+struct Equivocation {
+    author: String,
+    seq: u64,
+    operations: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -345,6 +354,13 @@ fn shown(answer: &Value) -> Result<String, CliError> {
     ];
     if document.agent_memory.as_object().is_some_and(|memories| !memories.is_empty()) {
         rows.push(("own memory", pretty(&document.agent_memory)));
+    }
+    let twice = document.equivocations.iter().map(|proof| {
+        let operations = proof.operations.iter().map(|id| printable(id, 64)).collect::<Vec<_>>().join(" ");
+        format!("{}  number {}: {operations}", figures::word(&proof.author), proof.seq)
+    });
+    if !document.equivocations.is_empty() {
+        rows.push(("signed twice", twice.collect::<Vec<_>>().join("\n")));
     }
     Ok(facts(&rows))
 }

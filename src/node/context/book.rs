@@ -22,6 +22,10 @@ use crate::wire::context::{Access, Genesis, PrincipalKey, Verified};
 /// How long after its end the file of a context is still kept: a clock may be ahead.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(600);
 
+/// For how long what found no room is not pulled again.
+const REFUSED_PAUSE: std::time::Duration = std::time::Duration::from_secs(600);
+/// How many of these are remembered.
+const REFUSED_MAX: usize = 100_000;
 /// Lines of access that are gathered at once: each may take some ten megabytes.
 const GATHERINGS_MAX: usize = 2;
 /// Contexts that are pulled at once.
@@ -40,6 +44,8 @@ pub(in crate::node) struct Book {
     slots: Mutex<Slots>,
     /// What they take on the disk.
     room: Room,
+    /// Those for which there was no room, by when they are pulled again.
+    refused: Mutex<BTreeMap<ContextId, Timestamp>>,
     /// Those that are not taken in again.
     gone: Mutex<Gone>,
     /// Those of them whose files a stop or a failing disk left behind.
@@ -231,6 +237,7 @@ impl Book {
             store,
             slots: Mutex::new(Slots { by_id, ..Slots::default() }),
             room: Arc::new(Mutex::new(Quotas::new(limits, found))),
+            refused: Mutex::default(),
             gone: Mutex::new(gone),
             left: Mutex::new(left.into_iter().map(|(id, _)| id).collect()),
             hot_max: usize::try_from(config.hot_max).unwrap_or(usize::MAX),
@@ -260,6 +267,20 @@ impl Book {
     /// As [`refused`].
     pub(super) fn has_room(&self, shared: &Shared, id: ContextId, owner: Principal, bytes: u64) -> Result<(), Failure> {
         lock(&self.room).check(id, owner, &principals(&own_keys(shared)), bytes).map_err(|full| refused(&full))
+    }
+
+    /// Notes that there was no room for what was pulled of a context: pulling it with every exchange would move it over the network in vain.
+    pub(super) fn refuse(&self, id: ContextId, now: Now) {
+        let mut refused = lock(&self.refused);
+        refused.retain(|_, until| *until > now.wall);
+        if refused.len() < REFUSED_MAX {
+            refused.insert(id, now.wall.saturating_add(REFUSED_PAUSE));
+        }
+    }
+
+    /// Whether there was no room for a context a while ago.
+    pub(super) fn is_refused(&self, id: ContextId, now: Now) -> bool {
+        lock(&self.refused).get(&id).is_some_and(|until| *until > now.wall)
     }
 
     /// A place to gather the line of access of a context that is not here, if it takes more than one answer.
@@ -456,6 +477,10 @@ impl Book {
         {
             tracing::warn!(%error, "contexts that ended are still kept");
         }
+        self.clear_left();
+    }
+
+    fn clear_left(&self) {
         let left = std::mem::take(&mut *lock(&self.left));
         left.into_iter().for_each(|id| drop(self.remove(id)));
     }
@@ -516,5 +541,51 @@ mod tests {
         assert_eq!(hot.pop_beyond(1, 100), None, "the one in use stays, however large");
         assert_eq!(hot.used(id(0), again, None), None);
         assert_eq!((hot.by_use.len(), hot.bytes), (0, 0));
+    }
+
+    #[test]
+    fn what_found_no_room_is_left_alone_for_a_while() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = store::DataDir::open(folder.path()).expect("opens").contexts();
+        let at = |ms| Now { wall: Timestamp::from_ms(ms), mono: std::time::Duration::ZERO };
+        let pause = u64::try_from(REFUSED_PAUSE.as_millis()).expect("small");
+        let book = Book::open(store, &config::Context::default(), at(0).wall, &mut Vec::new()).expect("opens");
+        book.refuse(id(1), at(0));
+        assert!(book.is_refused(id(1), at(pause - 1)) && !book.is_refused(id(1), at(pause)) && !book.is_refused(id(2), at(0)));
+        lock(&book.refused).extend((0..REFUSED_MAX).map(|number| {
+            let mut bytes = [9; 32];
+            bytes[..8].copy_from_slice(&number.to_be_bytes());
+            (ContextId::from_bytes(bytes), at(pause).wall)
+        }));
+        book.refuse(id(2), at(1));
+        assert!(!book.is_refused(id(2), at(1)), "there are too many");
+        book.refuse(id(2), at(pause));
+        assert!(book.is_refused(id(2), at(pause)), "until those before it are pulled again");
+    }
+
+    /// Design "Life": what was dropped is not shown after a start, and its file goes, whenever the node was stopped.
+    #[test]
+    fn what_was_let_go_of_stays_gone_when_its_file_was_left_behind() {
+        let folder = tempfile::tempdir().expect("folder");
+        let dir = store::DataDir::open(folder.path()).expect("opens");
+        let now = Now { wall: Timestamp::from_ms(1_000), mono: std::time::Duration::ZERO };
+        let open = || Book::open(dir.contexts(), &config::Context::default(), now.wall, &mut Vec::new()).expect("opens");
+        let file = |number| dir.contexts().create(id(number), &[]).expect("creates");
+        (1..=2).for_each(|number| drop(file(number)));
+        let book = open();
+        assert_eq!(book.ids(), [id(1), id(2)]);
+        book.let_go(&[id(1)], Why::Dropped, now).expect("lets go");
+        assert_eq!((book.ids(), dir.contexts().list().expect("lists").len()), (vec![id(2)], 1));
+        // As if the node had been killed in between.
+        drop(file(1));
+        let book = open();
+        assert!(book.ids() == [id(2)] && book.is_gone(id(1), now) && !book.is_gone(id(2), now));
+        book.clear_left();
+        assert_eq!(dir.contexts().list().expect("lists").len(), 1);
+        // A list that cannot be read is told of, and keeps nobody from starting.
+        std::fs::write(folder.path().join("contexts").join("gone"), "x").expect("writes");
+        let mut notes = Vec::new();
+        let book = Book::open(dir.contexts(), &config::Context::default(), now.wall, &mut notes).expect("opens");
+        assert!(notes.len() == 1 && !book.is_gone(id(1), now), "{notes:?}");
     }
 }

@@ -246,7 +246,8 @@ impl Beginning {
 /// question says how far this one has come.
 async fn reconcile(shared: &Arc<Shared>, node: NodeId, theirs: Heads) {
     let id = theirs.context;
-    if shared.contexts.is_gone(id, shared.clock.now()) {
+    let now = shared.clock.now();
+    if shared.contexts.is_gone(id, now) || shared.contexts.is_refused(id, now) {
         return;
     }
     let Some(_pulling) = shared.contexts.pulling(node, id) else { return };
@@ -295,6 +296,9 @@ async fn reconcile(shared: &Arc<Shared>, node: NodeId, theirs: Heads) {
             Ok(true) if more => {}
             Ok(_) => return,
             Err(failure) => {
+                if failure.code == ErrorCode::InsufficientResources {
+                    shared.contexts.refuse(id, shared.clock.now());
+                }
                 tracing::debug!(%node, context = %id, %failure, "statements of a context were not taken");
                 return;
             }
