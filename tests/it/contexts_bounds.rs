@@ -176,10 +176,30 @@ async fn an_author_who_signs_one_number_twice_is_shown_and_trusted_no_more() {
     operations.sort();
     let proof = json!([{ "author": scribe, "seq": 0, "operations": operations }]);
     assert_eq!(owner.get(&at_owner).await.ok()["equivocations"], proof);
+    assert!(owner.cli(&["context", "get", &id]).await.text().contains(&format!("signed twice  {scribe}  number 0: ")));
     is_noted(&owner, &format!("{scribe} signed two operations of one number")).await;
     eventually("it is trusted no more", SETTLE, async || (owner.find("echo").await.first()?["trust"] == 0.0).then_some(())).await;
     // It is what the disk says, also after a start.
     let owner = owner.restart().await;
     assert_eq!(owner.get(&at_owner).await.ok()["equivocations"], proof);
     is_noted(&owner, &format!("{scribe} signed two operations of one number")).await;
+}
+
+/// Contexts that do not fit into memory together are read when they are needed, and one that is larger than all of it is used all the same.
+#[tokio::test]
+async fn contexts_that_do_not_fit_into_memory_are_read_again() {
+    let node = Node::builder().config("[context]\nhot_bytes_max = 1048576\n").spawn().await;
+    let mut ids = Vec::new();
+    for at in 0..3 {
+        let id = create(&node, json!({ "shared_memory": { "at": at } })).await;
+        for _ in 0..25 {
+            append(&node, &id, json!("x".repeat(50_000))).await;
+        }
+        ids.push(id);
+    }
+    for (at, id) in ids.iter().enumerate() {
+        append(&node, id, json!("last")).await;
+        let shared = node.get(&format!("/v1/contexts/{id}?path=/shared_memory")).await.ok();
+        assert_eq!((&shared["at"], shared["log"].as_array().map(Vec::len), &shared["log"][25]), (&json!(at), Some(26), &json!("last")));
+    }
 }
