@@ -258,6 +258,9 @@ pub enum Event {
         /// What it costs, if the capability has a price.
         #[n(2)]
         charge: Option<Charge>,
+        /// What is to be written to the task's context before anything goes on, as JSON text; entries of older releases say nothing.
+        #[n(3)]
+        context_ops: Option<Text>,
     },
     /// The output matches its schema: the subtask is done.
     #[n(6)]
@@ -356,6 +359,9 @@ pub enum Event {
         #[n(0)]
         delivered: bool,
     },
+    /// What the result brought for the task's context is written there.
+    #[n(16)]
+    ContextWritten(#[n(0)] Fence),
 }
 
 /// What somebody asked for.
@@ -457,6 +463,7 @@ impl Event {
             Self::Ended { .. } => "ended",
             Self::Delegated { .. } => "delegated",
             Self::CalledBack { .. } => "called_back",
+            Self::ContextWritten(_) => "context_written",
         }
     }
 }
@@ -618,7 +625,9 @@ mod tests {
             }),
             Event::Accepted(fence),
             Event::Rejected { fence, expired: true, failure: inline("{}") },
-            Event::ResultReceived { fence, output: inline("1"), charge: Some(charge.clone()) },
+            Event::ResultReceived { fence, output: inline("1"), charge: Some(charge.clone()), context_ops: None },
+            Event::ResultReceived { fence, output: inline("1"), charge: None, context_ops: Some(inline("[]")) },
+            Event::ContextWritten(fence),
             Event::Validated(fence),
             Event::AttemptFailed {
                 fence,
@@ -660,6 +669,20 @@ mod tests {
         let place = bytes.len() - 4;
         assert_eq!(bytes.get(place..place + 2), Some([12, 0x80].as_slice()));
         bytes.splice(place..place + 2, [7].into_iter().chain(older));
+        assert_eq!(Entry::decode(&bytes), Ok(known));
+    }
+
+    /// AITP-12: an entry that a release wrote whose steps had no context.
+    #[test]
+    fn a_result_without_a_context_is_still_read() {
+        #[derive(Encode)]
+        struct Older(#[n(0)] Fence, #[n(1)] Text, #[n(2)] Option<u64>);
+        let (fence, output) = (Fence { subtask: 3, attempt: 2 }, inline("1"));
+        let older = minicbor::to_vec(Older(fence, output.clone(), None)).expect("bytes");
+        let known = entry(Event::ResultReceived { fence, output, charge: None, context_ops: None });
+        let mut bytes = entry(Event::CancelRequested).encode().to_vec();
+        let place = bytes.len() - 4;
+        bytes.splice(place..place + 2, [5].into_iter().chain(older));
         assert_eq!(Entry::decode(&bytes), Ok(known));
     }
 

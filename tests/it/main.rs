@@ -17,6 +17,7 @@ mod contexts;
 mod contexts_bounds;
 mod contexts_hostile;
 mod contexts_partition;
+mod contexts_task;
 mod delegation;
 mod directory;
 mod faults;

@@ -50,6 +50,8 @@ enum Shape {
     Odd,
     /// Somebody wants to be told of its end.
     Told,
+    /// The first step writes to a shared context of the home node.
+    Writing,
 }
 
 /// One death.
@@ -169,6 +171,8 @@ fn cases_with_others() -> Vec<Case> {
         (Shape::Nested, ["delegated:1", "kept-delegated:1", "committed-delegated:1"]),
         (Shape::Odd, ["invalid_output:1", "kept-invalid_output:1", "committed-invalid_output:1"]),
         (Shape::Told, ["called_back:1", "kept-called_back:1", "committed-called_back:1"]),
+        (Shape::Writing, ["context_written:1", "kept-context_written:1", "committed-context_written:1"]),
+        (Shape::Writing, ["committed-accepted:1", "result_received:1", "committed-result_received:1"]),
     ];
     points.into_iter().flat_map(|(shape, points)| points.map(|point| case(shape, point))).collect()
 }
@@ -187,7 +191,7 @@ fn the_home_node_dies_at_every_event_that_its_journal_keeps() {
     let names = include_str!("../../src/wire/task.rs").split_once("pub fn name(&self)").expect("events have names").1;
     let names = names.split_once("\n    }\n").expect("a function ends").0;
     let names: BTreeSet<&str> = names.lines().filter_map(|line| line.split_once("=> \"")?.1.split('"').next()).collect();
-    assert!(names.len() >= 17, "{names:?}");
+    assert!(names.len() >= 18, "{names:?}");
     let cases = [cases_of_its_steps(), cases_around_trouble(), cases_with_others(), cases_together()].concat();
     let points: Vec<&str> = cases.iter().flat_map(|case| [Some(case.point), case.again]).flatten().collect();
     let dies = |name: &str, when: &[&str]| {
@@ -223,7 +227,7 @@ impl Case {
             Shape::Diamond | Shape::Goal => diamond("b", &json!({ "fails": 1 })),
             Shape::Degraded => diamond("c", &json!({ "fails": 99 })),
             Shape::Odd => diamond("b", &json!({ "odd": "strange" })),
-            Shape::Late | Shape::Cancelled | Shape::Crowded | Shape::Nested | Shape::Told => {
+            Shape::Late | Shape::Cancelled | Shape::Crowded | Shape::Nested | Shape::Told | Shape::Writing => {
                 vec![("a", &[], json!({})), ("b", &["a"], json!({}))]
             }
         }
@@ -239,6 +243,9 @@ impl Case {
             if name == "b" && self.shape == Shape::Odd {
                 subtask["agent_capability"] = "test.pair".into();
                 subtask["output"] = json!({ "type": "object", "properties": { "sum": { "type": "integer" } } });
+            }
+            if name == "a" && self.shape == Shape::Writing {
+                subtask["input"]["ops"] = written(tag);
             }
             if name == "b" && self.shape == Shape::Nested {
                 subtask["input"]["add"] = json!(["${parent.input.sum}"]);
@@ -294,7 +301,11 @@ async fn die_and_rise(others: &Others, case: Case, tag: String, narrow: String) 
         Shape::Goal => home.knows("task-decomposition", &["planner"]).await,
         Shape::Nested => home.knows("task-execution", &["runner"]).await,
         Shape::Odd => home.knows("test.pair", &["sound", "strange"]).await,
-        Shape::Diamond | Shape::Degraded | Shape::Late | Shape::Cancelled | Shape::Crowded | Shape::Told => {}
+        Shape::Diamond | Shape::Degraded | Shape::Late | Shape::Cancelled | Shape::Crowded | Shape::Told | Shape::Writing => {}
+    }
+    if case.shape == Shape::Writing {
+        let context = home.post("/v1/contexts", &json!({})).await.ok();
+        definition["context"] = json!({ "id": context["id"], "access": "write" });
     }
     let free = others.oracle.beside(&format!("free-{tag}"));
     let crowd = (case.shape == Shape::Crowded).then(|| {
@@ -349,14 +360,14 @@ async fn die_and_rise(others: &Others, case: Case, tag: String, narrow: String) 
                 home.post(&format!("/aitp/tasks/{task}/cancel"), &json!({})).await.ok();
             }
         }
-        Shape::Diamond | Shape::Goal | Shape::Degraded | Shape::Crowded | Shape::Nested | Shape::Odd | Shape::Told => {}
+        Shape::Diamond | Shape::Goal | Shape::Degraded | Shape::Crowded | Shape::Nested | Shape::Odd | Shape::Told | Shape::Writing => {}
     }
 
     let history = home.history(&task).await;
     let result = home.task_result(&task).await;
     let expected = match case.shape {
         Shape::Diamond | Shape::Goal | Shape::Odd => json!(["COMPLETED", "success", { "step": format!("{tag}.d"), "sum": 5 }]),
-        Shape::Late | Shape::Crowded | Shape::Nested | Shape::Told => {
+        Shape::Late | Shape::Crowded | Shape::Nested | Shape::Told | Shape::Writing => {
             json!(["COMPLETED", "success", { "step": format!("{tag}.b"), "sum": 2 }])
         }
         Shape::Degraded => json!(["COMPLETED", "partial", result["result"]]),
@@ -371,6 +382,9 @@ async fn die_and_rise(others: &Others, case: Case, tag: String, narrow: String) 
     let planned = BTreeMap::from_iter((case.shape == Shape::Goal).then(|| (format!("plan-{tag}"), 1)));
     assert_eq!(plans, planned, "{told}: who makes the plan makes it once");
     only_what_was_in_flight_ran_twice(&told, &tag, case, &at_death, &oracle.of(&tag));
+    if case.shape == Shape::Writing {
+        written_once(&told, &home, &definition, (&task, &tag)).await;
+    }
     if case.shape == Shape::Told {
         told_once(&told, &home, (&task, case.point), &callback, &told_of).await;
     }
@@ -381,6 +395,25 @@ async fn die_and_rise(others: &Others, case: Case, tag: String, narrow: String) 
     if case.alone || case.point.starts_with("kept") {
         assert_eq!(home.restart().await.task_result(&task).await, result, "{told}");
     }
+}
+
+/// What the first step writes: more than one operation holds, and than stands in the journal itself.
+fn written(tag: &str) -> Value {
+    json!(
+        [1, 2].map(|part| json!({ "op": "append", "path": "/shared_memory/log", "value": format!("{tag} {part} {}", "x".repeat(40_000)) }))
+    )
+}
+
+/// What a step writes to a context is there once, under its name.
+async fn written_once(told: &str, home: &Node, definition: &Value, (task, tag): (&str, &str)) {
+    let context = definition["context"]["id"].as_str().expect("an id");
+    let log = home.get(&format!("/v1/contexts/{context}?path=/shared_memory/log")).await.ok();
+    let expected: Vec<Value> = written(tag).as_array().expect("a list").iter().map(|op| op["value"].clone()).collect();
+    assert!(log == json!(expected), "{told}: {} values", log.as_array().map_or(0, Vec::len));
+    let past = home.get(&format!("/v1/contexts/{context}/history")).await.ok();
+    let rows = past["operations"].as_array().expect("a list");
+    let by_step = |row: &Value| row["step"] == json!({ "task_id": task, "subtask_id": "a" });
+    assert!(rows.len() == 2 && rows.iter().all(by_step), "{told}: {} operations", rows.len());
 }
 
 /// Who wants to know of the end of a task is told, and again only if the journal did not have it that it was.

@@ -14,12 +14,13 @@ use super::book::{EQUIVOCATIONS_MAX, own_keys};
 use super::hot::{Hot, Taken};
 use crate::model::{AGENT_MEMORY, ContextId, ErrorCode, Failure, Now, Path, Principal, SHARED_MEMORY, Timestamp};
 use crate::node::handle::{Handle, disk_failure, stopping};
+use crate::node::shared::Shared;
 use crate::node::view::Event;
 use crate::proto::context::edit;
 use crate::proto::context::gone::Why;
 use crate::proto::context::replica::{self, Refusal};
 use crate::wire;
-use crate::wire::context::{Access, Body, Genesis, Item, OPERATION_BYTES_MAX, Operation, PrincipalKey, Verified};
+use crate::wire::context::{Access, Body, Genesis, Item, OPERATION_BYTES_MAX, Operation, PrincipalKey, Step, Verified};
 
 /// How long a context lives if nobody says how long.
 const LIFE_DEFAULT: Duration = Duration::from_secs(24 * 3_600);
@@ -106,15 +107,7 @@ impl Handle {
 
     /// The key of the agent of this node that is called `agent`, or of the node itself.
     fn acting(&self, agent: Option<&str>) -> Result<PrincipalKey, Failure> {
-        let Some(name) = agent else {
-            return PrincipalKey::try_from(&self.shared.key).map_err(|error| Failure::new(ErrorCode::Internal, error.to_string()));
-        };
-        let found = self.shared.registry.all().into_iter().find(|agent| agent.name() == name || agent.id().to_string() == name);
-        let found = found.ok_or_else(|| {
-            let message = format!("no agent of this node is called `{}`; a client acts only for those", crate::model::printable(name, 80));
-            Failure::new(ErrorCode::AgentNotFound, message)
-        })?;
-        Ok(PrincipalKey::from(found.key()))
+        acting(&self.shared, agent)
     }
 
     async fn principal(&self, text: &str, path: &str) -> Result<Principal, Failure> {
@@ -367,12 +360,37 @@ pub(super) fn update(id: ContextId, session_id: &str, accesses: &[Verified<Acces
     })))
 }
 
+/// The key of the agent of this node that is called `agent`, or of the node itself.
+pub(super) fn acting(shared: &Shared, agent: Option<&str>) -> Result<PrincipalKey, Failure> {
+    let Some(name) = agent else {
+        return PrincipalKey::try_from(&shared.key).map_err(|error| Failure::new(ErrorCode::Internal, error.to_string()));
+    };
+    let found = shared.registry.all().into_iter().find(|agent| agent.name() == name || agent.id().to_string() == name);
+    let found = found.ok_or_else(|| {
+        let message = format!("no agent of this node is called `{}`; a client acts only for those", crate::model::printable(name, 80));
+        Failure::new(ErrorCode::AgentNotFound, message)
+    })?;
+    Ok(PrincipalKey::from(found.key()))
+}
+
 /// Writes items as operations of the author with `key`: all of them, or none.
 pub(super) fn write(
     hot: &mut Hot,
     key: &PrincipalKey,
     items: Vec<Item>,
     sources: Vec<crate::model::OperationId>,
+    now: Now,
+) -> Result<Taken, Failure> {
+    write_by(hot, key, items, sources, None, now)
+}
+
+/// The same, by a step of a task if there is one.
+pub(super) fn write_by(
+    hot: &mut Hot,
+    key: &PrincipalKey,
+    items: Vec<Item>,
+    sources: Vec<crate::model::OperationId>,
+    step: Option<&Step>,
     now: Now,
 ) -> Result<Taken, Failure> {
     let author = key.principal();
@@ -383,7 +401,8 @@ pub(super) fn write(
     }
     edit::check(&hot.replica, author, &items)?;
     hot.may_draft(author)?;
-    let bodies = bodies(items, &sources)?;
+    let mut bodies = bodies(items, &sources)?;
+    bodies.iter_mut().for_each(|body| body.step = step.cloned());
     let mut taken = Taken::default();
     for (at, body) in bodies.iter().enumerate() {
         match hot.replica.draft(key, body, now.wall, &mut rand::rng()) {
@@ -401,7 +420,7 @@ pub(super) fn write(
 }
 
 /// The operations that items become.
-fn bodies(items: Vec<Item>, sources: &[crate::model::OperationId]) -> Result<Vec<Body>, Failure> {
+pub(super) fn bodies(items: Vec<Item>, sources: &[crate::model::OperationId]) -> Result<Vec<Body>, Failure> {
     if let Some(item) = items.iter().find(|item| edit::size(item) > ITEMS_BYTES_MAX) {
         let message = format!("what goes to {} takes more than an operation of {} KiB holds", item.path(), OPERATION_BYTES_MAX / 1024);
         return Err(Failure::new(ErrorCode::PayloadTooLarge, message).with("path", item.path().to_string()));

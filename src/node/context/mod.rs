@@ -1,8 +1,8 @@
 //! Drives shared contexts: keeps them on the disk, shows them to clients, completes them with other nodes (design/contexts.md).
 //!
 //! [`book`] holds the contexts of this node, a bounded number of them in memory, each behind a lock of its own; [`hot`] is one of them, a
-//! replica and its file; [`door`] is what clients ask; [`sync`] is what other nodes ask and tell, [`questions`]
-//! how many of them at once.
+//! replica and its file; [`door`] is what clients ask, [`steps`] what the steps of tasks do; [`sync`] is what other nodes ask and tell,
+//! [`questions`] how many of them at once.
 //!
 //! What is written is signed, taken into the replica and appended to the file before anybody is told. If the disk refuses, the replica in
 //! memory is ahead of the file: it is dropped, and read again when it is next needed. A node gives a context to the nodes of its readers and to
@@ -12,6 +12,7 @@ mod book;
 mod door;
 mod hot;
 mod questions;
+pub(super) mod steps;
 mod sync;
 
 pub(super) use book::Book;

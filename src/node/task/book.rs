@@ -32,7 +32,7 @@ use super::recent::Recent;
 use super::replay::{Found, Unfinished};
 use super::step::{Orders, Report, Step};
 use super::waiting::{Waiting, capability_of};
-use super::{guard, plan};
+use super::{context, guard, plan};
 use crate::model::{CapabilityName, ErrorCode, Failure, TaskId, Timestamp};
 use crate::node::failpoint;
 use crate::node::shared::Shared;
@@ -491,6 +491,15 @@ impl Book {
                     }
                 }
                 Output::Withdraw(Fence { subtask, .. }) => drop(live.running_by_subtask.remove(&subtask)),
+                // A task that ended while the disk was busy writes nothing any more.
+                Output::WriteContext { .. } if live.machine.state().end().is_some() => {}
+                Output::WriteContext { fence, ops, again } => {
+                    let (shared, blobs) = (Arc::clone(&self.shared), self.reader.blobs.clone());
+                    let definition = Arc::clone(live.machine.state().definition());
+                    let work = Box::pin(context::write(shared, blobs, (task, fence), definition, ops, again));
+                    let work = guard::report(work, &self.reports, task, move |failure| Input::ContextWritten(fence, Err(failure)));
+                    live.running_by_subtask.insert(fence.subtask, Running { send: None, begin: None, _work: work });
+                }
                 Output::Plan => {
                     let (shared, blobs) = (Arc::clone(&self.shared), self.reader.blobs.clone());
                     let work = Box::pin(plan::decompose(shared, blobs, task, Arc::clone(live.machine.state().definition())));
@@ -630,6 +639,9 @@ impl Book {
             && live.outputs.is_empty()
         {
             live.outputs = vec![None; definition.subtasks.len()];
+        }
+        if let Input::ContextWritten(fence, _) = &input {
+            live.running_by_subtask.remove(&fence.subtask);
         }
         let mut freed = None;
         if let Input::Finished(fence, Finish::Done { .. } | Finish::Failed { .. }) = &input

@@ -17,7 +17,7 @@ use super::read::{self, Reader, unknown};
 use super::recent::Whole;
 use super::replay::Started;
 use super::row::Row;
-use super::{callback, plan, types};
+use super::{callback, context, plan, types};
 use crate::agents::off_workers;
 use crate::model::{ErrorCode, Failure, NodeId, TaskId, Timestamp, printable};
 use crate::node::handle::{Handle, stopping};
@@ -263,12 +263,17 @@ impl Handle {
         }
         let at = self.tasks.clock.now();
         let read = off_workers(document.len(), || {
-            let value: Value = serde_json::from_slice(&document).map_err(|error| invalid(format!("the body cannot be read: {error}")))?;
+            let mut value: Value =
+                serde_json::from_slice(&document).map_err(|error| invalid(format!("the body cannot be read: {error}")))?;
             let place = types::place_of_subtasks(&value);
-            self.definition_of(&value, at).map(|definition| (definition, place))
+            // The journal has the whole id: what it is the beginning of changes.
+            let whole = context::resolve(&self.shared, &mut value)?.then(|| Bytes::from(value.to_string()));
+            self.definition_of(&value, at).map(|definition| (definition, place, whole))
         });
-        let (definition, place) = read?;
+        let (definition, place, whole) = read?;
+        context::check(&self.shared, &definition, place).await?;
         types::check(&self.shared, &definition, place).await?;
+        let document = whole.unwrap_or(document);
         let task = TaskId::from_random(rand::random());
         let document = match read::keep(&self.tasks.reader.blobs, task, document).await {
             Ok(document) => document,
@@ -336,6 +341,7 @@ impl Handle {
         let at = self.tasks.clock.now();
         let definition = off_workers(text.len(), || self.definition_of(document, at))?;
         let definition = definition.within(parent.clone()).map_err(|fault| fault::failure(&[fault]))?;
+        context::check(&self.shared, &definition, types::place_of_subtasks(document)).await?;
         if !definition.dependencies.is_empty() {
             let failure = Failure::new(ErrorCode::InvalidRequest, "a task for another node waits for no tasks of that node");
             return Err(failure.with("path", "/metadata/dependencies"));
@@ -355,7 +361,11 @@ impl Handle {
     /// # Errors
     /// `INVALID_REQUEST` with every fault of the definition.
     pub async fn plan(&self, document: &Value) -> Result<Value, Failure> {
+        let mut document = document.clone();
+        context::resolve(&self.shared, &mut document)?;
+        let document = &document;
         let definition = self.definition_of(document, self.tasks.clock.now())?;
+        context::check(&self.shared, &definition, types::place_of_subtasks(document)).await?;
         types::check(&self.shared, &definition, types::place_of_subtasks(document)).await?;
         Box::pin(plan::explain(&self.shared, definition)).await
     }

@@ -3,7 +3,8 @@
 //! [`book`] is one task beside the event loop: every machine, the journal, and what clients ask go through it one after the other, so that
 //! nothing is decided twice. It decides nothing itself: `proto::task` does. What takes time is done by others and comes back as a report:
 //! [`step`] chooses an agent ([`offers`]: after asking around) and makes a call, [`plan`] decomposes a goal, [`types`] holds a definition
-//! against the schemas of those who would do it, [`delegate`] runs tasks for other nodes, [`callback`] tells of those that have ended,
+//! against the schemas of those who would do it, [`context`] reads a shared context for steps and writes what they want to be written there,
+//! [`delegate`] runs tasks for other nodes, [`callback`] tells of those that have ended,
 //! [`read`] reads them from the journal, [`recent`] has those of the last moments, [`archive`] is what memory keeps of them, and [`filed`] what the index has, where [`filing`] brings
 //! it. [`late`] takes results of attempts that were given up. [`guard`] tells of work that panics. [`door`] is what clients reach it by, and [`replay`] what a start finds in the journal.
 //!
@@ -21,6 +22,7 @@ mod archive;
 pub(super) mod book;
 mod callback;
 mod clock;
+mod context;
 mod copies;
 mod delegate;
 mod door;

@@ -12,7 +12,7 @@ use rust_decimal::Decimal;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{TaskClock, nested, offers, read};
+use super::{TaskClock, context, nested, offers, read};
 use crate::agents::off_workers;
 use crate::mesh::lanes::Watch;
 use crate::model::{AgentId, ErrorCode, Failure, InvocationId, NodeId, Price, TaskId, Timestamp};
@@ -28,7 +28,7 @@ use crate::proto::task::result::map_output;
 use crate::store::Blobs;
 use crate::wire;
 use crate::wire::invocation::{Body, Success};
-use crate::wire::task::{Charge, Fence, Loss};
+use crate::wire::task::{Charge, Fence, Loss, Text};
 
 /// What a step tells the book.
 pub(super) struct Report {
@@ -62,7 +62,7 @@ pub(super) struct Step {
 }
 
 /// How long until a full disk is tried again.
-const FULL_RETRY: Duration = Duration::from_secs(1);
+pub(super) const FULL_RETRY: Duration = Duration::from_secs(1);
 
 /// What the largest choice may take of looking for somebody.
 const CHOOSE_MAX: Duration = Duration::from_secs(3);
@@ -153,6 +153,14 @@ impl Step {
             };
             let (chunks, words) = mpsc::channel(CHUNKS_MAX);
             (request.chunks, arriving) = (Some(chunks), Some(words));
+        }
+        if let Some(access) = subtask.context {
+            request.context = match context::given(shared, &self.definition, access).await {
+                Ok(context) => Some(context),
+                // Nobody has begun, and it may do a moment later.
+                Err(failure) if failure.retryable => return ended(Finish::Rejected { expired: false, failure }),
+                Err(failure) => return (Input::Broken(fence.subtask, failure), None),
+            };
         }
         request.key = Some(key(self.task, fence.subtask, subtask, &request.input, self.choose.redo));
         request.fence = Some(wire::invocation::Fence { epoch: super::book::EPOCH, attempt: fence.attempt });
@@ -251,6 +259,14 @@ impl Step {
         let failed = |loss, failure: Failure, charge| {
             (Input::Finished(fence, Finish::Failed { loss, failure: failure.retryable(true), charge }), None)
         };
+        let parts = match subtask.context {
+            Some(access) => off_workers(text.len(), || context::apart(&self.definition, access, &text)),
+            None => Ok((text, None)),
+        };
+        let (text, ops) = match parts {
+            Ok(parts) => parts,
+            Err(failure) => return failed(Loss::InvalidOutput, failure, charge),
+        };
         let not_json = |error| Failure::new(ErrorCode::InvalidSchema, format!("the output is not JSON: {error}"));
         let mut child = None;
         let mapped = off_workers(text.len(), || {
@@ -282,15 +298,26 @@ impl Step {
             Err(failure) => return failed(Loss::InvalidOutput, failure, charge),
         };
         // What was done is not done again because the disk is full for a while; the deadline and a cancel still end the wait.
-        let kept = loop {
+        let kept = async {
+            let context_ops = match ops {
+                Some(ops) => Some(self.kept(ops).await?),
+                None => None,
+            };
+            Ok((self.kept(text).await?, context_ops))
+        };
+        match kept.await {
+            Ok((output, context_ops)) => (Input::Finished(fence, Finish::Done { output, charge, context_ops }), Some(Arc::new(value))),
+            Err(failure) => failed(Loss::AgentError, failure, charge),
+        }
+    }
+
+    /// A text on the disk, as soon as that has room for it.
+    async fn kept(&self, text: Bytes) -> Result<Text, Failure> {
+        loop {
             match read::keep(&self.blobs, self.task, text.clone()).await {
                 Err(failure) if failure.code == ErrorCode::InsufficientResources => tokio::time::sleep(FULL_RETRY).await,
-                kept => break kept,
+                kept => return kept,
             }
-        };
-        match kept {
-            Ok(output) => (Input::Finished(fence, Finish::Done { output, charge }), Some(Arc::new(value))),
-            Err(failure) => failed(Loss::AgentError, failure, charge),
         }
     }
 }

@@ -35,11 +35,19 @@ fn suggest(failure: Failure, near: Option<&str>) -> Failure {
 /// # Errors
 /// `INVALID_REQUEST` with the place of the first fault.
 pub fn operations(list: &Value) -> Result<Vec<Item>, Failure> {
-    let Some(list) = list.as_array() else { return Err(fault("/ops", "expected a list of operations")) };
+    operations_at(list, "/ops")
+}
+
+/// The items of such a list that stands at `place`.
+///
+/// # Errors
+/// As [`operations`].
+pub fn operations_at(list: &Value, place: &str) -> Result<Vec<Item>, Failure> {
+    let Some(list) = list.as_array() else { return Err(fault(place, "expected a list of operations")) };
     if list.is_empty() || list.len() > EDITS_MAX {
-        return Err(fault("/ops", format!("expected 1 to {EDITS_MAX} operations, found {}", list.len())));
+        return Err(fault(place, format!("expected 1 to {EDITS_MAX} operations, found {}", list.len())));
     }
-    list.iter().enumerate().map(|(at, entry)| operation(entry, &format!("/ops/{at}"))).collect()
+    list.iter().enumerate().map(|(at, entry)| operation(entry, &format!("{place}/{at}"))).collect()
 }
 
 fn operation(entry: &Value, place: &str) -> Result<Item, Failure> {

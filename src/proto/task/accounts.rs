@@ -50,6 +50,7 @@ pub(super) fn check(seed: u64, state: &State, events: &[Event], share: Decimal) 
             Event::Submitted(_)
             | Event::Planned { .. }
             | Event::Validated(_)
+            | Event::ContextWritten(_)
             | Event::Deferred { .. }
             | Event::CancelRequested
             | Event::Delegated { .. }

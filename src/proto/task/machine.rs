@@ -48,6 +48,8 @@ pub enum Finish {
         output: Text,
         /// What it costs.
         charge: Option<Charge>,
+        /// What is to be written to the context, as JSON text that was looked at.
+        context_ops: Option<Text>,
     },
     /// It was not begun.
     Rejected {
@@ -78,6 +80,8 @@ pub enum Input {
     Unavailable(u32, Failure),
     /// The agent accepted an attempt.
     Accepted(Fence),
+    /// What a result brought for the context is written, or cannot be.
+    ContextWritten(Fence, Result<(), Failure>),
     /// The agent's node says which task of its own an attempt is.
     Delegated(Fence, TaskId, NodeId),
     /// An attempt ended.
@@ -164,6 +168,15 @@ pub enum Output {
     Begin(Fence),
     /// Stop the call.
     Withdraw(Fence),
+    /// Write to the context what a result brought for it.
+    WriteContext {
+        /// Whose result.
+        fence: Fence,
+        /// What, as JSON text.
+        ops: Text,
+        /// Whether it may have been written before: a crash came in between.
+        again: bool,
+    },
     /// Decompose the goal.
     Plan,
     /// Compose the result, and see whether it matches the task's schema.
@@ -235,7 +248,7 @@ impl Machine {
     pub fn handle(&mut self, input: Input, now: Timestamp, rng: &mut impl Rng, outputs: &mut Vec<Output>) {
         // What came in time may still have waited in line; a result that is here is worth more than a deadline that just passed.
         // So is one that was kept before the home node went down.
-        let is_result = matches!(input, Input::Finished(_, Finish::Done { .. }) | Input::Resume);
+        let is_result = matches!(input, Input::Finished(_, Finish::Done { .. }) | Input::ContextWritten(..) | Input::Resume);
         if !is_result {
             self.check_deadline(now, outputs);
         }
@@ -265,6 +278,7 @@ impl Machine {
                 for index in 0..self.state.parts.len() {
                     let events = recover::subtask(&self.state, index, now);
                     self.record(events, now, outputs);
+                    self.write_context(index, true, outputs);
                 }
                 Vec::new()
             }
@@ -279,11 +293,22 @@ impl Machine {
             Input::Unavailable(subtask, failure) => unavailable::decide(state, subtask, failure, now),
             Input::Accepted(fence) => accept::decide(state, fence),
             Input::Delegated(fence, task, node) => accept::decide_delegated(state, fence, (task, node)),
-            Input::Finished(fence, Finish::Done { output, charge }) => {
-                let events = result::decide(state, fence, output, charge);
+            Input::Finished(fence, Finish::Done { output, charge, context_ops }) => {
+                let events = result::decide(state, fence, output, charge, context_ops);
                 let is_used = events.iter().any(|event| matches!(event, Event::ResultReceived { .. }));
                 self.record(events, now, outputs);
-                if is_used { result::judge(&self.state, fence, now) } else { Vec::new() }
+                if is_used {
+                    let events = result::judge(&self.state, fence, now);
+                    self.record(events, now, outputs);
+                    self.write_context(place(fence.subtask), false, outputs);
+                }
+                Vec::new()
+            }
+            Input::ContextWritten(fence, written) => {
+                let events = result::decide_written(state, fence, written, now);
+                let is_written = events.iter().any(|event| matches!(event, Event::ContextWritten(_)));
+                self.record(events, now, outputs);
+                if is_written { result::judge(&self.state, fence, now) } else { Vec::new() }
             }
             Input::Finished(fence, finish) => match self.meant(fence, finish) {
                 Finish::Rejected { expired, failure } => reject::decide(&self.state, fence, expired, failure, now),
@@ -366,7 +391,8 @@ impl Machine {
                 | Event::DuplicateResult { .. }
                 | Event::CancelRequested
                 | Event::Delegated { .. }
-                | Event::CalledBack { .. } => Vec::new(),
+                | Event::CalledBack { .. }
+                | Event::ContextWritten(_) => Vec::new(),
             };
             self.state.apply(&event, now);
             let needed = self.state.events;
@@ -386,6 +412,22 @@ impl Machine {
             if ended {
                 self.held.push_back((needed, Output::Ended));
             }
+        }
+    }
+
+    /// Has written what the result of a subtask brought for the context, if it did and that is not done: once the disk has the result.
+    fn write_context(&mut self, index: usize, again: bool, outputs: &mut Vec<Output>) {
+        if let Some((fence, ops)) = result::unwritten(&self.state, index) {
+            self.when_kept(Output::WriteContext { fence, ops, again }, outputs);
+        }
+    }
+
+    /// Gives out an order as soon as everything is durable that was decided so far.
+    fn when_kept(&mut self, order: Output, outputs: &mut Vec<Output>) {
+        if self.state.events <= self.committed {
+            outputs.push(order);
+        } else {
+            self.held.push_back((self.state.events, order));
         }
     }
 
@@ -442,11 +484,7 @@ impl Machine {
             if !state.planning {
                 state.planning = true;
                 // An agent may be asked, and none works for a task that a crash could take back.
-                if state.events <= self.committed {
-                    outputs.push(Output::Plan);
-                } else {
-                    self.held.push_back((state.events, Output::Plan));
-                }
+                self.when_kept(Output::Plan, outputs);
             }
             return;
         }

@@ -21,7 +21,7 @@ use super::state::{AttemptEnd, Config, Phase, State, Status};
 use super::testing::{BEGIN, agent, budget, charge, definition, id, node, step, submitted, text};
 use crate::model::{ErrorCode, Failure, Timestamp};
 use crate::proto::invocation::budget::Turn;
-use crate::wire::task::{Entry, Event, Fence, Loss, Outcome, Reason, Text};
+use crate::wire::task::{Charge, Entry, Event, Fence, Loss, Outcome, Reason, Text};
 
 const AGENTS: u8 = 6;
 /// What an attempt is estimated to cost: a thousandth is what it costs.
@@ -109,6 +109,7 @@ enum What {
     TooSlow { life: u32, fence: Fence },
     Arrives { fence: Fence, life: u32, inputs: Vec<u64>, waits: bool },
     Begins { fence: Fence },
+    Writes { life: u32, fence: Fence, again: bool },
     RunEnds { key: Key, run: u64, fate: Fate, output: u64 },
     Restarts,
 }
@@ -148,6 +149,8 @@ struct World {
     executions: BTreeMap<Fence, u32>,
     begun: Vec<usize>,
     done_well: Vec<usize>,
+    /// How often the context has what a subtask writes.
+    written: Vec<u32>,
     ends_told: u32,
 }
 
@@ -182,6 +185,7 @@ impl World {
             executions: BTreeMap::new(),
             begun: vec![0; count],
             done_well: vec![0; count],
+            written: vec![0; count],
             ends_told: 0,
         };
         world.append(Event::Submitted(submitted()));
@@ -265,6 +269,11 @@ impl World {
                         self.stop(fence);
                     }
                 }
+                Output::WriteContext { fence, ops: _, again } => {
+                    let is_result = |event: &Event| matches!(event, Event::ResultReceived { fence: kept, .. } if *kept == fence);
+                    assert!(self.is_durable(is_result), "seed {}: written too early", self.seed);
+                    self.soon(20, What::Writes { life: self.life, fence, again });
+                }
                 Output::Compose => self.input(self.life, 3, Input::Composed(Ok(()))),
                 Output::Plan => panic!("seed {}: nobody asked for a plan", self.seed),
                 Output::Ended => {
@@ -314,7 +323,12 @@ impl World {
         let number = attempt.agent.public_key()[0];
         self.keys.insert(fence, (number, fence.subtask, part.redo(fence.attempt)));
         let index = usize::try_from(fence.subtask).expect("small");
-        let inputs = self.definition.subtasks[index].after.iter().map(|before| read(state.output(*before).expect("done"))).collect();
+        let inputs = self.definition.subtasks[index].after.iter().map(|before| {
+            let output = read(state.output(*before).expect("done"));
+            assert_eq!(self.written[*before], u32::from(writes(output)), "seed {}: sent before subtask {before} was written", self.seed);
+            output
+        });
+        let inputs = inputs.collect();
         let call = Call { close_within: send.close_within, is_accepted: false, is_over: false };
         assert!(self.calls.insert(fence, call).is_none(), "seed {}: sent twice", self.seed);
         let life = self.life;
@@ -380,7 +394,7 @@ impl World {
 
     fn done(&mut self, life: u32, ms_max: u64, fence: Fence, output: u64) {
         let charge = self.definition.budget.is_some().then(|| charge("1", "0.001"));
-        self.input(life, ms_max, Input::Finished(fence, Finish::Done { output: text(&output.to_string()), charge }));
+        self.input(life, ms_max, Input::Finished(fence, well(output, charge)));
     }
 
     fn garbled(&mut self, life: u32, fence: Fence) {
@@ -458,7 +472,7 @@ impl World {
                 if fate == Fate::Late {
                     let at = self.now.saturating_add(Duration::from_secs(self.rng.random_range(5..40)));
                     let charge = self.definition.budget.is_some().then(|| charge("1", "0.001"));
-                    let input = Input::Finished(fence, Finish::Done { output: text(&output.to_string()), charge });
+                    let input = Input::Finished(fence, well(output, charge));
                     self.at(at, What::Input { life, input: Box::new(input) });
                 } else {
                     self.done(life, 3, fence, output);
@@ -509,7 +523,20 @@ impl World {
                 let failure = Failure::new(ErrorCode::Timeout, "too slow");
                 self.handle(Input::Finished(fence, Finish::Failed { loss: Loss::AttemptTimeout, failure, charge: None }));
             }
-            What::Flushed { .. } | What::Woken { .. } | What::Input { .. } | What::NotAccepted { .. } | What::TooSlow { .. } => {}
+            What::Writes { life, fence, again } if life == self.life => {
+                let written = &mut self.written[usize::try_from(fence.subtask).expect("small")];
+                // Whoever comes back looks first.
+                if !(again && *written > 0) {
+                    *written += 1;
+                }
+                self.input(life, 3, Input::ContextWritten(fence, Ok(())));
+            }
+            What::Flushed { .. }
+            | What::Woken { .. }
+            | What::Input { .. }
+            | What::NotAccepted { .. }
+            | What::TooSlow { .. }
+            | What::Writes { .. } => {}
             What::Arrives { fence, life, inputs, waits } => self.arrives(fence, life, inputs, waits),
             What::Begins { fence } => {
                 if let Some(Work::Waits { fence: own, life, inputs }) = self.works.get(&self.keys[&fence]).cloned()
@@ -616,6 +643,9 @@ impl World {
             }
             let used = events.iter().filter(|event| matches!(event, Event::Validated(fence) if fence.subtask as usize == index)).count();
             assert!(used == usize::from(got.is_some()), "seed {seed}: subtask {index}: {used} results were used");
+            let is_written = self.written[index];
+            assert!(is_written <= 1, "seed {seed}: subtask {index} was written {is_written} times");
+            assert!(got.is_none_or(|got| writes(got) == (is_written == 1)), "seed {seed}: subtask {index}");
             self.check_executions(index, part, &events);
         }
         let all = expected.iter().all(Option::is_some);
@@ -661,6 +691,16 @@ impl World {
         let used = part.attempts.iter().filter(|attempt| attempt.end == Some(AttemptEnd::Success)).count();
         assert!(used <= 1, "seed {seed}: subtask {index}: {part:?}");
     }
+}
+
+/// Whether whoever has this output also writes to the context.
+fn writes(output: u64) -> bool {
+    output % 3 == 0
+}
+
+/// The good end of an attempt.
+fn well(output: u64, charge: Option<Charge>) -> Finish {
+    Finish::Done { output: text(&output.to_string()), charge, context_ops: writes(output).then(|| text("[]")) }
 }
 
 fn read(text: &Text) -> u64 {

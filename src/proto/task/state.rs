@@ -168,6 +168,8 @@ pub struct Part {
     pub extended: bool,
     /// Its output, once it is done.
     pub output: Option<Text>,
+    /// What its result brings for the task's context, until that is written.
+    pub(super) context_ops: Option<Text>,
     /// What its output cost.
     pub charge: Option<Charge>,
     /// Why it was given up.
@@ -216,6 +218,7 @@ impl Part {
             retries: 0,
             extended: false,
             output: None,
+            context_ops: None,
             charge: None,
             failure: None,
             waiting: None,
@@ -407,7 +410,10 @@ impl State {
             Event::Dispatched(dispatched) => transitions::dispatch::apply(self, dispatched, at),
             Event::Accepted(fence) => transitions::accept::apply(self, *fence, at),
             Event::Rejected { fence, expired, failure } => transitions::reject::apply(self, *fence, *expired, failure, at),
-            Event::ResultReceived { fence, output, charge } => transitions::result::received(self, *fence, output, charge.as_ref(), at),
+            Event::ResultReceived { fence, output, charge, context_ops } => {
+                transitions::result::received(self, *fence, output, charge.as_ref(), context_ops.as_ref(), at);
+            }
+            Event::ContextWritten(fence) => transitions::result::context_written(self, *fence),
             Event::Validated(fence) => transitions::result::validated(self, *fence, at),
             Event::AttemptFailed { fence, loss, failure, retry_in, charge } => {
                 transitions::retry::apply(self, *fence, *loss, failure, charge.as_ref(), *retry_in, at);

@@ -49,6 +49,7 @@ pub(super) fn step(id: &str, after: &[usize]) -> Subtask {
         cost_limit: None,
         min_trust: None,
         offers: false,
+        context: None,
         task: None,
     }
 }
@@ -70,6 +71,7 @@ pub(super) fn definition(subtasks: Vec<Subtask>) -> Definition {
         budget: None,
         parent: None,
         completion_callback: None,
+        context: None,
         estimated_cost: None,
         usual: Usual {
             retry: Retry { retries_max: 3, backoff: Backoff::Exponential, base: Duration::from_secs(1), never: false },
@@ -271,7 +273,12 @@ impl Task {
 
     /// An attempt, the current one or not, ends well.
     pub(super) fn answers(&mut self, fence: Fence, charge: Option<Charge>) {
-        self.takes(Input::Finished(fence, Finish::Done { output: text(&fence.attempt.to_string()), charge }));
+        self.answers_with(fence, charge, None);
+    }
+
+    /// The same, and with something for the context.
+    pub(super) fn answers_with(&mut self, fence: Fence, charge: Option<Charge>, context_ops: Option<Text>) {
+        self.takes(Input::Finished(fence, Finish::Done { output: text(&fence.attempt.to_string()), charge, context_ops }));
     }
 
     pub(super) fn rejects(&mut self, subtask: u32, code: ErrorCode) {

@@ -165,10 +165,16 @@ pub fn event(index: u64, task: TaskId, event: &Event, at: Timestamp, definition:
         ),
         Event::CalledBack { delivered } => put("delivered", (*delivered).into()),
         Event::Delegated { fence, task, node } => attempt(*fence, json!({"child_task_id": task, "child_node_id": node})),
-        Event::Accepted(fence) | Event::Validated(fence) | Event::Requeued(fence) => attempt(*fence, Value::Null),
+        Event::Accepted(fence) | Event::Validated(fence) | Event::Requeued(fence) | Event::ContextWritten(fence) => {
+            attempt(*fence, Value::Null);
+        }
         Event::Rejected { fence, expired, failure } => attempt(*fence, json!({"expired": expired, "error": kept_error(failure)})),
-        Event::ResultReceived { fence, output, charge } => {
-            attempt(*fence, json!({"output_bytes": output.len(), "cost": price(charge)}));
+        Event::ResultReceived { fence, output, charge, context_ops } => {
+            let mut facts = json!({"output_bytes": output.len(), "cost": price(charge)});
+            if let Some(ops) = context_ops {
+                facts["context_ops_bytes"] = ops.len().into();
+            }
+            attempt(*fence, facts);
         }
         Event::AttemptFailed { fence, loss: _, failure, retry_in, charge } => {
             let retry_in = retry_in.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
@@ -502,7 +508,7 @@ mod tests {
         let fence = fence(subtask);
         state.apply(&dispatched(fence, "{\"score\":1}"), after_ms(from_ms));
         state.apply(&Event::Accepted(fence), after_ms(from_ms + 1));
-        state.apply(&Event::ResultReceived { fence, output: text("{}"), charge }, after_ms(to_ms));
+        state.apply(&Event::ResultReceived { fence, output: text("{}"), charge, context_ops: None }, after_ms(to_ms));
         state.apply(&Event::Validated(fence), after_ms(to_ms));
     }
 

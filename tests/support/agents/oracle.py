@@ -4,7 +4,8 @@ its own name.
 A line each, appended before anything else happens: `started STEP KEY`, then `failed STEP KEY` or `finished STEP KEY`, where KEY is the
 idempotency key of the call. Its input: `step`, a name; `ms`, how long it takes, or `first_ms`, if it was never started
 before; `until`, a file that it waits for; `fails`, how often it fails at first, by what the file says; `odd`, the name of an agent that
-answers with a sum that is no number; `pad`, how many letters its answer has beside that; `add`, numbers, whose sum and one more it answers with. A goal it answers with the plan in its parameters, when
+answers with a sum that is no number; `pad`, how many letters its answer has beside that; `ops`, what it wants to be written to
+the task's context; `add`, numbers, whose sum and one more it answers with. A goal it answers with the plan in its parameters, when
 the file is there that they may name as `until`; its step is called `plan-` and the name of the task.
 """
 
@@ -50,7 +51,8 @@ def serve(given, key):
         return {"output": {"step": step, "sum": "much"}}
     note("finished", step, key)
     pad = {"pad": "x" * given["pad"]} if "pad" in given else {}
-    return {"output": {"step": step, "sum": sum(given.get("add", [])) + 1, **pad}}
+    ops = {"context_ops": given["ops"]} if "ops" in given else {}
+    return {"output": {"step": step, "sum": sum(given.get("add", [])) + 1, **pad}, **ops}
 
 
 for line in sys.stdin:

@@ -5,8 +5,9 @@
 //! expression that cannot be read.
 //!
 //! `read` takes the whole document; `metadata`, `subtasks` and `fallback` each take a section of it; `section` reads single
-//! fields, `defaults` fills in what a schema gives, `currency` knows which money there is.
+//! fields, `context` what stands about a shared context, `defaults` fills in what a schema gives, `currency` knows which money there is.
 
+mod context;
 mod currency;
 mod defaults;
 mod delegated;
@@ -19,6 +20,7 @@ mod subtasks;
 #[cfg(test)]
 mod tests;
 
+pub use context::{ContextAccess, TaskContext};
 pub(super) use currency::usual as usual_currency;
 pub use defaults::fill_defaults;
 pub use read::Defaults;
@@ -64,6 +66,8 @@ pub struct Definition {
     pub parent: Option<Parent>,
     /// Where its author wants to be told of its end.
     pub completion_callback: Option<String>,
+    /// The shared context that its steps are given.
+    pub context: Option<TaskContext>,
     /// What its author thinks that it costs.
     pub estimated_cost: Option<Decimal>,
     /// What to do when something goes wrong.
@@ -150,6 +154,8 @@ pub struct Subtask {
     pub min_trust: Option<f64>,
     /// Whether agents are asked for live offers before one is chosen.
     pub offers: bool,
+    /// What it may do with the task's context; nothing without it.
+    pub context: Option<ContextAccess>,
     /// A task for another node to run: its document but for the parameters, which are what [`Subtask::input`] makes. What such an attempt may
     /// cost is all held back for it, so that two of them never share the same money (threat T20).
     pub task: Option<Value>,

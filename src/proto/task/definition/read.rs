@@ -17,7 +17,7 @@ use super::super::fault::{Fault, Faults};
 use super::delegated::Nesting;
 use super::section::Section;
 use super::subtasks::Parent;
-use super::{Backoff, Definition, OnTimeout, Retry, fallback, fill_defaults, metadata, subtasks};
+use super::{Backoff, Definition, OnTimeout, Retry, context, fallback, fill_defaults, metadata, subtasks};
 use crate::model::{Priority, Timestamp, json_kind};
 
 /// The longest name of a task or a subtask, in characters.
@@ -32,7 +32,7 @@ const CALLBACK_CHARS_MAX: usize = 2_000;
 
 const SECTIONS: [&str; 4] = ["Task", "Metadata", "Subtasks", "Fallback"];
 
-const TASK_FIELDS: [&str; 12] = [
+const TASK_FIELDS: [&str; 13] = [
     "name",
     "description",
     "goal",
@@ -42,13 +42,14 @@ const TASK_FIELDS: [&str; 12] = [
     "priority",
     "created_by",
     "completion_callback",
+    "context",
     // What the node writes.
     "task_id",
     "created_at",
     "status",
 ];
 
-const FLAT_FIELDS: [&str; 15] = [
+const FLAT_FIELDS: [&str; 16] = [
     "name",
     "description",
     "goal",
@@ -58,6 +59,7 @@ const FLAT_FIELDS: [&str; 15] = [
     "priority",
     "created_by",
     "completion_callback",
+    "context",
     "metadata",
     "subtasks",
     "fallback",
@@ -104,7 +106,8 @@ impl Definition {
     /// Everything that is wrong with the plan; places begin with `/subtasks`.
     pub fn with_subtasks(&self, subtasks: &Value) -> Result<Self, Vec<Fault>> {
         let (usual, budget, nesting) = (self.usual, self.budget, &Nesting::default());
-        let parent = Parent { input: &self.input, parameters: &self.parameters, usual, budget, nesting, reading: None };
+        let context = self.context.as_ref().map(|context| context.access);
+        let parent = Parent { input: &self.input, parameters: &self.parameters, usual, budget, context, nesting, reading: None };
         let subtasks = subtasks::read_alone(subtasks, &parent)?;
         Ok(Self { subtasks, ..self.clone() })
     }
@@ -174,7 +177,9 @@ fn read(document: &Value, defaults: &Defaults, now: Timestamp, nesting: &Nesting
     let metadata = metadata::read(root.get(metadata_key), &root.at(metadata_key), defaults, now, faults);
     let fallback = fallback::read(root.get(fallback_key), &root.at(fallback_key), defaults.defer, faults);
     let (usual, budget, reading) = (metadata.usual, metadata.budget, Some((defaults, now)));
-    let parent = Parent { input: &input, parameters: &parameters, usual, budget, nesting, reading };
+    let context = context::read(task, faults);
+    let access = context.as_ref().map(|context| context.access);
+    let parent = Parent { input: &input, parameters: &parameters, usual, budget, context: access, nesting, reading };
     let subtasks = root.get(subtasks_key).map(|value| (value, subtasks::read(value, &root.at(subtasks_key), &parent, faults)));
     let has_subtasks = subtasks.as_ref().is_some_and(|(value, _)| value.as_array().is_none_or(|entries| !entries.is_empty()));
     if !has_subtasks && task.get("goal").is_none() {
@@ -195,6 +200,7 @@ fn read(document: &Value, defaults: &Defaults, now: Timestamp, nesting: &Nesting
         budget: metadata.budget,
         parent: None,
         completion_callback,
+        context,
         estimated_cost: metadata.estimated_cost,
         fallback,
         usual: metadata.usual,

@@ -15,7 +15,7 @@ use super::super::template::Template;
 use super::super::template::expression::{Expression, Missing, Root, Source, Step};
 use super::delegated::{self, Nesting, Reading};
 use super::section::{self, Section};
-use super::{Budget, SUBTASKS_MAX, Subtask, Usual, metadata};
+use super::{Budget, ContextAccess, SUBTASKS_MAX, Subtask, Usual, context, metadata};
 use crate::model::{SubtaskId, TASK_EXECUTION, json_kind, printable};
 
 /// The most edges between subtasks: a hundred times what a chain of the most subtasks has, and far less than all with all.
@@ -31,7 +31,7 @@ const ORDER_DEFAULT: u32 = 100;
 /// How many names of a circle are told.
 const CIRCLE_SHOWN_MAX: usize = 8;
 
-const FIELDS: [&str; 18] = [
+const FIELDS: [&str; 19] = [
     "subtask_id",
     "name",
     "agent_capability",
@@ -49,6 +49,7 @@ const FIELDS: [&str; 18] = [
     "min_trust_score",
     "estimated_units",
     "offers",
+    "context",
     "task",
 ];
 
@@ -58,6 +59,8 @@ pub(super) struct Parent<'a> {
     pub(super) parameters: &'a Map<String, Value>,
     pub(super) usual: Usual,
     pub(super) budget: Option<Budget>,
+    /// What the task's steps may do with its context, if it names one.
+    pub(super) context: Option<ContextAccess>,
     pub(super) nesting: &'a Nesting,
     /// What tasks within it are read with; a plan has none.
     pub(super) reading: Option<Reading<'a>>,
@@ -154,6 +157,7 @@ fn one(
         faults.add(&section.at("cost_limit"), told);
     }
     let estimated_units = section.at_most("estimated_units", section::AMOUNT_MAX, faults).unwrap_or(Decimal::ONE);
+    let context = context::read_access(&section, parent.context, holds_task, faults);
     let order = section.count("priority", ORDER_MAX, faults).unwrap_or(ORDER_DEFAULT);
     let id = id?.clone();
     Some(Subtask {
@@ -173,6 +177,7 @@ fn one(
         cost_limit: cost_limit.map(|limit| limit.amount),
         min_trust: usual.min_trust,
         offers: usual.offers,
+        context,
         task,
     })
 }

@@ -489,6 +489,73 @@ fn any_value() -> impl Strategy<Value = Value> {
     })
 }
 
+/// AMP-9: a task names a context, and each step has what it says of it, else what the task says.
+#[test]
+fn a_task_names_a_context_and_its_steps_what_they_do_with_it() {
+    let id = "0a".repeat(32);
+    let whole = json!({"id": id, "access": "write", "path": "/shared_memory/plan", "agent": "editor"});
+    let steps = json!([step("a", &[]), {"subtask_id": "b", "agent_capability": "echo", "context": "read"},
+        {"subtask_id": "c", "agent_capability": "echo", "context": "none"},
+        {"subtask_id": "d", "task": {"name": "inner", "context": id, "subtasks": [step("a", &[])]}}]);
+    let task = read(&flat(&json!({"context": whole, "subtasks": steps}))).expect("a definition");
+    let context = task.context.as_ref().expect("a context");
+    assert_eq!(
+        (context.id.to_string(), context.access, context.path.to_string()),
+        (id.clone(), ContextAccess::Write, "/shared_memory/plan".to_owned())
+    );
+    assert_eq!(context.agent.as_deref(), Some("editor"));
+    let accesses = |task: &Definition| task.subtasks.iter().map(|subtask| subtask.context).collect::<Vec<_>>();
+    assert_eq!(accesses(&task), [Some(ContextAccess::Write), Some(ContextAccess::Read), None, None]);
+    let plan = json!([step("a", &[]), {"subtask_id": "b", "agent_capability": "echo", "context": "none"}]);
+    assert_eq!(accesses(&task.with_subtasks(&plan).expect("a plan")), [Some(ContextAccess::Write), None]);
+
+    let short = read(&flat(&json!({"context": id, "subtasks": [step("a", &[])]}))).expect("a definition");
+    assert_eq!(
+        short.context,
+        Some(TaskContext { id: context.id, access: ContextAccess::Read, path: crate::model::Path::shared(), agent: None })
+    );
+    assert_eq!(accesses(&read(&flat(&json!({"subtasks": [step("a", &[])]}))).expect("a definition")), [None]);
+}
+
+#[test]
+fn a_fault_in_what_is_said_of_a_context_is_told_with_its_place() {
+    let id = "0a".repeat(32);
+    let private = format!("/agent_memory/{}/x", AgentId::from_public_key([7; 32]));
+    for (context, place) in [
+        (json!("0a"), "/context"),
+        (json!(7), "/context"),
+        (json!({"access": "read"}), "/context/id"),
+        (json!({"id": "x"}), "/context/id"),
+        (json!({"id": id, "access": "none"}), "/context/access"),
+        (json!({"id": id, "path": "plan"}), "/context/path"),
+        (json!({"id": id, "path": private}), "/context/path"),
+        (json!({"id": id, "agent": ""}), "/context/agent"),
+        (json!({"id": id, "acess": "write"}), "/context/acess"),
+    ] {
+        let told = fault(&flat(&json!({"context": context, "subtasks": [step("a", &[])]})));
+        assert!(told.starts_with(&format!("{place}: ")), "{told}");
+    }
+    let inner = json!({"name": "inner", "subtasks": [step("a", &[])]});
+    for (context, subtask, place) in [
+        (json!(null), json!({"agent_capability": "echo", "context": "read"}), "/subtasks/0/context"),
+        (json!(id), json!({"agent_capability": "echo", "context": "write"}), "/subtasks/0/context"),
+        (json!(id), json!({"agent_capability": "echo", "context": "all"}), "/subtasks/0/context"),
+        (json!(id), json!({"task": inner, "context": "read"}), "/subtasks/0/context"),
+    ] {
+        let mut document = flat(&json!({"subtasks": [with_id(subtask)]}));
+        if !context.is_null() {
+            document["context"] = context;
+        }
+        let told = fault(&document);
+        assert!(told.starts_with(&format!("{place}: ")), "{told}");
+    }
+}
+
+fn with_id(mut subtask: Value) -> Value {
+    subtask["subtask_id"] = "a".into();
+    subtask
+}
+
 proptest! {
     /// AITP-1: any document is a definition or a bounded list of faults, and reading it never panics.
     #[test]

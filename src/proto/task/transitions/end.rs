@@ -79,6 +79,7 @@ pub(in crate::proto::task) fn apply(state: &mut State, outcome: Outcome, reason:
             part.waiting = None;
             // A result that was kept and not yet looked at when the home node went down is nobody's any more.
             part.output = None;
+            part.context_ops = None;
             part.failure = Some((word, Failure::new(ErrorCode::Cancelled, "the task ended before this was done")));
             part.end_attempt(AttemptEnd::Withdrawn, at);
         }

@@ -64,6 +64,7 @@ pub(in crate::proto::task) fn apply(state: &mut State, subtask: u32, reason: Rea
     part.waiting = None;
     // An output that was refused after all is nobody's input.
     part.output = None;
+    part.context_ops = None;
     part.ended = Some(at);
     state.enter(index, Phase::Over);
     state.wake_held();

@@ -7,6 +7,7 @@
 //! | PENDING -> PENDING, RETRYING -> RETRYING | Rejected | [`reject`] |
 //! | PENDING -> PENDING, RETRYING -> RETRYING, nobody can do it | Deferred | [`unavailable`] |
 //! | EXECUTING -> COMPLETED -> SUCCESS | ResultReceived, Validated | [`result`] |
+//! | COMPLETED, what it brings for the context is written | ContextWritten | [`result`] |
 //! | RETRYING -> COMPLETED -> SUCCESS, the attempt that was lost answers before there is another | ResultReceived, Validated | [`result`] |
 //! | any, an attempt that was given up answers | DuplicateResult | [`result`] |
 //! | EXECUTING or COMPLETED -> RETRYING | AttemptFailed | [`retry`] |

@@ -5,12 +5,15 @@
 //! been given it in the meantime. Any other is not used; it is billed all the same, marked as duplicate, so that the ledger stays honest: once
 //! for each agent, which gives the same result to every attempt under the key. The end of the task closes its accounts: clients are told what
 //! it cost, and that does not change any more.
+//!
+//! What a result brings for the task's context stands in its event, and is written once that is durable; the subtask counts as done when
+//! the journal has that it is written. A node that comes back in between looks in the context before it writes.
 
 use rust_decimal::Decimal;
 
-use super::super::state::{Attempt, AttemptEnd, Part, Phase, State, Status, place};
+use super::super::state::{Attempt, AttemptEnd, Part, Phase, State, Status, number, place};
 use super::{dispatch, fail, settle};
-use crate::model::{AgentId, NodeId, Timestamp};
+use crate::model::{AgentId, Failure, NodeId, Timestamp};
 use crate::wire::outbox::Word;
 use crate::wire::task::{Charge, Event, Fence, Loss, Reason, Text};
 
@@ -74,9 +77,19 @@ impl State {
 }
 
 /// What follows when an attempt ended with an output that matches its schema.
-pub(in crate::proto::task) fn decide(state: &State, fence: Fence, output: Text, charge: Option<Charge>) -> Vec<Event> {
+pub(in crate::proto::task) fn decide(
+    state: &State,
+    fence: Fence,
+    output: Text,
+    charge: Option<Charge>,
+    context_ops: Option<Text>,
+) -> Vec<Event> {
     let Some(part) = state.part(fence.subtask).filter(|_| state.end.is_none()) else { return Vec::new() };
-    if is_usable(part, fence.attempt) { vec![Event::ResultReceived { fence, output, charge }] } else { unused(state, fence, charge) }
+    if is_usable(part, fence.attempt) {
+        vec![Event::ResultReceived { fence, output, charge, context_ops }]
+    } else {
+        unused(state, fence, charge)
+    }
 }
 
 /// What follows when an attempt that was given up ended after all, with work that is not used: it is billed.
@@ -87,18 +100,45 @@ pub(in crate::proto::task) fn unused(state: &State, fence: Fence, charge: Option
     if is_news { vec![Event::DuplicateResult { fence, charge }] } else { Vec::new() }
 }
 
-/// What follows from a result that is kept and billed: it is used, unless nobody can pay for it.
+/// The result of a subtask that has brought something for the context, until that is written.
+pub(in crate::proto::task) fn unwritten(state: &State, index: usize) -> Option<(Fence, Text)> {
+    let part = state.parts.get(index).filter(|part| state.end.is_none() && !part.is_over())?;
+    let ops = part.context_ops.clone()?;
+    let used = part.attempts.iter().find(|attempt| attempt.end == Some(AttemptEnd::Success))?;
+    Some((Fence { subtask: number(index), attempt: used.number }, ops))
+}
+
+/// What follows once that is written, or cannot be.
+pub(in crate::proto::task) fn decide_written(state: &State, fence: Fence, written: Result<(), Failure>, now: Timestamp) -> Vec<Event> {
+    if unwritten(state, place(fence.subtask)).is_none_or(|(awaited, _)| awaited != fence) {
+        return Vec::new();
+    }
+    match written {
+        Ok(()) => vec![Event::ContextWritten(fence)],
+        Err(failure) => fail::decide(state, fence.subtask, Reason::NonRetryable, failure, now),
+    }
+}
+
+/// What follows from a result that is kept and billed: it is used, once its part in the context is written, unless nobody can pay for it.
 pub(in crate::proto::task) fn judge(state: &State, fence: Fence, now: Timestamp) -> Vec<Event> {
     let billed = state.part(fence.subtask).and_then(|part| part.charge.as_ref()).map_or(Decimal::ZERO, |charge| charge.total);
     let is_covered = billed.is_zero() || state.ledger.remaining().is_none_or(|remaining| !remaining.is_sign_negative());
     if is_covered {
-        return vec![Event::Validated(fence)];
+        let is_written = state.part(fence.subtask).is_some_and(|part| part.context_ops.is_none());
+        return if is_written { vec![Event::Validated(fence)] } else { Vec::new() };
     }
     let message = format!("the agent billed {}, more than was left of the budget", billed.normalize());
     fail::decide(state, fence.subtask, Reason::Cost, dispatch::over_budget(state, &message), now)
 }
 
-pub(in crate::proto::task) fn received(state: &mut State, fence: Fence, output: &Text, charge: Option<&Charge>, at: Timestamp) {
+pub(in crate::proto::task) fn received(
+    state: &mut State,
+    fence: Fence,
+    output: &Text,
+    charge: Option<&Charge>,
+    context_ops: Option<&Text>,
+    at: Timestamp,
+) {
     let index = place(fence.subtask);
     let Some(part) = state.parts.get_mut(index) else { return };
     let Some(attempt) = part.attempts.iter_mut().find(|attempt| attempt.number == fence.attempt) else { return };
@@ -110,11 +150,18 @@ pub(in crate::proto::task) fn received(state: &mut State, fence: Fence, output: 
     part.status = Status::Completed;
     part.output = Some(output.clone());
     part.charge = charge.cloned();
+    part.context_ops = context_ops.cloned();
     settle::billed(state, fence, agent, charge, false);
     settle::released(state, fence.subtask);
     // Until it is judged it waits for nothing else, wherever it was when the result came.
     state.enter(index, Phase::Running);
     state.wake_held();
+}
+
+pub(in crate::proto::task) fn context_written(state: &mut State, fence: Fence) {
+    if let Some(part) = state.parts.get_mut(place(fence.subtask)) {
+        part.context_ops = None;
+    }
 }
 
 pub(in crate::proto::task) fn validated(state: &mut State, fence: Fence, at: Timestamp) {
@@ -150,9 +197,10 @@ pub(in crate::proto::task) fn duplicate(state: &mut State, fence: Fence, charge:
 #[cfg(test)]
 mod tests {
     use super::super::super::machine::{Finish, Input, Output};
-    use super::super::super::testing::{Task, agent, budget, charge, definition, node, step};
+    use super::super::super::testing::{Task, agent, budget, charge, definition, node, step, text};
     use super::*;
-    use crate::model::{ErrorCode, Failure};
+    use crate::model::ErrorCode;
+    use crate::wire::task::Outcome;
 
     /// A task of two steps, the second after the first, of which the first was lost with this agent.
     fn lost_on(number: u8) -> (Task, Fence) {
@@ -277,5 +325,105 @@ mod tests {
         assert_eq!(word(&task, 2, 2), Word::Known, "it said that it had not begun");
         task.takes(Input::Cancel);
         assert_eq!((word(&task, 1, 1), word(&task, 1, 2)), (Word::Known, Word::Known), "the accounts are closed");
+    }
+
+    /// A task of two steps, the second after the first, whose first has just answered with something for the context.
+    fn wrote() -> (Task, Fence) {
+        let mut task = Task::of(definition(vec![step("a", &[]), step("b", &[0])]));
+        task.runs(0);
+        task.orders();
+        let fence = task.fence(0);
+        task.answers_with(fence, None, Some(text("[1]")));
+        (task, fence)
+    }
+
+    fn order(fence: Fence, again: bool) -> Output {
+        Output::WriteContext { fence, ops: text("[1]"), again }
+    }
+
+    fn denied() -> Failure {
+        Failure::new(ErrorCode::AccessDenied, "the right was taken away")
+    }
+
+    /// AMP-9: what a step brings for the context is written once its result is durable, and nothing goes on before that is durable too.
+    #[test]
+    fn what_follows_waits_until_the_context_is_written() {
+        let mut task = Task::of(definition(vec![step("a", &[]), step("b", &[0])]));
+        task.runs(0);
+        task.orders();
+        task.disk_stalls();
+        let fence = task.fence(0);
+        task.answers_with(fence, None, Some(text("[1]")));
+        assert_eq!(task.orders(), [], "the disk does not have the result");
+        task.disk_keeps(task.journal.len());
+        assert_eq!((task.orders(), task.status(0), task.phase(1)), (vec![order(fence, false)], Status::Completed, Phase::Blocked));
+        let stale = Fence { attempt: fence.attempt + 1, ..fence };
+        task.takes(Input::ContextWritten(stale, Ok(())));
+        assert_eq!(task.status(0), Status::Completed);
+        task.events();
+        task.takes(Input::ContextWritten(fence, Ok(())));
+        assert_eq!((task.events(), task.status(0)), (vec!["context_written", "validated"], Status::Success));
+        assert_eq!(task.choices().len(), 1, "the next is chosen for");
+        task.takes(Input::ContextWritten(fence, Ok(())));
+        assert_eq!(task.events(), [""; 0], "it is written once");
+    }
+
+    /// AITP-12: a node that comes back before it has kept that the context is written looks there first; one that has kept it writes nothing.
+    #[test]
+    fn a_restart_asks_for_what_may_be_written() {
+        let (mut task, fence) = wrote();
+        task.restarts();
+        assert_eq!(task.orders(), [order(fence, true)]);
+        task.takes(Input::ContextWritten(fence, Ok(())));
+        let kept = task.journal.len();
+        task.restarts_with(kept - 1);
+        assert_eq!((task.status(0), task.choices().len()), (Status::Success, 1), "it is looked at, and not written");
+        assert_eq!(task.journal.last().map(|(_, event)| event.name()), Some("validated"));
+        task.restarts_with(kept - 2);
+        assert_eq!(task.orders(), [order(fence, true)]);
+    }
+
+    /// AMP-9: a step whose part of the context cannot be written has failed, and has no output; so has what needs it.
+    #[test]
+    fn a_step_fails_whose_part_of_the_context_is_refused() {
+        let (mut task, fence) = wrote();
+        task.takes(Input::ContextWritten(fence, Err(denied())));
+        assert_eq!((task.gave_up(0), task.end()), (Some(Reason::NonRetryable), Some((Outcome::Failed, Some(Reason::NonRetryable)))));
+        assert_eq!(task.machine.state().output(0), None);
+        let before = task.journal.clone();
+        task.restarts();
+        assert_eq!((task.orders(), &task.journal), (vec![], &before), "nothing is written any more");
+    }
+
+    /// A task that ends meanwhile is over: nothing is made of the word that the context is written.
+    #[test]
+    fn a_task_that_ends_meanwhile_stays_as_it_ended() {
+        for written in [Ok(()), Err(denied())] {
+            let (mut task, fence) = wrote();
+            task.takes(Input::Cancel);
+            let (before, end) = (task.journal.clone(), task.end());
+            task.takes(Input::ContextWritten(fence, written));
+            assert_eq!((&task.journal, task.end()), (&before, end));
+            task.restarts();
+            assert!(!task.orders().iter().any(|order| matches!(order, Output::WriteContext { .. })));
+        }
+    }
+
+    /// AITP-10: what nobody can pay for is not written either; a result that is not used writes nothing.
+    #[test]
+    fn only_a_result_that_is_used_and_paid_writes() {
+        let mut definition = definition(vec![step("a", &[])]);
+        definition.budget = budget("1");
+        let mut task = Task::of(definition);
+        task.runs(0);
+        task.orders();
+        task.answers_with(task.fence(0), Some(charge("1", "2")), Some(text("[1]")));
+        assert_eq!(task.gave_up(0), Some(Reason::Cost));
+        let (mut other, late) = lost_on(1);
+        other.chosen_for(0, 2, Some("1"));
+        other.accepts(0);
+        other.answers_with(late, None, Some(text("[1]")));
+        let orders = [task.orders(), other.orders()].concat();
+        assert!(!orders.iter().any(|order| matches!(order, Output::WriteContext { .. })), "{orders:?}");
     }
 }
