@@ -695,7 +695,7 @@ impl World {
 
 /// Whether whoever has this output also writes to the context.
 fn writes(output: u64) -> bool {
-    output % 3 == 0
+    output.is_multiple_of(3)
 }
 
 /// The good end of an attempt.
