@@ -14,9 +14,7 @@ use super::measure::{histogram, resident, row, tenths};
 use super::pair::Pair;
 use crate::cli::CliError;
 use crate::model::{OperationId, Path};
-use crate::node::{ContextRequest, Event};
-use crate::proto::context::fold::{Fold, Stamp};
-use crate::wire::context::Item;
+use crate::node::{ContextRequest, Event, Fold, Item, Stamp};
 
 /// Operations of a context that is handed over.
 const OPERATIONS: usize = 1_000;
