@@ -44,7 +44,10 @@ impl EventLoop {
             Event::ListenFailed(reason) => tracing::error!(reason, "a listener is gone"),
             Event::Connected { node, address } => self.on_connected(node, &address),
             Event::Disconnected { node, in_order } => self.on_disconnected(node, in_order, now),
-            Event::Silent(node) => self.directory.on_node_silent(node, now),
+            Event::Silent(node) => {
+                self.bootstrap.on_silent(node);
+                self.directory.on_node_silent(node, now);
+            }
             Event::JoinFailed(address, reason) => {
                 tracing::info!(%address, reason, "a bootstrap peer did not answer; trying again");
                 self.bootstrap.on_dial_failed(&address, now.mono, &mut self.rng);
@@ -108,7 +111,7 @@ impl EventLoop {
         tracing::info!(%node, in_order, "disconnected");
         self.compatible.remove(&node);
         self.receipts_disconnected(node);
-        self.bootstrap.on_disconnected(node, in_order, now.mono, &mut self.rng);
+        self.bootstrap.on_disconnected(node, now.mono, &mut self.rng);
         self.directory.on_disconnected(node, in_order, now);
         self.shared.publish(NodeEvent::PeerDisconnected(node));
         self.refuse_lanes(node, &Failure::new(ErrorCode::Unavailable, format!("node {} disconnected", node.short())));

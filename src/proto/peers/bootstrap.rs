@@ -2,9 +2,10 @@
 //!
 //! Each bootstrap address is tried at once and then with growing, jittered pauses for as long as the node runs, so a bootstrap peer that
 //! starts late or restarts is found without anybody doing anything. The last good peers of an earlier run are tried beside them, and
-//! again whenever no peer is left, so bootstrap peers may be gone for good once the others have met (fault F16). A peer whose connection
-//! broke is dialled again for a while by the side that had dialled it, whoever else is connected: the halves of a mesh that was divided
-//! find each other again without any bootstrap peer (fault F5).
+//! again whenever no peer is left, so bootstrap peers may be gone for good once the others have met (fault F16). A peer that
+//! fell silent is dialled again for a while by the side that had dialled it, whoever else is connected: the halves of a mesh that was divided
+//! find each other again without any bootstrap peer (fault F5). Who closed a connection had a reason, and whose process died comes back by
+//! itself.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::model::NodeId;
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 /// Longest pause between attempts: a mesh that was divided is whole again a few seconds after it can be.
 const PAUSE_MAX: Duration = Duration::from_secs(3);
-/// How long a peer whose connection broke is dialled. Whoever is away for longer comes back by itself or through the directory.
+/// How long a peer that fell silent is dialled beside others. Whoever is away for longer comes back by itself or through the directory.
 const LOST: Duration = Duration::from_secs(600);
 /// How long an attempt may take before it counts as failed.
 const ATTEMPT: Duration = Duration::from_secs(10);
@@ -38,32 +39,34 @@ pub enum Standing {
     Alone,
 }
 
-/// Why an address is dialled, and with that when.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reason {
-    /// It is in the configuration: always.
-    Configured,
-    /// It was good in an earlier run: while no peer is connected.
-    Remembered,
-    /// The connection broke: until then.
-    Lost { until: Duration },
-}
-
+/// An address, and when it is dialled.
 #[derive(Debug, Clone)]
 struct Target {
     node: Option<NodeId>,
-    reason: Reason,
+    /// It is in the configuration: always.
+    configured: bool,
+    /// It was good in an earlier run: while no peer is connected.
+    remembered: bool,
+    /// Its node fell silent: until then, and while no peer is connected.
+    lost_until: Option<Duration>,
     failures: u32,
     next_at: Duration,
     dialling: bool,
+}
+
+/// A connected peer.
+#[derive(Debug, Default)]
+struct Peer {
+    /// Where it was dialled.
+    dialled: Vec<Multiaddr>,
+    is_silent: bool,
 }
 
 /// The state of joining.
 #[derive(Debug)]
 pub struct State {
     targets_by_address: BTreeMap<Multiaddr, Target>,
-    /// With the addresses at which they were dialled.
-    connected: BTreeMap<NodeId, Vec<Multiaddr>>,
+    connected: BTreeMap<NodeId, Peer>,
     met_anyone: bool,
 }
 
@@ -77,14 +80,22 @@ fn node_of(address: &Multiaddr) -> Option<NodeId> {
 impl State {
     /// A node that knows these addresses: `join` from its configuration, `remembered` from an earlier run.
     pub fn new(join: impl IntoIterator<Item = Multiaddr>, remembered: impl IntoIterator<Item = Multiaddr>) -> Self {
-        let target = |reason| {
+        let target = |configured: bool| {
             move |address: Multiaddr| {
-                let node = node_of(&address);
-                (address, Target { node, reason, failures: 0, next_at: Duration::ZERO, dialling: false })
+                let target = Target {
+                    node: node_of(&address),
+                    configured,
+                    remembered: !configured,
+                    lost_until: None,
+                    failures: 0,
+                    next_at: Duration::ZERO,
+                    dialling: false,
+                };
+                (address, target)
             }
         };
-        let mut targets: BTreeMap<_, _> = remembered.into_iter().take(LAST_GOOD_MAX).map(target(Reason::Remembered)).collect();
-        targets.extend(join.into_iter().map(target(Reason::Configured)));
+        let mut targets: BTreeMap<_, _> = remembered.into_iter().take(LAST_GOOD_MAX).map(target(false)).collect();
+        targets.extend(join.into_iter().map(target(true)));
         Self { targets_by_address: targets, connected: BTreeMap::new(), met_anyone: false }
     }
 
@@ -92,7 +103,7 @@ impl State {
     pub fn standing(&self) -> Standing {
         if self.met_anyone {
             Standing::Joined
-        } else if self.targets_by_address.values().any(|target| target.reason == Reason::Configured) {
+        } else if self.targets_by_address.values().any(|target| target.configured) {
             Standing::Joining
         } else {
             Standing::Alone
@@ -103,12 +114,13 @@ impl State {
     pub fn handle_tick(&mut self, now: Duration, rng: &mut impl Rng) -> Vec<Multiaddr> {
         let nobody = self.connected.is_empty();
         let mut due = Vec::new();
-        self.targets_by_address.retain(|_, target| !matches!(target.reason, Reason::Lost { until } if until <= now));
+        let is_lost = |target: &Target| target.lost_until.is_some_and(|until| now < until);
+        self.targets_by_address.retain(|_, target| nobody || target.configured || target.remembered || is_lost(target));
         for (address, target) in &mut self.targets_by_address {
             if target.node.is_some_and(|node| self.connected.contains_key(&node)) {
                 continue;
             }
-            let wanted = nobody || target.reason != Reason::Remembered;
+            let wanted = nobody || target.configured || is_lost(target);
             if !wanted || now < target.next_at {
                 continue;
             }
@@ -145,26 +157,30 @@ impl State {
 
     /// The connected `node` was dialled at these addresses, each with its id, and is one of this mesh.
     pub fn on_dialled(&mut self, node: NodeId, addresses: Vec<Multiaddr>) {
-        if let Some(dialled) = self.connected.get_mut(&node) {
-            *dialled = addresses;
-            dialled.truncate(ADDRESSES_MAX);
+        if let Some(peer) = self.connected.get_mut(&node) {
+            peer.dialled = addresses;
+            peer.dialled.truncate(ADDRESSES_MAX);
         }
     }
 
-    /// The last connection to `node` is gone: `in_order`, or it broke.
-    pub fn on_disconnected(&mut self, node: NodeId, in_order: bool, now: Duration, rng: &mut impl Rng) {
-        let dialled = self.connected.remove(&node).unwrap_or_default();
-        let is_lost = |target: &&Target| matches!(target.reason, Reason::Lost { .. });
-        for address in dialled.into_iter().filter(|_| !in_order) {
-            if self.targets_by_address.values().filter(is_lost).count() >= LAST_GOOD_MAX {
+    /// The only connection to `node` carries nothing any more, and is given up.
+    pub fn on_silent(&mut self, node: NodeId) {
+        if let Some(peer) = self.connected.get_mut(&node) {
+            peer.is_silent = true;
+        }
+    }
+
+    /// The last connection to `node` is gone.
+    pub fn on_disconnected(&mut self, node: NodeId, now: Duration, rng: &mut impl Rng) {
+        let peer = self.connected.remove(&node).unwrap_or_default();
+        for address in peer.dialled.into_iter().filter(|_| peer.is_silent) {
+            if self.targets_by_address.values().filter(|target| target.lost_until.is_some()).count() >= LAST_GOOD_MAX {
                 break;
             }
-            let reason = Reason::Lost { until: now.saturating_add(LOST) };
-            let lost = Target { node: Some(node), reason, failures: 0, next_at: now, dialling: false };
-            let target = self.targets_by_address.entry(address).or_insert(lost);
-            if target.reason != Reason::Configured {
-                target.reason = reason;
-            }
+            let lost_until = Some(now.saturating_add(LOST));
+            let (configured, remembered) = (false, false);
+            let lost = Target { node: Some(node), configured, remembered, lost_until, failures: 0, next_at: now, dialling: false };
+            self.targets_by_address.entry(address).or_insert(lost).lost_until = lost_until;
         }
         for target in self.targets_by_address.values_mut().filter(|target| target.node == Some(node)) {
             target.dialling = false;
@@ -240,7 +256,7 @@ mod tests {
         }
         assert_eq!(state.standing(), Standing::Joined);
         assert!(state.handle_tick(Duration::from_secs(60), &mut rng).is_empty());
-        state.on_disconnected(node_of(&first).expect("named"), false, Duration::from_secs(60), &mut rng);
+        state.on_disconnected(node_of(&first).expect("named"), Duration::from_secs(60), &mut rng);
         assert_eq!(state.handle_tick(Duration::from_secs(61), &mut rng), [first]);
     }
 
@@ -251,13 +267,13 @@ mod tests {
         assert_eq!(state.standing(), Standing::Alone);
         state.on_connected(node_of(&other).expect("named"), &other);
         assert!(state.handle_tick(Duration::ZERO, &mut rng).is_empty());
-        state.on_disconnected(node_of(&other).expect("named"), true, Duration::ZERO, &mut rng);
+        state.on_disconnected(node_of(&other).expect("named"), Duration::ZERO, &mut rng);
         assert_eq!(state.handle_tick(Duration::ZERO, &mut rng), [friend]);
     }
 
-    /// F5: whoever had dialled a peer that was lost dials it again for a while, beside others; whoever left is let go.
+    /// F5: whoever had dialled a peer that fell silent dials it again for a while, beside others; who closed the connection is let go.
     #[test]
-    fn a_peer_whose_connection_broke_is_dialled_for_a_while() {
+    fn a_peer_that_fell_silent_is_dialled_for_a_while() {
         let (lost, left, stays, mut rng) = (address(1), address(2), address(3), rng());
         let mut state = State::new([], []);
         for target in [&lost, &left, &stays] {
@@ -267,8 +283,10 @@ mod tests {
         }
         let now = Duration::from_secs(60);
         assert!(state.handle_tick(now, &mut rng).is_empty());
-        state.on_disconnected(node_of(&lost).expect("named"), false, now, &mut rng);
-        state.on_disconnected(node_of(&left).expect("named"), true, now, &mut rng);
+        state.on_silent(node_of(&lost).expect("named"));
+        for target in [&lost, &left] {
+            state.on_disconnected(node_of(target).expect("named"), now, &mut rng);
+        }
         let (mut dialled, mut at) = (Vec::new(), now);
         while let Some(next) = state.poll_timeout().filter(|next| *next < now + LOST) {
             assert!(next.saturating_sub(at) <= PAUSE_MAX.mul_f64(1.25));
@@ -284,6 +302,31 @@ mod tests {
         assert_eq!(state.poll_timeout(), None, "nothing is kept of it");
     }
 
+    /// F16: a peer that is remembered stays so, however long it was away; and the last that was there is not given up while nobody else is.
+    #[test]
+    fn nobody_is_forgotten_while_no_other_is_there() {
+        let (friend, other, mut rng) = (address(1), address(2), rng());
+        let mut state = State::new([], [friend.clone()]);
+        for target in [&friend, &other] {
+            let node = node_of(target).expect("named");
+            state.on_connected(node, target);
+            state.on_dialled(node, vec![target.clone()]);
+            state.on_silent(node);
+            state.on_disconnected(node, Duration::ZERO, &mut rng);
+        }
+        let mut due = state.handle_tick(LOST * 10, &mut rng);
+        due.sort();
+        let mut both = vec![friend.clone(), other.clone()];
+        both.sort();
+        assert_eq!(due, both);
+        // With somebody there, the one that is remembered stays, and is dialled once it is needed.
+        let third = address(3);
+        state.on_connected(node_of(&third).expect("named"), &third);
+        assert!(state.handle_tick(LOST * 11, &mut rng).is_empty());
+        state.on_disconnected(node_of(&third).expect("named"), LOST * 12, &mut rng);
+        assert_eq!(state.handle_tick(LOST * 13, &mut rng), [friend]);
+    }
+
     #[test]
     fn of_many_peers_that_were_lost_a_bounded_number_is_dialled() {
         let mut state = State::new([], []);
@@ -292,9 +335,10 @@ mod tests {
             let node = node_of(target).expect("named");
             state.on_connected(node, target);
             state.on_dialled(node, vec![target.clone(); 3]);
-            assert_eq!(state.connected.get(&node).map(Vec::len), Some(ADDRESSES_MAX));
+            state.on_silent(node);
+            assert_eq!(state.connected.get(&node).map(|peer| peer.dialled.len()), Some(ADDRESSES_MAX));
         }
-        many.iter().for_each(|target| state.on_disconnected(node_of(target).expect("named"), false, Duration::ZERO, &mut rng()));
+        many.iter().for_each(|target| state.on_disconnected(node_of(target).expect("named"), Duration::ZERO, &mut rng()));
         assert_eq!(state.handle_tick(Duration::from_secs(1), &mut rng()).len(), LAST_GOOD_MAX);
     }
 
