@@ -5,21 +5,21 @@
 //! missed, then follows, and ends with the task. Where both are given, the header is the later word.
 
 use std::convert::Infallible;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::ApiError;
+use super::replay::{after, replay};
 use super::rest::types::ErrorDocument;
 use crate::model::{ErrorCode, Failure, TaskId};
 use crate::node::{Handle, off_workers};
@@ -188,14 +188,6 @@ async fn events(
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     let Query(query) = query.map_err(|error| Failure::new(ErrorCode::InvalidRequest, error.body_text()))?;
-    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
     let task = named(&handle, &id).await?;
-    let stream = handle.task_events(task, last.or(query.after)).await?;
-    let stream = stream.map(|event| {
-        Ok(match event {
-            Ok(event) => Event::default().id(event.index.to_string()).event(event.name).data(event.data.to_string()),
-            Err(failure) => Event::default().event("error").data(ApiError::from(failure).document().to_string()),
-        })
-    });
-    Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))))
+    Ok(replay(handle.task_events(task, after(&headers, query.after)).await?))
 }

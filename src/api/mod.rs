@@ -6,6 +6,7 @@
 mod aitp;
 mod error;
 mod guard;
+mod replay;
 mod rest;
 mod server;
 

@@ -4,6 +4,7 @@
 //! changes them in between but the owner elsewhere.
 
 use clap::Subcommand;
+use futures::StreamExt as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -11,6 +12,7 @@ use super::{
     CliError, Global,
     call::input,
     client::{ANSWER_TIMEOUT, Client, read},
+    feed::{News, feed},
     figures,
     table::{Table, facts},
 };
@@ -67,15 +69,19 @@ enum Verb {
     #[command(after_help = "Example:
   meshwork context list --json | jq -r '.contexts[].id'")]
     List,
-    /// Show a context, or what is at a path of it.
+    /// Show a context, or what is at a path of it: as it is, or as it was.
     #[command(after_help = "Example:
   meshwork context get 1f3a9c02
-  meshwork context get 1f3a9c02 /shared_memory/plan/title")]
+  meshwork context get 1f3a9c02 /shared_memory/plan/title
+  meshwork context get 1f3a9c02 /shared_memory/plan --at 90ab34de        as `meshwork context history` names it")]
     Get {
         /// The context.
         id: String,
         /// The path.
         path: Option<String>,
+        /// As it was after this operation and all that it builds on: its id or at least 8 digits of it. May be repeated.
+        #[arg(long, value_name = "OPERATION", value_delimiter = ',')]
+        at: Vec<String>,
     },
     /// Put a value at a path, in place of all that is there.
     #[command(after_help = "Example:
@@ -121,6 +127,41 @@ enum Verb {
         path: String,
         /// The value as JSON, @FILE, or - for stdin.
         value: String,
+    },
+    /// Fork a context and print the new one's id: you own it, and it holds what its parent holds, or held.
+    #[command(after_help = "Example:
+  FORK=$(meshwork context fork 1f3a9c02)
+  meshwork context fork 1f3a9c02 --at 90ab34de --private --session attempt-2")]
+    Fork {
+        /// The context to fork; its readers and writers may do the same in the fork.
+        id: String,
+        /// What it held after this operation and all that it builds on. May be repeated.
+        #[arg(long, value_name = "OPERATION", value_delimiter = ',')]
+        at: Vec<String>,
+        /// Nobody but you may read and write the fork.
+        #[arg(long)]
+        private: bool,
+        /// The session that it belongs to; its parent's without it.
+        #[arg(long, value_name = "TEXT")]
+        session: Option<String>,
+        /// When it ends; with its parent without it.
+        #[arg(long, value_name = "TIME")]
+        expires: Option<String>,
+    },
+    /// Bring what another context changed into one, since one was forked from the other or they were merged last.
+    #[command(after_help = "Counters and lists add up. What both changed is told as a conflict and taken from the side that is preferred.
+
+Example:
+  meshwork context merge 1f3a9c02 $FORK
+  meshwork context merge 1f3a9c02 $FORK --prefer target --json | jq .conflicts")]
+    Merge {
+        /// The context that is changed.
+        target: String,
+        /// The context from which changes come.
+        source: String,
+        /// Whose value stays where both changed one.
+        #[arg(long, value_enum, default_value = "source")]
+        prefer: Side,
     },
     /// Let somebody read, or write too; for the owner.
     #[command(after_help = "Example:
@@ -171,13 +212,28 @@ Example:
         /// The context.
         id: String,
     },
-    /// Follow the changes of a context, one JSON document per line.
-    #[command(after_help = "Example:
-  meshwork context watch 1f3a9c02")]
+    /// Follow a context, one JSON document per line: what came to the node so far, then what comes, through restarts of the node.
+    #[command(after_help = "Each line has its `index`; these numbers are the node's own, another heard of changes in another order.
+
+Example:
+  meshwork context watch 1f3a9c02
+  meshwork context watch 1f3a9c02 --after 12 | jq -c 'select(.event == \"operation\") | .items'")]
     Watch {
         /// The context.
         id: String,
+        /// Only those after the one with this number.
+        #[arg(long, value_name = "N")]
+        after: Option<u64>,
     },
+}
+
+/// One of the two contexts of a merge.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Side {
+    /// The one from which changes come.
+    Source,
+    /// The one that is changed.
+    Target,
 }
 
 /// Runs one of them.
@@ -198,13 +254,11 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
                     body[name] = value;
                 }
             }
-            let answer = client.post(&["v1", "contexts"], &body, ANSWER_TIMEOUT).await?;
-            // The id alone, so that a script can go on with it.
-            global.answer(&answer, || Ok(format!("{}\n", read::<Document>(&answer)?.id)))
+            begin(&client, global, &["v1", "contexts"], &body).await
         }
         Verb::List => list(&client, global).await,
-        Verb::Get { id, path } => {
-            let answer = get(&client, &id, path.as_deref(), agent).await?;
+        Verb::Get { id, path, at } => {
+            let answer = get(&client, &id, path.as_deref(), &at, agent).await?;
             // At a path the value alone, so that it can be piped on.
             global.answer(&answer, || if path.is_some() { Ok(format!("{answer}\n")) } else { shown(&answer) })
         }
@@ -215,6 +269,30 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
         Verb::Inc { id, path, by } => change(&client, global, &id, agent, json!({ "op": "inc", "path": path, "by": by })).await,
         Verb::Append { id, path, value } => {
             change(&client, global, &id, agent, json!({ "op": "append", "path": path, "value": input(&value)? })).await
+        }
+        Verb::Fork { id, at, private, session, expires } => {
+            let mut body = json!({});
+            for (name, value) in [
+                ("at", (!at.is_empty()).then(|| Value::from(at))),
+                ("access_control", private.then(|| json!({}))),
+                ("session_id", session.map(Value::from)),
+                ("expires_at", expires.map(Value::from)),
+                ("agent", agent.map(Value::from)),
+            ] {
+                if let Some(value) = value {
+                    body[name] = value;
+                }
+            }
+            begin(&client, global, &["v1", "contexts", &id, "fork"], &body).await
+        }
+        Verb::Merge { target, source, prefer } => {
+            let prefer = match prefer {
+                Side::Source => "source",
+                Side::Target => "target",
+            };
+            let body = json!({ "source": source, "prefer": prefer, "agent": agent });
+            let answer = client.post(&["v1", "contexts", &target, "merge"], &body, ANSWER_TIMEOUT).await?;
+            global.answer(&answer, || merged(&answer, prefer, global.colour()))
         }
         Verb::Grant { id, who, write, path } => {
             let mut access = access(&client, &id, agent).await?;
@@ -247,7 +325,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
             client.delete(&["v1", "contexts", &id], ANSWER_TIMEOUT).await?;
             global.answer(&json!({ "id": id }), || Ok(format!("dropped {}\n", printable(&id, 64))))
         }
-        Verb::Watch { id } => watch(&client, global, &id, agent).await,
+        Verb::Watch { id, after } => watch(&client, global, &id, after, agent).await,
     }
 }
 
@@ -255,9 +333,17 @@ fn acting(agent: Option<&str>) -> Vec<(&str, &str)> {
     agent.map(|agent| ("agent", agent)).into_iter().collect()
 }
 
-async fn get(client: &Client, id: &str, path: Option<&str>, agent: Option<&str>) -> Result<Value, CliError> {
+/// Creates what `body` asks for, and prints the id alone, so that a script can go on with it.
+async fn begin(client: &Client, global: &Global, path: &[&str], body: &Value) -> Result<(), CliError> {
+    let answer = client.post(path, body, ANSWER_TIMEOUT).await?;
+    global.answer(&answer, || Ok(format!("{}\n", read::<Document>(&answer)?.id)))
+}
+
+async fn get(client: &Client, id: &str, path: Option<&str>, at: &[String], agent: Option<&str>) -> Result<Value, CliError> {
     let mut query = acting(agent);
     query.extend(path.map(|path| ("path", path)));
+    let at = at.join(",");
+    query.extend((!at.is_empty()).then_some(("at", at.as_str())));
     client.get(&["v1", "contexts", id], &query).await
 }
 
@@ -297,6 +383,7 @@ struct Document {
     expires_at: String,
     shared_memory: Value,
     agent_memory: Value,
+    lineage: Lineage,
     access_control: Rights,
     equivocations: Vec<Equivocation>,
     version: Version,
@@ -311,13 +398,18 @@ struct Equivocation {
 }
 
 #[derive(Debug, Deserialize)]
+struct Lineage {
+    parent_context: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
 struct Version {
     operations: u64,
     state_hash: String,
 }
 
 async fn access(client: &Client, id: &str, agent: Option<&str>) -> Result<Rights, CliError> {
-    Ok(read::<Document>(&get(client, id, None, agent).await?)?.access_control)
+    Ok(read::<Document>(&get(client, id, None, &[], agent).await?)?.access_control)
 }
 
 /// The key that `who` means, as a context's lists have it.
@@ -352,6 +444,9 @@ fn shown(answer: &Value) -> Result<String, CliError> {
         ("state", printable(&document.version.state_hash, 16)),
         ("shared", pretty(&document.shared_memory)),
     ];
+    if let Some(parent) = &document.lineage.parent_context {
+        rows.insert(3, ("forked from", figures::word(parent)));
+    }
     if document.agent_memory.as_object().is_some_and(|memories| !memories.is_empty()) {
         rows.push(("own memory", pretty(&document.agent_memory)));
     }
@@ -390,7 +485,7 @@ async fn list(client: &Client, global: &Global) -> Result<(), CliError> {
         let mut table = Table::new(["context", "session", "owner", "readers", "operations", "ends"]);
         for row in &listing.contexts {
             table.row([
-                printable(&row.id, 8).trim_end_matches('…').to_owned(),
+                short(&row.id),
                 printable(&row.session_id, 40),
                 printable(row.owner.trim_start_matches("did:key:"), 16),
                 row.readers.len().to_string(),
@@ -410,11 +505,13 @@ struct History {
 
 #[derive(Debug, Deserialize)]
 struct Past {
+    id: String,
     author: String,
     at: String,
     counts: bool,
     items: Option<Vec<Value>>,
     step: Option<Step>,
+    source: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -430,17 +527,19 @@ async fn history(client: &Client, global: &Global, id: &str, limit: Option<u32>,
     let answer = client.get(&["v1", "contexts", id, "history"], &query).await?;
     global.answer(&answer, || {
         let history: History = read(&answer)?;
-        let mut table = Table::new(["at", "author", "step", "what"]);
+        let mut table = Table::new(["operation", "at", "author", "of", "what"]);
         for past in &history.operations {
             let what = match &past.items {
                 None => "(in the memory of another agent)".to_owned(),
                 Some(items) => items.iter().map(item).collect::<Vec<_>>().join("; "),
             };
             let step = past.step.as_ref().map(|step| format!("{} {}", printable(&step.task_id, 8), printable(&step.subtask_id, 20)));
+            let source = past.source.as_ref().map(|source| short(source));
             table.row([
+                short(&past.id),
                 figures::word(&past.at),
                 printable(past.author.trim_start_matches("did:key:"), 16),
-                step.unwrap_or_else(|| figures::NOTHING.to_owned()),
+                step.or(source).unwrap_or_else(|| figures::NOTHING.to_owned()),
                 if past.counts { what } else { format!("{what} (does not count)") },
             ]);
         }
@@ -450,15 +549,64 @@ async fn history(client: &Client, global: &Global, id: &str, limit: Option<u32>,
     })
 }
 
+/// The beginning of an id, by which it can be named.
+fn short(id: &str) -> String {
+    printable(id, 8).trim_end_matches('…').to_owned()
+}
+
+#[derive(Debug, Deserialize)]
+struct Merged {
+    operations: Vec<String>,
+    changed: Vec<String>,
+    conflicts: Vec<Conflict>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Conflict {
+    path: String,
+    source: Option<Value>,
+    target: Option<Value>,
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn merged(answer: &Value, prefer: &str, colour: bool) -> Result<String, CliError> {
+    let merged: Merged = read(answer)?;
+    let mut text = match merged.operations.as_slice() {
+        [] => "nothing was brought over\n".to_owned(),
+        operations => format!("changed {} in {}\n", counted(merged.changed.len(), "place"), counted(operations.len(), "operation")),
+    };
+    if !merged.conflicts.is_empty() {
+        text += &format!("both had changed these; the {prefer}'s stay:\n");
+        let mut table = Table::new(["path", "source", "target"]);
+        let shown = |value: &Option<Value>| value.as_ref().map_or_else(|| figures::NOTHING.to_owned(), figures::plain);
+        for conflict in &merged.conflicts {
+            let [source, target] = [&conflict.source, &conflict.target].map(|value| printable(&shown(value), VALUE_CHARS_MAX));
+            table.row([printable(&conflict.path, VALUE_CHARS_MAX), source, target]);
+        }
+        text += &table.text(colour);
+    }
+    Ok(text)
+}
+
 fn item(item: &Value) -> String {
     let text = |name: &str| item[name].as_str().unwrap_or_default();
     let value = item.get("value").or_else(|| item.get("by")).map(|value| format!(" {value}")).unwrap_or_default();
     printable(&format!("{} {}{value}", text("op"), text("path")), VALUE_CHARS_MAX)
 }
 
-async fn watch(client: &Client, global: &Global, id: &str, agent: Option<&str>) -> Result<(), CliError> {
-    // Its whole id, and whether it is there at all.
-    let document: Document = read(&get(client, id, None, agent).await?)?;
-    let is_of_it = |event: &str, data: &Value| event == "context_update" && data["context"]["id"] == document.id.as_str();
-    client.follow_all(|event, data| if is_of_it(event, &data) { global.screen.line(&data) } else { Ok(()) }).await
+async fn watch(client: &Client, global: &Global, id: &str, after: Option<u64>, agent: Option<&str>) -> Result<(), CliError> {
+    // A context that is not there and a node that is not there are told at once, not waited for. From here on its whole id is meant.
+    let document: Document = read(&get(client, id, None, &[], agent).await?)?;
+    let mut feed = feed(client, &["v1", "contexts", &document.id, "events"], &acting(agent), after);
+    while let Some(news) = feed.next().await.transpose()? {
+        match news {
+            News::Event(event) => global.screen.line(&event)?,
+            News::Lost(why) => global.screen.err(&format!("{}; trying again\n", printable(&why, VALUE_CHARS_MAX))),
+            News::Back => global.screen.err("connected again\n"),
+        }
+    }
+    Ok(())
 }

@@ -21,6 +21,7 @@ mod demo;
 mod doctor;
 mod error;
 mod events;
+mod feed;
 mod figures;
 mod find;
 mod global;

@@ -24,7 +24,7 @@ mod start;
 mod task;
 mod view;
 
-pub use context::{ContextRequest, Rights};
+pub use context::{ContextRequest, ForkRequest, MergeRequest, Rights};
 pub use explain::Explanation;
 pub use handle::{AgentView, Handle, TrustView};
 pub use invocation::invoke::{InvokeReply, InvokeRequest};
@@ -32,8 +32,8 @@ pub use invocation::offers::{Declined, Offered, OffersAnswer, OffersRequest};
 pub use receipts::{PinView, ReceiptView};
 pub use runtime::runtime;
 pub use start::{Node, StartError};
-pub use task::{DECOMPOSE_MAX, EventStream, LIST_MAX, Submission, TaskEvent};
-pub use view::{Check, Event, Level, NodeView, State};
+pub use task::{DECOMPOSE_MAX, LIST_MAX, Submission};
+pub use view::{Check, Event, EventStream, Level, NodeView, NumberedEvent, State};
 
 // What questions and answers are made of, so that doors and verbs need to know no other layer.
 pub(crate) use crate::agents::off_workers;

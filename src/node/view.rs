@@ -2,10 +2,25 @@
 
 use std::sync::Arc;
 
+use futures::Stream;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::model::{AgentId, NodeId, Timestamp};
+use crate::model::{AgentId, Failure, NodeId, Timestamp};
+
+/// One of the events of something that keeps them, so that they can be told again.
+#[derive(Debug, Clone)]
+pub struct NumberedEvent {
+    /// Which of them, from 0.
+    pub index: u64,
+    /// What clients call it.
+    pub name: &'static str,
+    /// All of it.
+    pub data: Value,
+}
+
+/// Such events from one of them on, and then as they come.
+pub type EventStream = std::pin::Pin<Box<dyn Stream<Item = Result<NumberedEvent, Failure>> + Send>>;
 
 /// How far the node has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

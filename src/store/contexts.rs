@@ -26,6 +26,9 @@ const HEADER_BYTES: usize = 12;
 const ENTRY_HEAD_BYTES: usize = 9;
 /// The largest entry: a statement with its signature.
 const ENTRY_BYTES_MAX: usize = 96 * 1024;
+const WHOLE_ENTRY_BYTES_MAX: usize = ENTRY_HEAD_BYTES + ENTRY_BYTES_MAX;
+/// How much is read at once by somebody who goes through a file piece by piece; more than an entry.
+const PAGE_BYTES: u64 = 256 * 1024;
 /// The largest file.
 pub const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
@@ -96,6 +99,20 @@ pub struct Place {
 }
 
 impl Place {
+    /// Where statements stand with which a file begins.
+    pub fn of_first(statements: &[Kept]) -> Vec<Self> {
+        Self::from(u64::try_from(HEADER_BYTES).unwrap_or(u64::MAX), statements)
+    }
+
+    fn from(mut offset: u64, statements: &[Kept]) -> Vec<Self> {
+        let place = |kept: &Kept| {
+            let place = Self::of(offset, kept);
+            offset = offset.saturating_add(kept.len_bytes());
+            place
+        };
+        statements.iter().map(place).collect()
+    }
+
     fn of(offset: u64, kept: &Kept) -> Self {
         Self { offset, length_bytes: u32::try_from(kept.len_bytes()).unwrap_or(u32::MAX) }
     }
@@ -246,14 +263,9 @@ impl Log {
             return Err(error);
         }
         self.flush()?;
-        let mut offset = self.bytes;
+        let places = Place::from(self.bytes, statements);
         self.bytes += length;
-        let place = |kept: &Kept| {
-            let place = Place::of(offset, kept);
-            offset += kept.len_bytes();
-            place
-        };
-        Ok(statements.iter().map(place).collect())
+        Ok(places)
     }
 
     /// What stands at these places; nothing else of the file is read.
@@ -282,6 +294,28 @@ impl Log {
         let file = File::open(&self.path).map_err(fail("open", &self.path))?;
         file.take(self.bytes).read_to_end(&mut bytes).map_err(fail("read", &self.path))?;
         Ok(decode(&self.path, &Bytes::from(bytes))?.0.kept)
+    }
+
+    /// The statements from byte `from` on, as many as a page holds, and where they end; none where the file ends. What was damaged is passed
+    /// over. The file begins at 0.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn page(&self, from: u64) -> Result<(Vec<Kept>, u64), Error> {
+        let mut file = File::open(&self.path).map_err(fail("open", &self.path))?;
+        let mut from = from.max(u64::try_from(HEADER_BYTES).unwrap_or(u64::MAX));
+        loop {
+            let length = PAGE_BYTES.min(self.bytes.saturating_sub(from));
+            let is_end = from.saturating_add(length) >= self.bytes;
+            let mut bytes = Vec::new();
+            file.seek(SeekFrom::Start(from)).map_err(fail("read", &self.path))?;
+            (&mut file).take(length).read_to_end(&mut bytes).map_err(fail("read", &self.path))?;
+            let (kept, end) = page(&Bytes::from(bytes), is_end);
+            from = from.saturating_add(u64::try_from(end).unwrap_or(u64::MAX));
+            if is_end || !kept.is_empty() {
+                return Ok((kept, from));
+            }
+        }
     }
 
     /// How large the file is, in bytes.
@@ -353,6 +387,24 @@ fn decode(path: &Path, bytes: &Bytes) -> Result<(Loaded, u64), Error> {
         loaded.damage = Some(format!("{}: what stands at byte {first} was changed{more}", path.display()));
     }
     Ok((loaded, u64::try_from(at).unwrap_or(u64::MAX)))
+}
+
+/// The sound entries of a part of a file, and where the next part begins: one that is cut off here is whole there.
+fn page(bytes: &Bytes, is_end: bool) -> (Vec<Kept>, usize) {
+    let (mut kept, mut at) = (Vec::new(), 0);
+    loop {
+        if let Some((sound, end)) = entry(bytes, at) {
+            kept.push(sound);
+            at = end;
+            continue;
+        }
+        let left = bytes.len().saturating_sub(at);
+        if left == 0 || left < WHOLE_ENTRY_BYTES_MAX && !is_end {
+            return (kept, at);
+        }
+        let rest = if is_end { bytes.len() } else { (bytes.len() + 1).saturating_sub(WHOLE_ENTRY_BYTES_MAX) };
+        at = (at + 1..bytes.len()).find(|at| entry(bytes, *at).is_some()).unwrap_or(rest);
+    }
 }
 
 /// The sound entry that begins at `at`, and where it ends.
@@ -446,6 +498,42 @@ mod tests {
         assert!(matches!(log.read_at(&appended), Err(Error::Damaged { .. })));
         fs::write(&path, &bytes[..one_at + 5]).expect("writes");
         assert!(matches!(log.read_at(&appended[1..2]), Err(Error::Io { .. })));
+    }
+
+    /// Read piece by piece a file shows what it shows as a whole, damaged or not, and goes on where it had ended.
+    #[test]
+    fn pages_hold_what_the_file_holds() {
+        let (_folder, contexts) = contexts();
+        let mut log = contexts.create(id(1), &[kept(Kind::Genesis, "genesis")]).expect("creates");
+        let sizes = [1, 96 * 1024 - 1, 96 * 1024, 40_000, 96 * 1024, 3, 96 * 1024, 96 * 1024, 96 * 1024, 7];
+        let entries: Vec<Kept> =
+            sizes.iter().zip('a'..).map(|(size, text)| kept(Kind::Operation, &text.to_string().repeat(*size))).collect();
+        for entry in &entries {
+            log.append(std::slice::from_ref(entry)).expect("appends");
+        }
+        let paged = |log: &Log| {
+            let (mut all, mut from, mut pages) = (Vec::new(), 0, 0);
+            loop {
+                let (some, end) = log.page(from).expect("reads");
+                if some.is_empty() {
+                    return (all, end, pages);
+                }
+                all.extend(some);
+                (from, pages) = (end, pages + 1);
+            }
+        };
+        let (all, end, pages) = paged(&log);
+        assert_eq!((all, end), (log.read().expect("reads"), log.len_bytes()));
+        assert!(pages > 2);
+        log.append(&three()).expect("appends");
+        assert_eq!(log.page(end).expect("reads").0, three());
+        // Damage in the middle, longer than a page.
+        let mut bytes = fs::read(contexts.path(id(1))).expect("reads");
+        bytes[100_000..450_000].fill(0xff);
+        fs::write(contexts.path(id(1)), &bytes).expect("writes");
+        let (log, loaded) = contexts.open(id(1)).expect("opens").expect("is there");
+        assert!(loaded.damage.is_some() && loaded.kept.len() < 14);
+        assert_eq!(paged(&log).0, loaded.kept);
     }
 
     /// A file that ends anywhere within its last entry loses that entry and nothing else, and takes more.

@@ -15,6 +15,7 @@ mod cancel;
 mod cli;
 mod contexts;
 mod contexts_bounds;
+mod contexts_branch;
 mod contexts_hostile;
 mod contexts_partition;
 mod contexts_task;

@@ -4,50 +4,15 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    process::Stdio,
 };
 
 use futures::future::join_all;
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::process::{Child, Command};
 
 use crate::support::{
-    Node, Output, SETTLE, builtin, eventually, shell, signal,
+    Node, Running, SETTLE, builtin, eventually, shell, signal,
     tasks::{Workshop, planner, step, task},
-    within,
 };
-
-/// A verb that runs, and the files that it writes to.
-struct Running {
-    child: Child,
-    folder: TempDir,
-}
-
-impl Running {
-    fn start(command: &mut Command) -> Self {
-        let folder = tempfile::tempdir().expect("a folder for what it says");
-        let file = |name: &str| Stdio::from(File::create(folder.path().join(name)).expect("the file is made"));
-        let child = command.stdout(file("out")).stderr(file("err")).spawn().expect("the program starts");
-        Self { child, folder }
-    }
-
-    fn said(&self, stream: &str) -> String {
-        String::from_utf8_lossy(&fs::read(self.folder.path().join(stream)).expect("the file is there")).into_owned()
-    }
-
-    /// Waits until it has said this.
-    async fn until(&self, words: &str) {
-        let said = async || ["out", "err"].iter().any(|stream| self.said(stream).contains(words)).then_some(());
-        eventually(&format!("the program says `{words}`"), SETTLE, said).await;
-    }
-
-    /// Waits for its end.
-    async fn end(mut self) -> Output {
-        let status = within("the program ends", SETTLE * 2, self.child.wait()).await.expect("the process is waited for");
-        Output { code: status.code().unwrap_or(-1), stdout: self.said("out"), stderr: self.said("err") }
-    }
-}
 
 /// A node with a worker whom everything costs half a dollar.
 async fn with_worker(workshop: &Workshop) -> Node {

@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
+    fs::{self, File},
     iter,
     path::{Path, PathBuf},
     process::Stdio,
@@ -10,9 +11,10 @@ use std::{
 };
 
 use serde_json::Value;
-use tokio::process::Command;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
 
-use super::wait::within;
+use super::wait::{SETTLE, eventually, within};
 
 /// How long a verb may take.
 const VERB: Duration = Duration::from_secs(45);
@@ -40,6 +42,40 @@ impl Output {
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("standard output is not one JSON document: {error}: {self:?}"))
+    }
+}
+
+/// A verb that runs, and the files that it writes to.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    folder: TempDir,
+}
+
+impl Running {
+    /// Starts it.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for what it says");
+        let file = |name: &str| Stdio::from(File::create(folder.path().join(name)).expect("the file is made"));
+        let child = command.stdout(file("out")).stderr(file("err")).spawn().expect("the program starts");
+        Self { child, folder }
+    }
+
+    /// What it has written to this stream so far, `out` or `err`.
+    pub(crate) fn said(&self, stream: &str) -> String {
+        String::from_utf8_lossy(&fs::read(self.folder.path().join(stream)).expect("the file is there")).into_owned()
+    }
+
+    /// Waits until it has said this.
+    pub(crate) async fn until(&self, words: &str) {
+        let said = async || ["out", "err"].iter().any(|stream| self.said(stream).contains(words)).then_some(());
+        eventually(&format!("the program says `{words}`"), SETTLE, said).await;
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn end(mut self) -> Output {
+        let status = within("the program ends", SETTLE * 2, self.child.wait()).await.expect("the process is waited for");
+        Output { code: status.code().unwrap_or(-1), stdout: self.said("out"), stderr: self.said("err") }
     }
 }
 

@@ -19,7 +19,7 @@ mod wait;
 
 pub(crate) use agents::{HttpAgent, Journal, builtin, script, slow, stepper, with};
 pub(crate) use answer::Answer;
-pub(crate) use command::{Output, finished, meshwork, shell};
+pub(crate) use command::{Output, Running, finished, meshwork, shell};
 pub(crate) use events::Events;
 pub(crate) use node::{Builder, Node, signal};
 pub(crate) use port::Port;

@@ -340,6 +340,13 @@ impl Node {
         Events::new(response)
     }
 
+    /// The events at a path.
+    pub(crate) async fn follow(&self, path: &str) -> Events {
+        let response = within("the events begin", SETTLE, self.request(Method::GET, path).send()).await.expect("the node answers");
+        assert_eq!((response.status().as_u16(), &response.headers()["content-type"] == "text/event-stream"), (200, true));
+        Events::new(response)
+    }
+
     /// One invocation.
     pub(crate) async fn invoke(&self, body: Value) -> Answer {
         self.post("/v1/invoke", &body).await

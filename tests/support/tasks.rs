@@ -2,7 +2,6 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -10,7 +9,7 @@ use super::{
     agents::{script, with},
     events::Events,
     node::{Builder, Node},
-    wait::{SETTLE, eventually, within},
+    wait::{SETTLE, eventually},
 };
 
 /// From the submission of a task to its end.
@@ -97,10 +96,7 @@ impl Node {
 
     /// Its events, from the beginning or after one of them (`?after=N`).
     pub(crate) async fn task_events_from(&self, id: &str, query: &str) -> Events {
-        let request = self.request(Method::GET, &format!("/aitp/tasks/{id}/events{query}"));
-        let response = within("the events of a task begin", SETTLE, request.send()).await.expect("the node answers");
-        assert_eq!((response.status().as_u16(), &response.headers()["content-type"] == "text/event-stream"), (200, true));
-        Events::new(response)
+        self.follow(&format!("/aitp/tasks/{id}/events{query}")).await
     }
 
     /// Waits for the end of a task; its result document.

@@ -12,10 +12,10 @@ use super::{
     super::{
         CliError, Global,
         client::{Client, read},
+        feed::{News, feed},
         figures,
     },
     document::{REASON_CHARS_MAX, Status, reason},
-    feed::{News, feed},
     resolve,
 };
 use crate::model::printable;
@@ -53,7 +53,7 @@ pub(super) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
     // A task that does not exist and a node that is not there are told at once, not waited for.
     let task: Status = read(&client.get(&["aitp", "tasks", &id], &[]).await?)?;
     let all = args.follow || task.has_ended();
-    let mut feed = pin!(feed(&client, &id, args.after));
+    let mut feed = pin!(feed(&client, &["aitp", "tasks", &id, "events"], &[], args.after));
     loop {
         let news = match timeout(PAUSE, feed.next()).await {
             Ok(news) => news,

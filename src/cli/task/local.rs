@@ -3,8 +3,7 @@
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::{
-    super::{CliError, Global},
-    feed::News,
+    super::{CliError, Global, feed::News},
     wait::{Show, ended},
 };
 use crate::{model::TaskId, node::Handle};

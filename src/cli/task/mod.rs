@@ -1,7 +1,7 @@
 //! `meshwork task`: tasks of several steps (AITP), which run at a node and outlive whoever started them.
 //!
 //! The node owns a task from the moment that it has answered a submission. What happens here is waiting and showing: a wait that is
-//! broken off leaves the task alone, and a node that is killed and comes back does not end one (`feed`). `document` is what the verbs
+//! broken off leaves the task alone, and a node that is killed and comes back does not end one (`cli::feed`). `document` is what the verbs
 //! read of the node's answers, `progress` what a terminal shows of a running task, `outcome` how an ended one becomes output and exit code.
 //!
 //! A task may be named by the beginning of its id, because nobody types the whole of one. Which it is the node says, which has
@@ -9,7 +9,6 @@
 
 mod document;
 mod events;
-mod feed;
 mod local;
 mod outcome;
 mod plan;

@@ -12,11 +12,10 @@ use super::{
         CliError, Global,
         agent::text_of,
         client::{Client, read},
+        feed::patiently,
     },
     document::Status,
-    duration,
-    feed::patiently,
-    outcome, seconds,
+    duration, outcome, seconds,
     wait::{self, Show},
 };
 use crate::cli::task_file;

@@ -15,11 +15,11 @@ use super::{
         CliError, Global,
         client::{Client, read},
         error::Exit,
+        feed::{News, feed, patiently},
         figures::span,
     },
     document::Status,
     events,
-    feed::{News, feed, patiently},
     progress::Live,
     short,
 };
@@ -73,7 +73,7 @@ pub(super) async fn for_result(
 ) -> Result<Value, CliError> {
     let work = async {
         let ask = || async { client.get(&["aitp", "tasks", id], &[]).await };
-        ended(feed(client, id, None), ask, global, id, show).await?;
+        ended(feed(client, &["aitp", "tasks", id, "events"], &[], None), ask, global, id, show).await?;
         patiently(RESULT_ATTEMPTS_MAX, async || client.get(&["aitp", "tasks", id, "result"], &[]).await).await
     };
     let out_of_time = async {

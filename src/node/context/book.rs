@@ -17,7 +17,7 @@ use crate::proto::context::gone::{Gone, Why};
 use crate::proto::context::quota::{self, Quotas};
 use crate::store;
 use crate::wire::context::sync::Heads;
-use crate::wire::context::{Access, Genesis, PrincipalKey, Verified};
+use crate::wire::context::{Access, Genesis, Operation, PrincipalKey, Verified};
 
 /// How long after its end the file of a context is still kept: a clock may be ahead.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(600);
@@ -61,6 +61,8 @@ pub(in crate::node) struct Book {
     pulls: Mutex<BTreeSet<(NodeId, ContextId)>>,
     /// Which have something that came from another node and was not passed on yet.
     fresh: Mutex<BTreeSet<ContextId>>,
+    /// Held while a merge reads one context and writes another: a second one in between would bring the same again.
+    pub(super) merging: Mutex<()>,
 }
 
 /// A pull under way, for as long as this lives.
@@ -246,6 +248,7 @@ impl Book {
             gatherings: Semaphore::new(GATHERINGS_MAX),
             pulls: Mutex::default(),
             fresh: Mutex::default(),
+            merging: Mutex::default(),
         })
     }
 
@@ -335,11 +338,17 @@ impl Book {
         }
     }
 
-    /// Begins a context, durably. Blocks.
+    /// Begins a context with its first statements, all of them durably or none. Blocks.
     ///
     /// # Errors
     /// `INSUFFICIENT_RESOURCES` if there is no room for it or the disk is full; `CONFLICT` if it is there.
-    pub(super) fn begin(&self, shared: &Shared, genesis: Verified<Genesis>, accesses: Vec<Verified<Access>>) -> Result<Row, Failure> {
+    pub(super) fn begin(
+        &self,
+        shared: &Shared,
+        genesis: Verified<Genesis>,
+        accesses: Vec<Verified<Access>>,
+        operations: Vec<Verified<Operation>>,
+    ) -> Result<Row, Failure> {
         let id = ContextId::from_bytes(genesis.name());
         let slot = Arc::new(Slot::default());
         // Whoever finds it meanwhile waits until it is on the disk.
@@ -355,7 +364,7 @@ impl Book {
             return Err(Failure::new(ErrorCode::AccessDenied, message));
         }
         let keys = self.keys.load(Ordering::SeqCst);
-        let hot = match Hot::begin(&self.store, genesis, accesses, own_keys(shared), Arc::clone(&self.room)) {
+        let hot = match Hot::begin(&self.store, genesis, accesses, operations, own_keys(shared), Arc::clone(&self.room)) {
             Ok(hot) => &mut held.insert((keys, hot)).1,
             Err(failure) => {
                 lock(&self.slots).by_id.remove(&id);

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::book::{EQUIVOCATIONS_MAX, own_keys};
 use super::hot::{Hot, Taken};
-use crate::model::{AGENT_MEMORY, ContextId, ErrorCode, Failure, Now, Path, Principal, SHARED_MEMORY, Timestamp};
+use crate::model::{AGENT_MEMORY, ContextId, ErrorCode, Failure, Now, OperationId, Path, Principal, SHARED_MEMORY, Timestamp};
 use crate::node::handle::{Handle, disk_failure, stopping};
 use crate::node::shared::Shared;
 use crate::node::view::Event;
@@ -20,7 +20,7 @@ use crate::proto::context::edit;
 use crate::proto::context::gone::Why;
 use crate::proto::context::replica::{self, Refusal};
 use crate::wire;
-use crate::wire::context::{Access, Body, Genesis, Item, OPERATION_BYTES_MAX, Operation, PrincipalKey, Step, Verified};
+use crate::wire::context::{Access, Body, Genesis, Item, OPERATION_BYTES_MAX, Operation, PrincipalKey, Step, Verified, Writer};
 
 /// How long a context lives if nobody says how long.
 const LIFE_DEFAULT: Duration = Duration::from_secs(24 * 3_600);
@@ -78,7 +78,7 @@ pub enum Grant {
     },
 }
 
-fn fault(path: &str, message: impl AsRef<str>) -> Failure {
+pub(super) fn fault(path: &str, message: impl AsRef<str>) -> Failure {
     Failure::new(ErrorCode::InvalidRequest, message).with("path", path)
 }
 
@@ -96,7 +96,7 @@ pub(super) fn refused(refusal: &Refusal) -> Failure {
 
 impl Handle {
     /// Does something with the contexts' files on a worker.
-    async fn on_worker<T: Send + 'static>(
+    pub(super) async fn on_worker<T: Send + 'static>(
         &self,
         act: impl FnOnce(&Self, Now) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
@@ -118,7 +118,7 @@ impl Handle {
         Ok(view.entry.record.agent.into())
     }
 
-    async fn rights(&self, asked: &Rights, place: &str) -> Result<replica::Rights, Failure> {
+    pub(super) async fn rights(&self, asked: &Rights, place: &str) -> Result<replica::Rights, Failure> {
         let mut rights = replica::Rights::default();
         for (at, text) in asked.read.iter().enumerate() {
             rights.read.insert(self.principal(text, &format!("{place}/read/{at}")).await?);
@@ -139,7 +139,7 @@ impl Handle {
         Ok(rights)
     }
 
-    fn end(text: Option<&str>, path: &str, now: Now) -> Result<Option<Timestamp>, Failure> {
+    pub(super) fn end(text: Option<&str>, path: &str, now: Now) -> Result<Option<Timestamp>, Failure> {
         let Some(text) = text else { return Ok(None) };
         let end: Timestamp = text.parse().map_err(|_| fault(path, "expected a time such as 2026-12-24T18:00:00Z"))?;
         if end <= now.wall {
@@ -174,27 +174,36 @@ impl Handle {
             Some(fields) if !fields.is_empty() => edit::merge_patch(&json!({ SHARED_MEMORY: fields }))?,
             Some(_) | None => Vec::new(),
         };
-        self.on_worker(move |handle, now| {
-            let genesis = replica::begin(&key, genesis).map_err(|refusal| refused(&refusal))?;
-            let mut blank = replica::Replica::new(genesis.clone(), own_keys(&handle.shared));
-            let access = blank.draft_access(&key, &rights, end, now.wall, &mut rand::rng()).map_err(|refusal| refused(&refusal))?;
-            // What cannot be written is refused before anything is kept.
-            blank.on_access(access.clone()).map_err(|refusal| Failure::new(ErrorCode::InvalidRequest, refusal.to_string()))?;
-            for body in bodies(items.clone(), &[])? {
-                blank.draft(&key, &body, now.wall, &mut rand::rng()).map_err(|refusal| refused(&refusal))?;
-            }
-            let row = handle.shared.contexts.begin(&handle.shared, genesis, vec![access.clone()])?;
-            let id = row.heads.context;
-            let document = handle.shared.contexts.with(&handle.shared, id, now, |hot| {
-                if !items.is_empty() {
-                    write(hot, &key, items, Vec::new(), now)?;
-                }
-                Ok(document(hot, &key))
-            })?;
-            handle.context_changed(id, &[access], &[]);
-            Ok(document)
-        })
-        .await
+        self.on_worker(move |handle, now| handle.begin_context(&key, genesis, &rights, items, now)).await
+    }
+
+    /// Begins a context with all that it holds, durably, and tells of it; one that was forked holds what its parent held.
+    pub(super) fn begin_context(
+        &self,
+        key: &PrincipalKey,
+        genesis: Genesis,
+        rights: &replica::Rights,
+        items: Vec<Item>,
+        now: Now,
+    ) -> Result<Value, Failure> {
+        let end = genesis.expires_at;
+        let origin = genesis.parent.as_ref().map(|parent| Origin { context: parent.context, frontier: parent.frontier.clone() });
+        let genesis = replica::begin(key, genesis).map_err(|refusal| refused(&refusal))?;
+        let mut blank = replica::Replica::new(genesis.clone(), own_keys(&self.shared));
+        let access = blank.draft_access(key, rights, end, now.wall, &mut rand::rng()).map_err(|refusal| refused(&refusal))?;
+        // What cannot be written is refused before anything is kept.
+        blank.on_access(access.clone()).map_err(|refusal| Failure::new(ErrorCode::InvalidRequest, refusal.to_string()))?;
+        let mut operations = Vec::new();
+        for body in bodies(items, origin.as_ref())? {
+            let operation = blank.draft(key, &body, now.wall, &mut rand::rng()).map_err(|refusal| refused(&refusal))?;
+            blank.on_operation(operation.clone()).map_err(|refusal| refused(&refusal))?;
+            operations.push(operation);
+        }
+        let row = self.shared.contexts.begin(&self.shared, genesis, vec![access.clone()], operations)?;
+        let id = row.heads.context;
+        let document = self.shared.contexts.with(&self.shared, id, now, |hot| Ok(document(hot, key)))?;
+        self.context_changed(id, &[access], &[]);
+        Ok(document)
     }
 
     /// Lists the contexts of this node, the latest first.
@@ -211,19 +220,25 @@ impl Handle {
         .await
     }
 
-    /// Shows a context, or what is at a path of it.
+    /// Shows a context, or what is at a path of it: as it is, or as it was after the operations `at` and all that they build on.
     ///
     /// # Errors
-    /// `CONTEXT_NOT_FOUND`, `ACCESS_DENIED` if whoever asks may not read it.
-    pub async fn context(&self, which: &str, path: Option<&str>, agent: Option<&str>) -> Result<Value, Failure> {
+    /// `CONTEXT_NOT_FOUND`, also for an operation; `ACCESS_DENIED` if whoever asks may not read it.
+    pub async fn context(&self, which: &str, path: Option<&str>, at: Option<Vec<String>>, agent: Option<&str>) -> Result<Value, Failure> {
         let id = self.shared.contexts.named(which)?;
         let path = path.map(|text| text.parse::<Path>().map_err(|error| fault("/path", error.to_string()))).transpose()?;
         let agent = agent.map(str::to_owned);
         self.on_worker(move |handle, now| {
             handle.shared.contexts.with(&handle.shared, id, now, |hot| {
                 let key = handle.reading(hot, agent.as_deref())?;
-                let Some(path) = path else { return Ok(document(hot, &key)) };
-                let found = hot.replica.get(&path, key.principal());
+                let reader = key.principal();
+                let older = at.map(|at| super::branch::Older::of(hot, &at, reader)).transpose()?;
+                let Some(path) = path else {
+                    let mut document = document(hot, &key);
+                    older.iter().for_each(|older| older.show(&mut document, reader));
+                    return Ok(document);
+                };
+                let found = older.map_or_else(|| hot.replica.get(&path, reader), |older| older.state.get(&path, reader));
                 found.ok_or_else(|| fault("/path", format!("nothing is at {path}")))
             })
         })
@@ -231,7 +246,7 @@ impl Handle {
     }
 
     /// The key of whoever asks: of the agent that was named, else of the node.
-    fn reading(&self, hot: &Hot, agent: Option<&str>) -> Result<PrincipalKey, Failure> {
+    pub(super) fn reading(&self, hot: &Hot, agent: Option<&str>) -> Result<PrincipalKey, Failure> {
         let may_read = |key: &PrincipalKey| hot.replica.chain().tip().is_some_and(|access| access.may_read(key.principal()));
         let key = match agent {
             Some(_) => Some(self.acting(agent)?).filter(may_read),
@@ -261,9 +276,8 @@ impl Handle {
         self.on_worker(move |handle, now| {
             let (answer, taken) = handle.shared.contexts.with(&handle.shared, id, now, |hot| {
                 let key = handle.reading(hot, agent.as_deref())?;
-                let taken = write(hot, &key, items, Vec::new(), now)?;
-                let ids: Vec<String> = taken.operations.iter().map(|operation| operation.id().to_string()).collect();
-                Ok((json!({ "id": id, "operations": ids, "version": version(hot) }), taken))
+                let taken = write(hot, &key, items, None, now)?;
+                Ok((json!({ "id": id, "operations": taken.ids(), "version": version(hot) }), taken))
             })?;
             handle.context_changed(id, &[], &taken.operations);
             Ok(answer)
@@ -373,60 +387,56 @@ pub(super) fn acting(shared: &Shared, agent: Option<&str>) -> Result<PrincipalKe
     Ok(PrincipalKey::from(found.key()))
 }
 
-/// Writes items as operations of the author with `key`: all of them, or none.
-pub(super) fn write(
-    hot: &mut Hot,
-    key: &PrincipalKey,
-    items: Vec<Item>,
-    sources: Vec<crate::model::OperationId>,
-    now: Now,
-) -> Result<Taken, Failure> {
-    write_by(hot, key, items, sources, None, now)
+/// What operations of one context were made of: how far another had come.
+pub(super) struct Origin {
+    pub(super) context: ContextId,
+    pub(super) frontier: Vec<OperationId>,
 }
 
-/// The same, by a step of a task if there is one.
-pub(super) fn write_by(
-    hot: &mut Hot,
-    key: &PrincipalKey,
-    items: Vec<Item>,
-    sources: Vec<crate::model::OperationId>,
-    step: Option<&Step>,
-    now: Now,
-) -> Result<Taken, Failure> {
-    let author = key.principal();
-    let tip = hot.replica.chain().tip();
-    if let Some(item) = items.iter().find(|item| !tip.is_some_and(|access| access.may_write(author, item.path()))) {
-        let message = format!("{author} may not write at {}", item.path());
-        return Err(Failure::new(ErrorCode::AccessDenied, message).with("path", item.path().to_string()));
-    }
-    edit::check(&hot.replica, author, &items)?;
-    hot.may_draft(author)?;
-    let mut bodies = bodies(items, &sources)?;
+/// Writes items as operations of the author with `key`, by a step of a task if there is one: all of them, or none.
+pub(super) fn write(hot: &mut Hot, key: &PrincipalKey, items: Vec<Item>, step: Option<&Step>, now: Now) -> Result<Taken, Failure> {
+    may_write(hot, key.principal(), &items)?;
+    edit::check(&hot.replica, key.principal(), &items)?;
+    let mut bodies = bodies(items, None)?;
     bodies.iter_mut().for_each(|body| body.step = step.cloned());
+    append(hot, key, &bodies, now)
+}
+
+/// The same with what a merge brings, which fits by itself.
+pub(super) fn bring(hot: &mut Hot, key: &PrincipalKey, items: Vec<Item>, origin: &Origin, now: Now) -> Result<Taken, Failure> {
+    may_write(hot, key.principal(), &items)?;
+    append(hot, key, &bodies(items, Some(origin))?, now)
+}
+
+fn may_write(hot: &Hot, author: Principal, items: &[Item]) -> Result<(), Failure> {
+    let tip = hot.replica.chain().tip();
+    let Some(item) = items.iter().find(|item| !tip.is_some_and(|access| access.may_write(author, item.path()))) else { return Ok(()) };
+    let message = format!("{author} may not write at {}", item.path());
+    Err(Failure::new(ErrorCode::AccessDenied, message).with("path", item.path().to_string()))
+}
+
+fn append(hot: &mut Hot, key: &PrincipalKey, bodies: &[Body], now: Now) -> Result<Taken, Failure> {
+    hot.may_draft(key.principal())?;
     let mut taken = Taken::default();
-    for (at, body) in bodies.iter().enumerate() {
-        match hot.replica.draft(key, body, now.wall, &mut rand::rng()) {
-            Ok(operation) => hot.take_operation(operation, &mut taken),
-            // The first changes nothing when it is refused; a later one would leave the others behind.
-            Err(refusal) if at == 0 => return Err(refused(&refusal)),
-            Err(refusal) => taken.refused = Some(refusal.to_string()),
-        }
-        if let Some(refused) = &taken.refused {
-            let code = if at == 0 { ErrorCode::InvalidRequest } else { ErrorCode::Internal };
-            return Err(Failure::new(code, refused));
-        }
+    for body in bodies {
+        // What was taken in before one that is refused is dropped with the replica, and is not in the file.
+        let operation = hot.replica.draft(key, body, now.wall, &mut rand::rng()).map_err(|refusal| refused(&refusal))?;
+        hot.take_drafted(operation, &mut taken).map_err(|refusal| refused(&refusal))?;
     }
     hot.take_own(taken)
 }
 
 /// The operations that items become.
-pub(super) fn bodies(items: Vec<Item>, sources: &[crate::model::OperationId]) -> Result<Vec<Body>, Failure> {
+pub(super) fn bodies(items: Vec<Item>, origin: Option<&Origin>) -> Result<Vec<Body>, Failure> {
     if let Some(item) = items.iter().find(|item| edit::size(item) > ITEMS_BYTES_MAX) {
         let message = format!("what goes to {} takes more than an operation of {} KiB holds", item.path(), OPERATION_BYTES_MAX / 1024);
         return Err(Failure::new(ErrorCode::PayloadTooLarge, message).with("path", item.path().to_string()));
     }
+    let sources = || origin.map(|origin| origin.frontier.clone()).unwrap_or_default();
+    // A context in which nothing was written has come nowhere.
+    let source = origin.filter(|origin| !origin.frontier.is_empty()).map(|origin| origin.context);
     let portions = edit::portions(items, ITEMS_BYTES_MAX).into_iter();
-    let bodies: Vec<Body> = portions.map(|items| Body { items, sources: sources.to_vec(), step: None }).collect();
+    let bodies: Vec<Body> = portions.map(|items| Body { items, sources: sources(), step: None, source }).collect();
     bodies.iter().try_for_each(Body::check).map_err(|error| refused(&Refusal::Malformed(error)))?;
     Ok(bodies)
 }
@@ -442,13 +452,13 @@ fn version(hot: &Hot) -> Value {
 }
 
 /// The same with the hash of the whole state, which takes as long as the state is large.
-fn version_with_hash(hot: &Hot) -> Value {
+pub(super) fn version_with_hash(hot: &Hot) -> Value {
     let mut version = version(hot);
     version["state_hash"] = hex(&hot.replica.state_hash()).into();
     version
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -459,17 +469,10 @@ fn equivocations(hot: &Hot) -> Vec<Value> {
 }
 
 /// The context as the reader with `key` sees it (AMP "Context Object Structure").
-fn document(hot: &Hot, key: &PrincipalKey) -> Value {
+pub(super) fn document(hot: &Hot, key: &PrincipalKey) -> Value {
     let (replica, genesis) = (&hot.replica, hot.replica.genesis());
     let private = replica.private(key.principal());
     let agent_memory: BTreeMap<String, Value> = private.into_iter().map(|memory| (key.principal().to_string(), memory)).collect();
-    let access = replica.chain().tip();
-    let readers: Vec<Principal> = access.iter().flat_map(|access| access.readers.iter().map(|reader| reader.principal)).collect();
-    let writers: Vec<Value> = access
-        .iter()
-        .flat_map(|access| access.writers.iter())
-        .map(|writer| json!({ "principal": writer.principal, "paths": writer.prefixes }))
-        .collect();
     let root = genesis.parent.as_ref().map_or_else(|| replica.id(), |parent| parent.root);
     json!({
         "id": replica.id(),
@@ -480,32 +483,45 @@ fn document(hot: &Hot, key: &PrincipalKey) -> Value {
         SHARED_MEMORY: replica.shared(),
         AGENT_MEMORY: agent_memory,
         "lineage": { "parent_context": genesis.parent.as_ref().map(|parent| parent.context), "root_context": root },
-        "access_control": { "read": readers, "write": writers },
+        "access_control": replica.chain().tip().map(|access| lists(access)),
         "access_frozen": replica.chain().split().is_some(),
         "equivocations": equivocations(hot),
         "version": version_with_hash(hot),
     })
 }
 
+/// Who may read and write (AMP `access_control`).
+pub(super) fn lists(access: &Access) -> Value {
+    let writer = |writer: &Writer| json!({ "principal": writer.principal, "paths": writer.prefixes });
+    json!({
+        "read": access.readers.iter().map(|reader| reader.principal).collect::<Vec<_>>(),
+        "write": access.writers.iter().map(writer).collect::<Vec<_>>(),
+    })
+}
+
 fn history(hot: &Hot, key: &PrincipalKey, limit: usize) -> Result<Value, Failure> {
     let operations = hot.operations(hot.replica.operations().latest(limit))?;
     let total = hot.replica.operations().len();
-    let rows = operations.iter().map(|operation| {
-        let counts = hot.replica.operations().get(operation.id()).is_some_and(|entry| entry.counts);
-        let body = hot.replica.open_for(operation, key.principal());
-        json!({
-            "id": operation.id(),
-            "author": operation.header.author,
-            "at": operation.header.at.to_string(),
-            "lamport": operation.header.lamport,
-            "counts": counts,
-            "private": operation.header.is_private,
-            "items": body.as_ref().map(|body| body.items.iter().map(item).collect::<Vec<_>>()),
-            "step": body.as_ref().and_then(|body| body.step.as_ref()).map(|step| json!({ "task_id": step.task, "subtask_id": step.subtask })),
-            "sources": body.as_ref().map(|body| &body.sources),
-        })
-    });
+    let rows = operations.iter().map(|operation| row(hot, operation, key.principal()));
     Ok(json!({ "id": hot.replica.id(), "operations": rows.collect::<Vec<_>>(), "total": total }))
+}
+
+/// An operation that the replica took in, as `reader` may see it.
+pub(super) fn row(hot: &Hot, operation: &Verified<Operation>, reader: Principal) -> Value {
+    let counts = hot.replica.operations().get(operation.id()).is_some_and(|entry| entry.counts);
+    let body = hot.replica.open_for(operation, reader);
+    json!({
+        "id": operation.id(),
+        "author": operation.header.author,
+        "at": operation.header.at.to_string(),
+        "lamport": operation.header.lamport,
+        "counts": counts,
+        "private": operation.header.is_private,
+        "items": body.as_ref().map(|body| body.items.iter().map(item).collect::<Vec<_>>()),
+        "step": body.as_ref().and_then(|body| body.step.as_ref()).map(|step| json!({ "task_id": step.task, "subtask_id": step.subtask })),
+        "source": body.as_ref().and_then(|body| body.source),
+        "sources": body.as_ref().map(|body| &body.sources),
+    })
 }
 
 fn item(item: &Item) -> Value {

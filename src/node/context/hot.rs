@@ -11,8 +11,9 @@ use crate::model::{ContextId, ErrorCode, Failure, OperationId, Principal};
 use crate::node::handle::disk_failure;
 use crate::node::shared::lock;
 use crate::proto::context::chain::Step;
+use crate::proto::context::past::Past;
 use crate::proto::context::quota::Quotas;
-use crate::proto::context::replica::Replica;
+use crate::proto::context::replica::{Refusal, Replica};
 use crate::store::{self, CONTEXT_BYTES_MAX, Kept, KeptKind, Log, Place};
 use crate::wire::context::{Access, Genesis, Operation, PrincipalKey, Signed, Statement, Verified, verify};
 
@@ -48,6 +49,11 @@ pub(super) struct Taken {
 }
 
 impl Taken {
+    /// The operations that are new, by their names.
+    pub(super) fn ids(&self) -> Vec<OperationId> {
+        self.operations.iter().map(Verified::<Operation>::id).collect()
+    }
+
     /// Whether nothing is new.
     pub(super) fn is_empty(&self) -> bool {
         self.accesses.is_empty() && self.operations.is_empty()
@@ -67,14 +73,15 @@ fn kept_operation(operation: &Verified<Operation>) -> Kept {
 }
 
 impl Hot {
-    /// Begins a context, durably.
+    /// Begins a context with its first statements, all of them durably or none.
     ///
     /// # Errors
-    /// If there is no room, the disk refuses, or the change is not one of this context.
+    /// If there is no room, the disk refuses, or a statement does not count.
     pub(super) fn begin(
         contexts: &store::Contexts,
         genesis: Verified<Genesis>,
         accesses: Vec<Verified<Access>>,
+        operations: Vec<Verified<Operation>>,
         own: Vec<PrincipalKey>,
         room: Room,
     ) -> Result<Self, Failure> {
@@ -87,13 +94,21 @@ impl Hot {
                 first.push(kept);
             }
         }
+        let mut ids = Vec::new();
+        for operation in operations {
+            first.push(kept_operation(&operation));
+            ids.push(operation.id());
+            replica.on_operation(operation).map_err(|refusal| super::door::refused(&refusal))?;
+        }
+        let places = Place::of_first(&first);
+        let places = ids.into_iter().rev().zip(places.into_iter().rev()).collect();
         let (id, owner) = (replica.id(), replica.genesis().owner);
         let bytes = first.iter().map(Kept::len_bytes).sum();
         lock(&room).reserve(id, owner, &principals(&own), bytes).map_err(|full| refused(&full))?;
         let created = contexts.create(id, &first).map_err(disk_failure);
         let log = created.inspect_err(|_| lock(&room).remove(id))?;
         lock(&room).set(id, owner, log.len_bytes());
-        Ok(Self { replica, log, room, own, places: BTreeMap::new(), is_ahead: false, written: BTreeMap::new() })
+        Ok(Self { replica, log, room, own, places, is_ahead: false, written: BTreeMap::new() })
     }
 
     /// Reads a context; `None` if there is none of that name. What could not be read is told in words.
@@ -181,6 +196,23 @@ impl Hot {
         kept.iter().map(|kept| Verified::kept(&kept.bytes).map_err(unread)).collect()
     }
 
+    /// All operations in the file, to be gone back along.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(super) fn past(&self) -> Result<Past<'_>, Failure> {
+        let operations = self.kept()?.into_iter().filter(|kept| kept.kind == KeptKind::Operation);
+        Ok(Past::new(&self.replica, operations.filter_map(|kept| Verified::kept(&kept.bytes).ok())))
+    }
+
+    /// Some statements of the file from a byte on, and where they end; see [`Log::page`].
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(super) fn page(&self, from: u64) -> Result<(Vec<Kept>, u64), Failure> {
+        self.log.page(from).map_err(disk_failure)
+    }
+
     /// How many bytes the file has of an operation, if it has it.
     pub(super) fn length_of(&self, id: OperationId) -> Option<usize> {
         self.places.get(&id).map(|place| place.len_bytes())
@@ -235,8 +267,18 @@ impl Hot {
         self.keep(taken)
     }
 
-    /// Takes one operation into the replica, not yet to the disk.
-    pub(super) fn take_operation(&mut self, operation: Verified<Operation>, taken: &mut Taken) {
+    /// Takes an operation that was drafted here into the replica, not yet to the disk.
+    ///
+    /// # Errors
+    /// If it does not count; nothing was changed.
+    pub(super) fn take_drafted(&mut self, operation: Verified<Operation>, taken: &mut Taken) -> Result<(), Refusal> {
+        let step = self.replica.on_operation(operation)?;
+        self.note(step, taken);
+        self.is_ahead |= !taken.is_empty();
+        Ok(())
+    }
+
+    fn take_operation(&mut self, operation: Verified<Operation>, taken: &mut Taken) {
         match self.replica.on_operation(operation) {
             Ok(step) => self.note(step, taken),
             Err(error) => taken.refuse(error),

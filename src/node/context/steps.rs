@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::door::{acting, bodies, write_by};
+use super::door::{acting, bodies, write};
 use super::hot::{Hot, Taken};
 use crate::model::{ContextId, ErrorCode, Failure, Path, Principal};
 use crate::node::shared::Shared;
@@ -110,7 +110,7 @@ impl Used {
             let message = format!("{} is not below {}, which is what the task's steps may write to", item.path(), self.context.path);
             return Err(fault(message, format!("{PLACE}/{at}/path").into()));
         }
-        bodies(items.clone(), &[]).map_err(|failure| fault(failure.message, PLACE.into()))?;
+        bodies(items.clone(), None).map_err(|failure| fault(failure.message, PLACE.into()))?;
         Ok(items)
     }
 
@@ -125,7 +125,7 @@ impl Used {
                 let written = written(hot, key.principal(), step)?;
                 items.drain(..written.min(items.len()));
             }
-            if items.is_empty() { Ok(Taken::default()) } else { write_by(hot, key, items, Vec::new(), Some(step), now) }
+            if items.is_empty() { Ok(Taken::default()) } else { write(hot, key, items, Some(step), now) }
         })?;
         super::sync::changed(shared, self.context.id, &[], &taken.operations, None);
         Ok(())

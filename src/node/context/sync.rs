@@ -376,7 +376,7 @@ fn begin(shared: &Shared, id: ContextId, genesis: &[u8], accesses: &[Signed<Acce
         ));
     }
     shared.contexts.has_room(shared, id, genesis.owner, bytes)?;
-    shared.contexts.begin(shared, genesis, accesses).map(drop)
+    shared.contexts.begin(shared, genesis, accesses, Vec::new()).map(drop)
 }
 
 /// Tells listeners here and, of what was written here, the nodes of all readers. What came `from` another node is passed on a little later.

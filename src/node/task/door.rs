@@ -4,7 +4,6 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::Stream;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::{oneshot, watch};
@@ -21,6 +20,7 @@ use super::{callback, context, plan, types};
 use crate::agents::off_workers;
 use crate::model::{ErrorCode, Failure, NodeId, TaskId, Timestamp, printable};
 use crate::node::handle::{Handle, stopping};
+use crate::node::view::{EventStream, NumberedEvent};
 use crate::proto::task::definition::Definition;
 use crate::proto::task::state::State;
 use crate::proto::task::{fault, result, view};
@@ -203,20 +203,6 @@ pub struct Submission {
     /// False if the same was submitted under the same key before.
     pub created: bool,
 }
-
-/// One event of a task.
-#[derive(Debug, Clone)]
-pub struct TaskEvent {
-    /// Which of the task's events, from 0.
-    pub index: u64,
-    /// What clients call it.
-    pub name: &'static str,
-    /// All of it.
-    pub data: Value,
-}
-
-/// The events of a task, from a cursor on until it ends.
-pub type EventStream = std::pin::Pin<Box<dyn Stream<Item = Result<TaskEvent, Failure>> + Send>>;
 
 fn broke_off<E>(_: E) -> Failure {
     stopping()
@@ -543,7 +529,7 @@ impl Following {
     }
 
     /// The next events, once there are any; `None` when the task has ended.
-    async fn batch(mut self) -> Result<Option<(Vec<TaskEvent>, Self)>, Failure> {
+    async fn batch(mut self) -> Result<Option<(Vec<NumberedEvent>, Self)>, Failure> {
         if self.over {
             return Ok(None);
         }
@@ -565,7 +551,7 @@ impl Following {
                         None => Arc::clone(reader.state(positions.get(..to).unwrap_or_default())?.definition()),
                     };
                     let entries = reader.entries(positions.get(from..to).unwrap_or_default())?;
-                    let events = entries.into_iter().zip(first..).map(|(entry, index)| TaskEvent {
+                    let events = entries.into_iter().zip(first..).map(|(entry, index)| NumberedEvent {
                         index,
                         name: entry.event.name(),
                         data: view::event(index, task, &entry.event, entry.at, &definition),

@@ -46,7 +46,7 @@ pub(super) use book::{Book, COMMANDS_MAX};
 pub(super) use clock::TaskClock;
 pub(super) use delegate::Delegate;
 pub(super) use door::{Access, Command};
-pub use door::{EventStream, LIST_MAX, Submission, TaskEvent};
+pub use door::{LIST_MAX, Submission};
 pub use plan::DECOMPOSE_MAX;
 pub(super) use read::Reader;
 pub(super) use replay::{Found, run as replay};

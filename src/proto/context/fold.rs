@@ -63,6 +63,23 @@ struct Gains {
 type Stamped = (Value, Stamp);
 
 impl Fold {
+    /// Takes in the items of an operation that counts, all of which are of this memory.
+    pub fn apply_all(&mut self, id: OperationId, lamport: u64, items: &[Item]) {
+        self.apply_some(id, lamport, items, |_| true);
+    }
+
+    /// Takes in those of them that are wanted.
+    pub fn apply_some(&mut self, id: OperationId, lamport: u64, items: &[Item], mut wanted: impl FnMut(&Item) -> bool) {
+        for (at, item) in items.iter().enumerate().filter(|(_, item)| wanted(item)) {
+            let below_root = match item.path().segments() {
+                [_, _, below @ ..] if item.path().private_to().is_some() => below,
+                [_, below @ ..] => below,
+                [] => continue,
+            };
+            self.apply(Stamp { lamport, id, item: u16::try_from(at).unwrap_or(u16::MAX) }, below_root, item);
+        }
+    }
+
     /// Takes in one item, which names a place in this memory by the names below its root.
     pub fn apply(&mut self, stamp: Stamp, below_root: &[String], item: &Item) {
         let mut node = &mut self.root;

@@ -10,6 +10,7 @@
 //! signed by somebody who could write there at the time it names, and before any cut; nobody's statement, however made, keeps another's
 //! from counting; every table has a bound. Bytes, signatures and keys are the matter of `wire`; disks and peers that of the shell.
 
+pub mod branch;
 pub mod chain;
 pub mod edit;
 pub mod fold;
@@ -18,6 +19,7 @@ pub mod gone;
 mod hostile;
 pub mod operations;
 pub mod park;
+pub mod past;
 pub mod quota;
 pub mod replica;
 #[cfg(test)]

@@ -80,6 +80,13 @@ impl Operations {
         written.saturating_add(entries.saturating_mul(HELD_BYTES))
     }
 
+    /// Those whose names begin with these hexadecimal digits; of many the first two, which show that there are several.
+    pub fn named(&self, digits: &str) -> Vec<OperationId> {
+        let filled = |digit: &str| format!("{digits}{}", digit.repeat(64_usize.saturating_sub(digits.len()))).parse().ok();
+        let bounds: Option<(OperationId, OperationId)> = filled("0").zip(filled("f"));
+        bounds.map(|(first, last)| self.entries.range(first..=last).take(2).map(|(id, _)| *id).collect()).unwrap_or_default()
+    }
+
     /// What is known of one.
     pub fn get(&self, id: OperationId) -> Option<&Entry> {
         self.entries.get(&id)

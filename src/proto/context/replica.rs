@@ -14,7 +14,7 @@ use rand::CryptoRng;
 use serde_json::Value;
 
 use super::chain::{self, Chain, Step};
-use super::fold::{Fold, Stamp};
+use super::fold::Fold;
 use super::operations::{Entry, Operations};
 use super::park::Park;
 use crate::model::{ContextId, OperationId, Path, Principal, Timestamp};
@@ -221,7 +221,7 @@ impl Replica {
 
     /// The hash of what its readers share; the same on all replicas that hold the same.
     pub fn state_hash(&self) -> [u8; 32] {
-        blake3::derive_key("meshwork 2026-11 context state", self.shared().to_string().as_bytes())
+        state_hash(&self.shared())
     }
 
     /// Takes in a change of access.
@@ -338,13 +338,9 @@ impl Replica {
         }
         let counts = !self.is_cut(id, &operation.header, &paths);
         let entry = self.follows(&operation, body.as_ref(), counts)?;
-        let stamp = |item: usize| Stamp { lamport: operation.header.lamport, id, item: u16::try_from(item).unwrap_or(u16::MAX) };
-        for (at, item) in body.iter().filter(|_| counts).flat_map(|body| &body.items).enumerate() {
-            match item.path().segments() {
-                [_, _, below @ ..] if operation.header.is_private => self.private.entry(author).or_default().apply(stamp(at), below, item),
-                [_, below @ ..] => self.shared.apply(stamp(at), below, item),
-                [] => {}
-            }
+        if let Some(body) = body.as_ref().filter(|_| counts) {
+            let memory = if operation.header.is_private { self.private.entry(author).or_default() } else { &mut self.shared };
+            memory.apply_all(id, operation.header.lamport, &body.items);
         }
         self.insert(operation, entry, taken);
         Ok(One::Taken)
@@ -585,6 +581,11 @@ impl Replica {
     pub fn last(&self, author: Principal) -> Option<Last> {
         self.operations.last(author)
     }
+}
+
+/// The hash of what readers share.
+pub(super) fn state_hash(shared: &Value) -> [u8; 32] {
+    blake3::derive_key("meshwork 2026-11 context state", shared.to_string().as_bytes())
 }
 
 /// What the items of an operation take beside its bytes.

@@ -36,7 +36,7 @@ pub(super) fn set(below: &str, value: impl Into<Value>) -> Item {
 }
 
 pub(super) fn body(items: impl IntoIterator<Item = Item>) -> Body {
-    Body { items: items.into_iter().collect(), sources: Vec::new(), step: None }
+    Body { items: items.into_iter().collect(), sources: Vec::new(), step: None, source: None }
 }
 
 /// Everybody may write everywhere.

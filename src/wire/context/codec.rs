@@ -41,6 +41,9 @@ written_as!(time, Timestamp, |time| time.as_ms(), u64, |ms| Some(Timestamp::from
 written_as!(path, Path, ToString::to_string, String, |text| text.parse().ok());
 written_as!(value, Value, ToString::to_string, String, |text| serde_json::from_str(&text).ok());
 written_as!(task, TaskId, |id| id.to_bytes().into(), minicbor::bytes::ByteArray<16>, |bytes| Some(TaskId::from_bytes(bytes.into())));
+written_as!(maybe_context, Option<ContextId>, |id| id.map(|id| id.to_bytes().into()), Option<Hash>, |bytes| Some(
+    bytes.map(|bytes| ContextId::from_bytes(bytes.into()))
+));
 written_as!(maybe_operation, Option<OperationId>, |id| id.map(|id| id.to_bytes().into()), Option<Hash>, |bytes| Some(
     bytes.map(|bytes| OperationId::from_bytes(bytes.into()))
 ));

@@ -9,7 +9,7 @@ use crate::wire::{Error, rule, short, version};
 /// The longest id of a session, in characters.
 pub const SESSION_ID_CHARS_MAX: usize = 128;
 /// How many operations may be the newest of a parent.
-const FRONTIER_MAX: usize = 64;
+pub const FRONTIER_MAX: usize = 64;
 
 /// The first statement of a context, whose name is the context's id.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

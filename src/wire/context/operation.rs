@@ -77,12 +77,15 @@ pub struct Body {
     /// In this order.
     #[n(0)]
     pub items: Vec<Item>,
-    /// The operations of another context that it repeats here (AMP "Merge Contexts").
+    /// How far another context had come, all of which is here since this operation (AMP "Merge Contexts", "Fork Context").
     #[cbor(n(1), with = "codec::operations")]
     pub sources: Vec<OperationId>,
     /// The step of a task that wrote it.
     #[n(2)]
     pub step: Option<Step>,
+    /// The context that the sources belong to: an operation's name alone does not tell.
+    #[cbor(n(3), with = "codec::maybe_context")]
+    pub source: Option<ContextId>,
 }
 
 /// A step of a task.
@@ -140,6 +143,7 @@ impl Body {
         let kind = Self::KIND;
         rule((1..=ITEMS_MAX).contains(&self.items.len()), kind, "items", "are 1 to 256")?;
         rule(self.sources.len() <= SOURCES_MAX, kind, "sources", "are at most 256")?;
+        rule(self.source.is_none() == self.sources.is_empty(), kind, "source", "is there if there are sources")?;
         let is_shallow = |item: &Item| {
             let below = CONTEXT_DEPTH_MAX.saturating_sub(item.path().segments().len());
             item.value().is_none_or(|value| is_shallow(value, below))

@@ -119,7 +119,7 @@ fn header() -> Header {
 }
 
 fn body(items: Vec<Item>) -> Body {
-    Body { items, sources: Vec::new(), step: None }
+    Body { items, sources: Vec::new(), step: None, source: None }
 }
 
 fn full_body() -> Body {
@@ -129,7 +129,8 @@ fn full_body() -> Body {
         Item::Inc(path("/n"), -5),
         Item::Append(path("/list"), json!("x")),
     ];
-    Body { items, sources: ids(2), step: Some(Step { task: TaskId::from_random(7), subtask: "extract".parse().expect("a name") }) }
+    let step = Step { task: TaskId::from_random(7), subtask: "extract".parse().expect("a name") };
+    Body { items, sources: ids(2), step: Some(step), source: Some(context_id()) }
 }
 
 fn operation(header: Header) -> Operation {
@@ -429,9 +430,12 @@ fn each_rule_of_a_body_holds_at_its_limit_and_not_past_it() {
     body_keeps(&increments(ITEMS_MAX));
     body_breaks(&increments(ITEMS_MAX + 1), "items");
     body_breaks(&increments(0), "items");
-    let sources = |count| Body { sources: ids(count), ..increments(1) };
+    let sources = |count| Body { sources: ids(count), source: Some(context_id()), ..increments(1) };
     body_keeps(&sources(SOURCES_MAX));
     body_breaks(&sources(SOURCES_MAX + 1), "sources");
+    body_keeps(&Body { source: None, ..sources(0) });
+    body_breaks(&sources(0), "source");
+    body_breaks(&Body { source: None, ..sources(1) }, "source");
     for depth in [2, 10, CONTEXT_DEPTH_MAX] {
         let place = path(&"/a".repeat(depth - 1));
         for item in [Item::Set, Item::Append] {

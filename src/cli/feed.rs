@@ -1,8 +1,9 @@
-//! The events of one task, in order and each once, through broken connections and restarts of the node.
+//! The events of one task or context, in order and each once, through broken connections and restarts of the node.
 //!
-//! The node numbers a task's events and replays them from any number on, so all that has to survive here is the number of the last one
+//! The node numbers the events of each and replays them from any number on, so all that has to survive here is the number of the last one
 //! seen. What can pass by itself (no connection, a node that has no place) is tried again for as long as somebody listens; only a
-//! refusal that repeating cannot mend ends the feed with an error. It ends without one after `ended`, the last event of every task.
+//! refusal that repeating cannot mend ends the feed with an error. It ends without one after `ended`, the last event of every task; a
+//! context has no last one.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use eventsource_stream::{Event as Raw, Eventsource as _};
 use futures::{Stream, StreamExt as _, stream};
 use serde_json::Value;
 
-use super::super::{CliError, client::Client, error::Exit};
+use super::{CliError, client::Client, error::Exit};
 use crate::model::ErrorCode;
 
 /// The pause before the second try to connect; it doubles.
@@ -25,10 +26,13 @@ const SILENCE_MAX: Duration = Duration::from_secs(45);
 /// The event that ends every task.
 const LAST: &str = "ended";
 
+/// The event with which the node says why it breaks a stream off.
+const BROKEN: &str = "error";
+
 /// What comes out of a feed.
 #[derive(Debug)]
 pub(super) enum News {
-    /// Something happened to the task: the node's document.
+    /// Something happened: the node's document.
     Event(Value),
     /// The connection is gone, for this reason; it is being tried again.
     Lost(String),
@@ -36,11 +40,17 @@ pub(super) enum News {
     Back,
 }
 
-/// The events of a task after number `after`, or all.
-pub(super) fn feed(client: &Client, task_id: &str, after: Option<u64>) -> impl Stream<Item = Result<News, CliError>> + Unpin {
+/// The events at `path` of the node after number `after`, or all.
+pub(super) fn feed(
+    client: &Client,
+    path: &[&str],
+    query: &[(&str, &str)],
+    after: Option<u64>,
+) -> impl Stream<Item = Result<News, CliError>> + Unpin + use<> {
     let feed = Feed {
         client: client.clone(),
-        task_id: task_id.to_owned(),
+        path: path.iter().copied().map(str::to_owned).collect(),
+        query: query.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         cursor: after,
         raw: None,
         pause: Duration::ZERO,
@@ -54,7 +64,8 @@ type RawEvents = stream::BoxStream<'static, Option<Raw>>;
 
 struct Feed {
     client: Client,
-    task_id: String,
+    path: Vec<String>,
+    query: Vec<(String, String)>,
     /// The number of the last event that came out.
     cursor: Option<u64>,
     /// The open connection.
@@ -81,6 +92,8 @@ impl Feed {
                 continue;
             };
             match tokio::time::timeout(SILENCE_MAX, raw.next()).await {
+                // Asked again, the node refuses in a way that says whether it may pass.
+                Ok(Some(Some(raw))) if raw.event == BROKEN => return Ok(Some(self.lose("the node broke the stream of events off"))),
                 Ok(Some(Some(raw))) => {
                     self.pause = Duration::ZERO;
                     if let Some(event) = self.take(raw) {
@@ -96,8 +109,10 @@ impl Feed {
 
     async fn connect(&self) -> Result<RawEvents, CliError> {
         let after = self.cursor.map(|cursor| cursor.to_string());
-        let query: Vec<(&str, &str)> = after.iter().map(|after| ("after", after.as_str())).collect();
-        let response = self.client.follow(&["aitp", "tasks", &self.task_id, "events"], &query).await?;
+        let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
+        let mut query: Vec<(&str, &str)> = self.query.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        query.extend(after.iter().map(|after| ("after", after.as_str())));
+        let response = self.client.follow(&path, &query).await?;
         Ok(response.bytes_stream().eventsource().map(Result::ok).boxed())
     }
 

@@ -1,0 +1,203 @@
+//! What a context was: its state as of any operations of it (design/contexts.md, `?at=`).
+//!
+//! A state is a function of a set of operations, so an older one is the fold of those that somebody names and all that they build on. What
+//! does not count now does not count then either: a writer who was cut off is not shown again by looking back. The replica says which
+//! operations there are and which of them count; what stands in them comes from whoever keeps them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::fold::Fold;
+use super::replica::{self, Replica};
+use crate::model::{OperationId, Path, Principal};
+use crate::wire::context::{Body, Operation, Verified};
+
+/// All that a replica took in, to be gone back along.
+#[derive(Debug)]
+pub struct Past<'r> {
+    replica: &'r Replica,
+    kept: BTreeMap<OperationId, Verified<Operation>>,
+}
+
+/// What a context holds as one of its readers sees it, after some of its operations.
+#[derive(Debug, Default)]
+pub struct State {
+    shared: Fold,
+    private: Option<Fold>,
+}
+
+impl<'r> Past<'r> {
+    /// The past of `replica`, for which all was kept that it took in. What it did not take in is passed over.
+    pub fn new(replica: &'r Replica, kept: impl IntoIterator<Item = Verified<Operation>>) -> Self {
+        let kept = kept.into_iter().map(|operation| (operation.id(), operation));
+        Self { replica, kept: kept.filter(|(id, _)| replica.operations().get(*id).is_some()).collect() }
+    }
+
+    /// The replica whose past it is.
+    pub fn replica(&self) -> &'r Replica {
+        self.replica
+    }
+
+    /// Those that count, in the order of their names, each with what stands in it as far as `reader` may see that.
+    pub fn counted(&self, reader: Principal) -> impl Iterator<Item = (OperationId, &Verified<Operation>, Body)> {
+        let counts = |id: OperationId| self.replica.operations().get(id).is_some_and(|entry| entry.counts);
+        let counted = self.kept.iter().filter(move |(id, _)| counts(**id));
+        counted.filter_map(move |(id, operation)| Some((*id, operation, self.replica.open_for(operation, reader)?)))
+    }
+
+    /// These operations and all that they build on, as far as they are here.
+    pub fn behind(&self, frontier: impl IntoIterator<Item = OperationId>) -> BTreeSet<OperationId> {
+        let mut behind = BTreeSet::new();
+        let mut next: Vec<OperationId> = frontier.into_iter().collect();
+        while let Some(id) = next.pop() {
+            if let Some(operation) = self.kept.get(&id)
+                && behind.insert(id)
+            {
+                next.extend(operation.header.parents());
+            }
+        }
+        behind
+    }
+
+    /// Those of `operations` that count and that nothing which counts of them was built on, in order.
+    pub fn heads(&self, operations: &BTreeSet<OperationId>) -> BTreeSet<OperationId> {
+        let counts = |id: &&OperationId| self.replica.operations().get(**id).is_some_and(|entry| entry.counts);
+        let mut heads: BTreeSet<OperationId> = operations.iter().filter(counts).copied().collect();
+        for operation in operations.iter().filter(counts).filter_map(|id| self.kept.get(id)) {
+            for parent in operation.header.parents() {
+                heads.remove(&parent);
+            }
+        }
+        heads
+    }
+
+    /// What the context holds after `operations` and no others, as `reader` sees it.
+    pub fn state(&self, operations: &BTreeSet<OperationId>, reader: Principal) -> State {
+        let mut state = State::default();
+        for (id, operation, body) in self.counted(reader).filter(|(id, ..)| operations.contains(id)) {
+            let memory = if operation.header.is_private { state.private.get_or_insert_default() } else { &mut state.shared };
+            memory.apply_all(id, operation.header.lamport, &body.items);
+        }
+        state
+    }
+}
+
+impl State {
+    /// What readers share.
+    pub fn shared(&self) -> Value {
+        self.shared.value()
+    }
+
+    /// The memory of the reader whose view it is, if anything was ever written to it.
+    pub fn private(&self) -> Option<Value> {
+        self.private.as_ref().map(Fold::value)
+    }
+
+    /// The hash of what readers share.
+    pub fn hash(&self) -> [u8; 32] {
+        replica::state_hash(&self.shared())
+    }
+
+    /// What is at `path`, as far as `reader`, whose view it is, may see it.
+    pub fn get(&self, path: &Path, reader: Principal) -> Option<Value> {
+        match (path.private_to(), path.segments()) {
+            (None, [_, below @ ..]) => self.shared.get(below),
+            (Some(owner), [_, _, below @ ..]) if owner == reader => self.private.as_ref()?.get(below),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::testing::{Node, all_write, context, path, set, who};
+    use super::*;
+    use crate::wire::context::Item;
+
+    fn past(node: &Node) -> Past<'_> {
+        Past::new(&node.replica, node.kept.values().cloned())
+    }
+
+    fn at(node: &Node, operations: &[&Verified<Operation>]) -> Value {
+        let past = past(node);
+        past.state(&past.behind(operations.iter().map(|operation| operation.id())), who(1)).shared()
+    }
+
+    #[test]
+    fn an_older_state_is_that_of_what_was_written_by_then() {
+        let mut here = context(&all_write([2]));
+        let first = here.write(1, [set("/a", 1), Item::Inc(path("/n"), 1)]);
+        let mut there = here.join(&[2]);
+        there.pull(&here);
+        let second = here.write(1, [set("/a", 2), Item::Inc(path("/n"), 1)]);
+        let other = there.write(2, [Item::Del(path("/a")), Item::Inc(path("/n"), 5)]);
+        here.pull(&there);
+        assert_eq!(at(&here, &[]), json!({}));
+        assert_eq!(at(&here, &[&first]), json!({"a": 1, "n": 1}));
+        assert_eq!(at(&here, &[&second]), json!({"a": 2, "n": 2}));
+        assert_eq!(at(&here, &[&other]), json!({"n": 6}), "the other's line, which builds on the first");
+        assert_eq!(at(&here, &[&second, &other]), here.shared());
+        assert_eq!(at(&here, &[&first, &second]), json!({"a": 2, "n": 2}), "what one of them builds on adds nothing");
+        let past = past(&here);
+        let all = past.behind(here.replica.operations().heads().iter().copied());
+        assert_eq!(&past.heads(&all), here.replica.operations().heads());
+        let state = past.state(&all, who(1));
+        assert_eq!(state.hash(), here.replica.state_hash());
+        assert_eq!(state.get(&path("/n"), who(1)), Some(json!(7)));
+    }
+
+    #[test]
+    fn a_private_memory_is_shown_as_it_was_to_its_agent_alone() {
+        let mut node = context(&all_write([2]));
+        node.own.push(2);
+        node.rebuild();
+        let mine: Path = format!("/agent_memory/{}/x", who(2)).parse().expect("a path");
+        let first = node.write(2, [Item::Set(mine.clone(), json!(1))]);
+        node.write(2, [Item::Set(mine.clone(), json!(2))]);
+        let past = past(&node);
+        let operations = past.behind([first.id()]);
+        let state = past.state(&operations, who(2));
+        assert_eq!((state.private(), state.get(&mine, who(2))), (Some(json!({"x": 1})), Some(json!(1))));
+        assert_eq!(state.get(&mine, who(1)), None);
+        assert_eq!(past.state(&operations, who(1)).private(), None);
+    }
+
+    /// A writer who was cut off is not shown by looking back.
+    #[test]
+    fn what_does_not_count_now_does_not_count_then() {
+        let mut owner = context(&all_write([2, 3]));
+        let mut writer = owner.join(&[2]);
+        writer.pull(&owner);
+        writer.write(2, [set("/unseen", 1)]);
+        let mut third = owner.join(&[3]);
+        third.pull(&writer);
+        let later = third.write(3, [set("/later", 1)]);
+        assert_eq!(at_of(&third, &later, 3), json!({"unseen": 1, "later": 1}));
+        owner.change_access(&all_write([3]));
+        third.pull(&owner);
+        assert_eq!(at_of(&third, &later, 3), json!({"later": 1}));
+    }
+
+    fn at_of(node: &Node, operation: &Verified<Operation>, reader: u8) -> Value {
+        let past = past(node);
+        past.state(&past.behind([operation.id()]), who(reader)).shared()
+    }
+
+    #[test]
+    fn operations_are_named_by_how_they_begin() {
+        let mut node = context(&all_write([]));
+        let ids: Vec<OperationId> = (0..40).map(|at| node.write(1, [set("/n", at)]).id()).collect();
+        let operations = node.replica.operations();
+        for id in &ids {
+            assert_eq!(operations.named(&id.to_string()), [*id]);
+            assert_eq!(operations.named(&id.to_string()[..12].to_uppercase()), [*id]);
+        }
+        assert_eq!(operations.named("").len(), 2, "several");
+        for text in ["g", "\u{e9}", &"0".repeat(65)] {
+            assert_eq!(operations.named(text), []);
+        }
+    }
+}
