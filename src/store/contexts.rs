@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::files::{create_durable, create_folder, fail, options, remove_durable};
+use super::files::{create_durable, create_folder, fail, remove_durable};
 use super::gone::GoneContexts;
 use super::{Error, MODE_SECRET};
 use crate::model::ContextId;
@@ -136,11 +136,11 @@ pub struct Loaded {
     pub changed_last: Option<Bytes>,
 }
 
-/// The file of one context, open for what comes.
+/// The file of one context. It is opened for each thing that is done to it: thousands of contexts are in memory at once, and a process may have
+/// no more than a thousand files open.
 #[derive(Debug)]
 pub struct Log {
     path: PathBuf,
-    file: File,
     bytes: u64,
     /// Whether a flush failed: nobody knows what the disk holds, so nothing more is written.
     is_broken: bool,
@@ -190,8 +190,7 @@ impl Contexts {
         first.iter().for_each(|kept| encode(kept, &mut bytes));
         let path = self.path(id);
         create_durable(&path, &bytes, MODE_SECRET)?;
-        let file = options(MODE_SECRET).append(true).open(&path).map_err(fail("open", &path))?;
-        Ok(Log { path, file, bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX), is_broken: false })
+        Ok(Log { path, bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX), is_broken: false })
     }
 
     /// Opens a context; `None` if there is none of that name.
@@ -202,17 +201,21 @@ impl Contexts {
     pub fn open(&self, id: ContextId) -> Result<Option<(Log, Loaded)>, Error> {
         let path = self.path(id);
         let Some(bytes) = super::read_bounded(&path, FILE_BYTES_MAX)? else { return Ok(None) };
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let (loaded, end) = decode(&path, &Bytes::from(bytes))?;
-        let file = options(MODE_SECRET).read(true).open(&path).map_err(fail("open", &path))?;
-        let length = file.metadata().map_err(fail("inspect", &path))?.len();
-        let mut log = Log { path, file, bytes: length, is_broken: false };
+        let mut log = Log { path, bytes: length, is_broken: false };
+        let file = log.opened()?;
         if end < length {
-            log.cut(end)?;
+            log.cut(&file, end)?;
         }
         // What a process left that was killed is on the disk before anybody is shown it.
-        log.flush()?;
-        log.file.seek(SeekFrom::End(0)).map_err(fail("open", &log.path))?;
+        log.flush(&file)?;
         Ok(Some((log, loaded)))
+    }
+
+    /// How many bytes the file of a context has; none if it cannot be looked at.
+    pub fn len_bytes(&self, id: ContextId) -> u64 {
+        fs::metadata(self.path(id)).map_or(0, |metadata| metadata.len())
     }
 
     /// How a context began, and no more than that is read of its file; `None` if there is none of that name, or it cannot be told.
@@ -257,12 +260,14 @@ impl Log {
         if self.bytes.saturating_add(length) > FILE_BYTES_MAX {
             return Err(Error::TooLarge { path: self.path.clone(), bytes_max: FILE_BYTES_MAX });
         }
-        if let Err(error) = self.file.write_all(&bytes).map_err(fail("write", &self.path)) {
+        let mut file = self.opened()?;
+        file.seek(SeekFrom::Start(self.bytes)).map_err(fail("write", &self.path))?;
+        if let Err(error) = file.write_all(&bytes).map_err(fail("write", &self.path)) {
             // What was written of it would stand before what comes next.
-            self.is_broken = self.cut(self.bytes).is_err();
+            self.is_broken = self.cut(&file, self.bytes).is_err();
             return Err(error);
         }
-        self.flush()?;
+        self.flush(&file)?;
         let places = Place::from(self.bytes, statements);
         self.bytes += length;
         Ok(places)
@@ -289,11 +294,11 @@ impl Log {
     ///
     /// # Errors
     /// As [`Contexts::open`].
-    pub fn read(&self) -> Result<Vec<Kept>, Error> {
+    pub fn read(&self) -> Result<Loaded, Error> {
         let mut bytes = Vec::new();
         let file = File::open(&self.path).map_err(fail("open", &self.path))?;
         file.take(self.bytes).read_to_end(&mut bytes).map_err(fail("read", &self.path))?;
-        Ok(decode(&self.path, &Bytes::from(bytes))?.0.kept)
+        Ok(decode(&self.path, &Bytes::from(bytes))?.0)
     }
 
     /// The statements from byte `from` on, as many as a page holds, and where they end; none where the file ends. What was damaged is passed
@@ -323,15 +328,18 @@ impl Log {
         self.bytes
     }
 
-    fn cut(&mut self, end: u64) -> Result<(), Error> {
-        self.file.set_len(end).map_err(fail("cut", &self.path))?;
-        self.file.seek(SeekFrom::Start(end)).map_err(fail("cut", &self.path))?;
+    fn opened(&self) -> Result<File, Error> {
+        File::options().write(true).open(&self.path).map_err(fail("open", &self.path))
+    }
+
+    fn cut(&mut self, file: &File, end: u64) -> Result<(), Error> {
+        file.set_len(end).map_err(fail("cut", &self.path))?;
         self.bytes = end;
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), Error> {
-        self.file.sync_data().map_err(|source| {
+    fn flush(&mut self, file: &File) -> Result<(), Error> {
+        file.sync_data().map_err(|source| {
             self.is_broken = true;
             Error::Unflushed { path: self.path.clone(), source }
         })
@@ -463,13 +471,13 @@ mod tests {
         let mut log = contexts.create(id(1), std::slice::from_ref(&genesis)).expect("creates");
         log.append(&three()).expect("appends");
         let all = [vec![genesis.clone()], three().to_vec()].concat();
-        assert_eq!(log.read().expect("reads"), all);
+        assert_eq!(log.read().expect("reads").kept, all);
         drop(log);
         let (mut log, loaded) = contexts.open(id(1)).expect("opens").expect("is there");
         let loaded_bytes: u64 = loaded.kept.iter().map(Kept::len_bytes).sum();
         assert_eq!((loaded.kept, loaded.damage), (all.clone(), None));
         log.append(&three()[..1]).expect("appends");
-        assert_eq!(log.read().expect("reads").len(), all.len() + 1);
+        assert_eq!(log.read().expect("reads").kept.len(), all.len() + 1);
         assert_eq!(contexts.list().expect("lists"), [(id(1), log.len_bytes())]);
         assert_eq!(log.len_bytes(), 12 + loaded_bytes + three()[0].len_bytes());
         assert_eq!(contexts.genesis(id(1)).expect("reads"), Some(genesis.clone()));
@@ -523,7 +531,7 @@ mod tests {
             }
         };
         let (all, end, pages) = paged(&log);
-        assert_eq!((all, end), (log.read().expect("reads"), log.len_bytes()));
+        assert_eq!((all, end), (log.read().expect("reads").kept, log.len_bytes()));
         assert!(pages > 2);
         log.append(&three()).expect("appends");
         assert_eq!(log.page(end).expect("reads").0, three());

@@ -36,12 +36,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Rows of what contexts do.
 pub(super) async fn context(pair: &Pair, time: Duration) -> Result<Vec<Value>, CliError> {
+    // First, since nothing may have to make way for them.
+    let memory = active(pair).await?;
     let mut rows = vec![transfers(pair).await?, updates(pair, time).await?];
     for writers in [1, WRITERS] {
         rows.push(writes(pair, writers, time).await?);
     }
     rows.push(tokio::task::spawn_blocking(move || folds(time)).await.map_err(|error| CliError::internal(error.to_string()))??);
-    rows.push(active(pair).await?);
+    rows.push(memory);
     Ok(rows)
 }
 

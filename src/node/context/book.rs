@@ -28,8 +28,11 @@ const REFUSED_PAUSE: std::time::Duration = std::time::Duration::from_secs(600);
 const REFUSED_MAX: usize = 100_000;
 /// Lines of access that are gathered at once: each may take some ten megabytes.
 const GATHERINGS_MAX: usize = 2;
-/// Contexts that are pulled at once.
+/// Contexts that are pulled at once, and from one node: one that never answers must leave room for the others.
 const PULLS_MAX: usize = 64;
+const PULLS_PER_NODE_MAX: usize = 8;
+/// The largest file that is read beside others: what a file takes while it is read is more than what its replica takes then.
+const LARGE_BYTES: u64 = 4 * 1024 * 1024;
 /// Authors of one context who are shown to have signed two operations of one number.
 pub(super) const EQUIVOCATIONS_MAX: usize = 64;
 /// Notes of all kinds beyond which contexts add none.
@@ -50,6 +53,8 @@ pub(in crate::node) struct Book {
     gone: Mutex<Gone>,
     /// Those of them whose files a stop or a failing disk left behind.
     left: Mutex<BTreeSet<ContextId>>,
+    /// Those that could not be begun, and may have left a file.
+    unbegun: Mutex<BTreeSet<ContextId>>,
     /// How many are in memory at once, and how many bytes they take there.
     hot_max: usize,
     hot_bytes_max: u64,
@@ -61,6 +66,10 @@ pub(in crate::node) struct Book {
     pulls: Mutex<BTreeSet<(NodeId, ContextId)>>,
     /// Which have something that came from another node and was not passed on yet.
     fresh: Mutex<BTreeSet<ContextId>>,
+    /// Held while a large file is read.
+    loading: Mutex<()>,
+    /// Held while the list of those that are gone is written.
+    letting_go: Mutex<()>,
     /// Held while a merge reads one context and writes another: a second one in between would bring the same again.
     pub(super) merging: Mutex<()>,
 }
@@ -214,6 +223,14 @@ pub(super) fn convict(shared: &Shared, context: ContextId, author: Principal) {
     ledger.handle_proof(AgentId::from(author), shared.mono());
 }
 
+/// After a flush that failed nobody knows what the disk holds, and a second one may say that all is well: the context is left alone until the
+/// node starts again.
+fn note_unflushed(slot: &Slot, failure: &Failure) {
+    if failure.details.contains_key(UNFLUSHED) {
+        lock(&slot.seen).unflushed.get_or_insert_with(|| failure.clone());
+    }
+}
+
 impl Book {
     /// The contexts in the data directory. Reads their names and sizes alone. What went wrong with those that are gone is told in `notes`.
     ///
@@ -242,12 +259,15 @@ impl Book {
             refused: Mutex::default(),
             gone: Mutex::new(gone),
             left: Mutex::new(left.into_iter().map(|(id, _)| id).collect()),
+            unbegun: Mutex::default(),
             hot_max: usize::try_from(config.hot_max).unwrap_or(usize::MAX),
             hot_bytes_max: config.hot_bytes_max,
             keys: AtomicU64::new(0),
             gatherings: Semaphore::new(GATHERINGS_MAX),
             pulls: Mutex::default(),
             fresh: Mutex::default(),
+            loading: Mutex::default(),
+            letting_go: Mutex::default(),
             merging: Mutex::default(),
         })
     }
@@ -295,8 +315,10 @@ impl Book {
     pub(super) fn pulling(&self, node: NodeId, context: ContextId) -> Option<Pulling<'_>> {
         let mut pulls = lock(&self.pulls);
         let pull = (node, context);
+        let of_node = (node, ContextId::from_bytes([0; 32]))..=(node, ContextId::from_bytes([u8::MAX; 32]));
+        let has_place = pulls.len() < PULLS_MAX && pulls.range(of_node).count() < PULLS_PER_NODE_MAX;
         // Made only where there is a place: one that is dropped gives its place back.
-        (pulls.len() < PULLS_MAX && pulls.insert(pull)).then(|| Pulling { book: self, pull })
+        (has_place && pulls.insert(pull)).then(|| Pulling { book: self, pull })
     }
 
     /// Another node had something new of a context.
@@ -368,6 +390,8 @@ impl Book {
             Ok(hot) => &mut held.insert((keys, hot)).1,
             Err(failure) => {
                 lock(&self.slots).by_id.remove(&id);
+                // What the disk has of it nobody was told of.
+                lock(&self.unbegun).insert(id);
                 return Err(failure);
             }
         };
@@ -392,15 +416,19 @@ impl Book {
     ) -> Result<T, Failure> {
         let unknown = || Failure::new(ErrorCode::ContextNotFound, format!("no context {} is known here", id.short()));
         let slot = lock(&self.slots).by_id.get(&id).cloned().ok_or_else(unknown)?;
+        let mut held = lock(&slot.hot);
+        // Looked at when it is this one's turn: whoever was before may have found out.
         if let Some(failure) = lock(&slot.seen).unflushed.clone() {
             return Err(failure);
         }
-        let mut held = lock(&slot.hot);
         // Counted before they are looked at: with a key that comes while it is read, it is read again.
         let keys = self.keys.load(Ordering::SeqCst);
         held.take_if(|(read_with, _)| *read_with != keys);
         if held.is_none() {
-            let (hot, damage) = Hot::load(&self.store, id, own_keys(shared), Arc::clone(&self.room))?.ok_or_else(unknown)?;
+            let is_large = self.store.len_bytes(id) > LARGE_BYTES;
+            let _alone = is_large.then(|| lock(&self.loading));
+            let loaded = Hot::load(&self.store, id, own_keys(shared), Arc::clone(&self.room));
+            let (hot, damage) = loaded.inspect_err(|failure| note_unflushed(&slot, failure))?.ok_or_else(unknown)?;
             if let Some(damage) = damage {
                 note(shared, format!("something of context {} could not be read: {damage}", id.short()));
             }
@@ -422,9 +450,7 @@ impl Book {
         let is_broken = hot.is_ahead() || done.as_ref().is_err_and(|failure| failure.code == ErrorCode::Internal);
         if is_broken {
             *held = None;
-            // What the disk holds now nobody knows, and a second flush may say that all is well.
-            let unflushed = done.as_ref().err().filter(|failure| failure.details.contains_key(UNFLUSHED));
-            lock(&slot.seen).unflushed = unflushed.cloned();
+            done.as_ref().err().into_iter().for_each(|failure| note_unflushed(&slot, failure));
         } else {
             lock(&slot.seen).row = Some(row);
         }
@@ -455,14 +481,17 @@ impl Book {
         let mut seen = lock(&slot.seen);
         seen.used = slots.hot.used(id, seen.used, held_bytes);
         drop(seen);
+        // A large one takes a while to let go of, and others wait for the table.
+        let mut cold = Vec::new();
         while let Some(coldest) = slots.hot.pop_beyond(self.hot_max, self.hot_bytes_max) {
             let Some(slot) = slots.by_id.get(&coldest) else { continue };
             // One that is in use now stays, and is counted again after that.
             if let Ok(mut hot) = slot.hot.try_lock() {
-                *hot = None;
+                cold.extend(hot.take());
                 lock(&slot.seen).used = None;
             }
         }
+        drop(slots);
     }
 
     /// Has all be read anew when they are next used, with the keys that are here from now on.
@@ -492,6 +521,21 @@ impl Book {
     fn clear_left(&self) {
         let left = std::mem::take(&mut *lock(&self.left));
         left.into_iter().for_each(|id| drop(self.remove(id)));
+        let unbegun = std::mem::take(&mut *lock(&self.unbegun));
+        for id in unbegun {
+            // Its place is taken meanwhile, so that nobody begins it while its file goes; whoever has begun it since has a file of his own.
+            let slot = Arc::new(Slot::default());
+            let _held = lock(&slot.hot);
+            if let Entry::Vacant(vacant) = lock(&self.slots).by_id.entry(id) {
+                vacant.insert(Arc::clone(&slot));
+            } else {
+                continue;
+            }
+            if self.store.remove(id).is_err() {
+                lock(&self.unbegun).insert(id);
+            }
+            lock(&self.slots).by_id.remove(&id);
+        }
     }
 
     /// Removes contexts, and remembers durably that they are not to come back before it does. Blocks.
@@ -499,12 +543,12 @@ impl Book {
     /// # Errors
     /// If the disk refuses. Nothing was changed, or the next [`Book::sweep`] does what is left to do.
     pub(super) fn let_go(&self, ids: &[ContextId], why: Why, now: Now) -> Result<(), store::Error> {
-        let mut gone = lock(&self.gone);
-        let mut after = gone.clone();
+        let writing = lock(&self.letting_go);
+        let mut after = lock(&self.gone).clone();
         after.put(ids.iter().copied(), why, now.wall);
         self.store.gone().write(after.iter().map(|(id, why, until)| (id, why == Why::Dropped, until)))?;
-        *gone = after;
-        drop(gone);
+        *lock(&self.gone) = after;
+        drop(writing);
         ids.iter().map(|id| self.remove(*id)).fold(Ok(()), Result::and)
     }
 

@@ -172,9 +172,9 @@ impl Hot {
     /// Makes the replica anew from the file, after a change of access that took something back. What was parked is taken in again, and may count
     /// by now.
     fn rebuild(&mut self) -> Result<Taken, Failure> {
-        let kept = self.kept()?;
+        let loaded = self.log.read().map_err(disk_failure)?;
         let parked = self.replica.take_parked();
-        self.replica = replayed(self.replica.id(), &kept, self.own.clone(), false)?.replica;
+        self.replica = replayed(self.replica.id(), &loaded.kept, self.own.clone(), loaded.damage.is_some())?.replica;
         let mut taken = Taken::default();
         parked.into_iter().for_each(|operation| self.take_operation(operation, &mut taken));
         Ok(taken)
@@ -182,7 +182,7 @@ impl Hot {
 
     /// All statements in the file, in the order in which they came.
     pub(super) fn kept(&self) -> Result<Vec<Kept>, Failure> {
-        self.log.read().map_err(disk_failure)
+        Ok(self.log.read().map_err(disk_failure)?.kept)
     }
 
     /// These operations as they were kept, in this order, as far as they are here; no more than they is read of the file.

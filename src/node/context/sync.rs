@@ -40,6 +40,8 @@ const MEMBER_TRIES: usize = 16;
 const ROUNDS_MAX: usize = 256;
 /// How many bytes the changes of access of a context may have that is not here yet: eight times what 1,024 changes of a dozen readers take.
 const LINE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How long the line of access of a context that is not here may take: only a few are gathered at once.
+const GATHERING: Duration = Duration::from_secs(60);
 /// What an answer has room for beside its statements.
 const SPARE_BYTES: usize = 16 * 1024;
 /// What stands around each statement in a message.
@@ -253,6 +255,7 @@ async fn reconcile(shared: &Arc<Shared>, node: NodeId, theirs: Heads) {
     let Some(_pulling) = shared.contexts.pulling(node, id) else { return };
     let Ok(readers) = principals(shared, node).await else { return };
     let (mut beginning, mut gathering) = (Beginning::default(), None);
+    let began = tokio::time::Instant::now();
     for _ in 0..ROUNDS_MAX {
         let (worker, now) = (Arc::clone(shared), shared.clock.now());
         let Ok(row) = blocking(move || worker.contexts.row(&worker, id, now)).await else { return };
@@ -281,7 +284,7 @@ async fn reconcile(shared: &Arc<Shared>, node: NodeId, theirs: Heads) {
             Ok(None) => {
                 // Memory for a few of them alone; the others come with a later exchange.
                 gathering = gathering.or_else(|| shared.contexts.gathering());
-                if gathering.is_none() {
+                if gathering.is_none() || began.elapsed() > GATHERING {
                     return;
                 }
                 continue;
