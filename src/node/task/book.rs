@@ -494,10 +494,8 @@ impl Book {
                 // A task that ended while the disk was busy writes nothing any more.
                 Output::WriteContext { .. } if live.machine.state().end().is_some() => {}
                 Output::WriteContext { fence, ops, again } => {
-                    let (shared, blobs) = (Arc::clone(&self.shared), self.reader.blobs.clone());
-                    let definition = Arc::clone(live.machine.state().definition());
-                    let work = Box::pin(context::write(shared, blobs, (task, fence), definition, ops, again));
-                    let work = guard::report(work, &self.reports, task, move |failure| Input::ContextWritten(fence, Err(failure)));
+                    let write = context::Write { task, fence, definition: Arc::clone(live.machine.state().definition()), ops, again };
+                    let work = write.begin(&self.shared, &self.reader.blobs, &self.reports);
                     live.running_by_subtask.insert(fence.subtask, Running { send: None, begin: None, _work: work });
                 }
                 Output::Plan => {

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::read;
-use super::step::FULL_RETRY;
+use super::step::{FULL_RETRY, Report};
+use super::{guard, read};
 use crate::model::{ContextId, ErrorCode, Failure, TaskId};
 use crate::node::context::steps::{self, Used};
 use crate::node::handle::stopping;
@@ -90,42 +92,48 @@ pub(super) fn apart(definition: &Definition, access: ContextAccess, body: &Bytes
     Ok((output, ops))
 }
 
-/// Writes what a result brought for the context. A disk that is full, or a context that waits to be mended, is waited for; the task's
-/// deadline and a cancel end that.
-pub(super) async fn write(
-    shared: Arc<Shared>,
-    blobs: Blobs,
-    (task, fence): (TaskId, Fence),
-    definition: Arc<Definition>,
-    ops: Text,
-    mut again: bool,
-) -> Input {
-    loop {
-        let (shared, blobs, definition, ops) = (Arc::clone(&shared), blobs.clone(), Arc::clone(&definition), ops.clone());
-        let written = blocking(move || write_once(&shared, &blobs, (task, fence), &definition, &ops, again)).await;
-        match written {
-            Err(failure) if failure.retryable => tracing::debug!(%task, ?fence, %failure, "a step's part of its context waits"),
-            written => return Input::ContextWritten(fence, written),
-        }
-        // Some of it may be there.
-        again = true;
-        tokio::time::sleep(FULL_RETRY).await;
-    }
+/// What a result brought for the context.
+#[derive(Clone)]
+pub(super) struct Write {
+    pub(super) task: TaskId,
+    pub(super) fence: Fence,
+    pub(super) definition: Arc<Definition>,
+    /// As JSON text.
+    pub(super) ops: Text,
+    /// Whether it may be there already.
+    pub(super) again: bool,
 }
 
-/// Blocks.
-fn write_once(
-    shared: &Arc<Shared>,
-    blobs: &Blobs,
-    (task, fence): (TaskId, Fence),
-    definition: &Definition,
-    ops: &Text,
-    again: bool,
-) -> Result<(), Failure> {
-    let subtask = usize::try_from(fence.subtask).ok().and_then(|place| definition.subtasks.get(place));
-    let subtask = subtask.ok_or_else(|| Failure::new(ErrorCode::Internal, "the task has no such subtask"))?;
-    let ops = read::value_of(blobs, task, ops)?;
-    let used = used(definition)?;
-    let items = used.read(ContextAccess::Write, &ops)?;
-    used.write(shared, &Step { task, subtask: subtask.id.clone() }, items, again)
+impl Write {
+    /// Begins to write it; dropping the handle ends that.
+    pub(super) fn begin(self, shared: &Arc<Shared>, blobs: &Blobs, reports: &mpsc::Sender<Report>) -> AbortOnDropHandle<()> {
+        let (task, fence) = (self.task, self.fence);
+        let work = Box::pin(self.run(Arc::clone(shared), blobs.clone()));
+        guard::report(work, reports, task, move |failure| Input::ContextWritten(fence, Err(failure)))
+    }
+
+    /// A disk that is full, or a context that waits to be mended, is waited for; the task's deadline and a cancel end that.
+    async fn run(mut self, shared: Arc<Shared>, blobs: Blobs) -> Input {
+        let (task, fence) = (self.task, self.fence);
+        loop {
+            let (write, shared, blobs) = (self.clone(), Arc::clone(&shared), blobs.clone());
+            match blocking(move || write.once(&shared, &blobs)).await {
+                Err(failure) if failure.retryable => tracing::debug!(%task, ?fence, %failure, "what a step writes to its context waits"),
+                written => return Input::ContextWritten(fence, written),
+            }
+            // Some of it may be there.
+            self.again = true;
+            tokio::time::sleep(FULL_RETRY).await;
+        }
+    }
+
+    /// Blocks.
+    fn once(&self, shared: &Arc<Shared>, blobs: &Blobs) -> Result<(), Failure> {
+        let subtask = usize::try_from(self.fence.subtask).ok().and_then(|place| self.definition.subtasks.get(place));
+        let subtask = subtask.ok_or_else(|| Failure::new(ErrorCode::Internal, "the task has no such subtask"))?;
+        let ops = read::value_of(blobs, self.task, &self.ops)?;
+        let used = used(&self.definition)?;
+        let items = used.read(ContextAccess::Write, &ops)?;
+        used.write(shared, &Step { task: self.task, subtask: subtask.id.clone() }, items, self.again)
+    }
 }

@@ -523,20 +523,15 @@ impl World {
                 let failure = Failure::new(ErrorCode::Timeout, "too slow");
                 self.handle(Input::Finished(fence, Finish::Failed { loss: Loss::AttemptTimeout, failure, charge: None }));
             }
-            What::Writes { life, fence, again } if life == self.life => {
+            What::Writes { life, fence, again } => {
                 let written = &mut self.written[usize::try_from(fence.subtask).expect("small")];
                 // Whoever comes back looks first.
-                if !(again && *written > 0) {
+                if life == self.life && !(again && *written > 0) {
                     *written += 1;
                 }
                 self.input(life, 3, Input::ContextWritten(fence, Ok(())));
             }
-            What::Flushed { .. }
-            | What::Woken { .. }
-            | What::Input { .. }
-            | What::NotAccepted { .. }
-            | What::TooSlow { .. }
-            | What::Writes { .. } => {}
+            What::Flushed { .. } | What::Woken { .. } | What::Input { .. } | What::NotAccepted { .. } | What::TooSlow { .. } => {}
             What::Arrives { fence, life, inputs, waits } => self.arrives(fence, life, inputs, waits),
             What::Begins { fence } => {
                 if let Some(Work::Waits { fence: own, life, inputs }) = self.works.get(&self.keys[&fence]).cloned()
