@@ -417,6 +417,9 @@ fn may_write(hot: &Hot, author: Principal, items: &[Item]) -> Result<(), Failure
 
 fn append(hot: &mut Hot, key: &PrincipalKey, bodies: &[Body], now: Now) -> Result<Taken, Failure> {
     hot.may_draft(key.principal())?;
+    // Looked at before anything is drafted, since what the disk does not take has the replica read anew.
+    let bytes = bodies.iter().flat_map(|body| &body.items).map(edit::size).sum::<usize>();
+    hot.has_room(u64::try_from(bytes).unwrap_or(u64::MAX))?;
     let mut taken = Taken::default();
     for body in bodies {
         // What was taken in before one that is refused is dropped with the replica, and is not in the file.

@@ -149,7 +149,7 @@ impl Hot {
     pub(super) fn has_room(&self, bytes: u64) -> Result<(), Failure> {
         if self.len_bytes().saturating_add(bytes) > CONTEXT_BYTES_MAX {
             let message = format!("the context has all that one may have on a node, {} MiB", CONTEXT_BYTES_MAX / 1024 / 1024);
-            return Err(Failure::new(ErrorCode::InsufficientResources, message).with("limit", CONTEXT_BYTES_MAX));
+            return Err(Failure::new(ErrorCode::InsufficientResources, message).with("limit", CONTEXT_BYTES_MAX).retryable(false));
         }
         let (id, owner) = (self.replica.id(), self.replica.genesis().owner);
         lock(&self.room).check(id, owner, &principals(&self.own), bytes).map_err(|full| refused(&full))

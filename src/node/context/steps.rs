@@ -16,7 +16,7 @@ use super::door::{acting, bodies, write};
 use super::hot::{Hot, Taken};
 use crate::model::{ContextId, ErrorCode, Failure, Path, Principal};
 use crate::node::shared::Shared;
-use crate::proto::context::edit;
+use crate::proto::context::{edit, replica};
 use crate::proto::task::definition::{ContextAccess, TaskContext};
 use crate::store::KeptKind;
 use crate::wire::context::{Item, Operation, PrincipalKey, Step, Verified};
@@ -25,6 +25,10 @@ use crate::wire::task::Parent;
 /// The largest context that a call carries, as JSON text: a quarter of what the operations of the largest request may write, and no burden
 /// for a call.
 pub(in crate::node) const GIVEN_BYTES_MAX: usize = 256 * 1024;
+
+/// The most that a step writes, with what its items count beside their bytes: what one author may write in a context is written in the name of the
+/// task's node, and no agent of a step is to use it up.
+pub(in crate::node) const WRITTEN_BYTES_MAX: u64 = 256 * 1024;
 
 /// The context whose id this is, or begins so.
 ///
@@ -110,7 +114,13 @@ impl Used {
             let message = format!("{} is not below {}, which is what the task's steps may write to", item.path(), self.context.path);
             return Err(fault(message, format!("{PLACE}/{at}/path").into()));
         }
-        bodies(items.clone(), None).map_err(|failure| fault(failure.message, PLACE.into()))?;
+        let bodies = bodies(items.clone(), None).map_err(|failure| fault(failure.message, PLACE.into()))?;
+        let counted = bodies.iter().map(replica::takes_bytes).sum::<u64>();
+        let bytes = u64::try_from(items.iter().map(edit::size).sum::<usize>()).unwrap_or(u64::MAX).saturating_add(counted);
+        if bytes > WRITTEN_BYTES_MAX {
+            let message = format!("context_ops count {bytes} bytes with their paths, and a step writes at most {WRITTEN_BYTES_MAX}");
+            return Err(fault(message, PLACE.into()));
+        }
         Ok(items)
     }
 
@@ -127,7 +137,13 @@ impl Used {
             }
             if items.is_empty() { Ok(Taken::default()) } else { write(hot, key, items, Some(step), now) }
         })?;
-        super::sync::changed(shared, self.context.id, &[], &taken.operations, None);
+        if again {
+            // What was there before, others may not have been told of.
+            shared.contexts.note_fresh(self.context.id);
+        }
+        if !taken.is_empty() {
+            super::sync::changed(shared, self.context.id, &[], &taken.operations, None);
+        }
         Ok(())
     }
 
@@ -180,6 +196,23 @@ mod tests {
     use super::*;
     use crate::model::TaskId;
     use crate::node::{ContextRequest, Node};
+
+    /// AMP-9: the agent of a step does not use up what its task's node may write.
+    #[test]
+    fn a_step_writes_so_much_and_no_more() {
+        let context = TaskContext { id: ContextId::from_bytes([1; 32]), access: ContextAccess::Write, path: Path::shared(), agent: None };
+        let used = Used { context, giver: None };
+        let read = |bytes: usize| {
+            let ops: Vec<Value> =
+                (0..8).map(|at| json!({"op": "set", "path": format!("/shared_memory/{at}"), "value": "x".repeat(bytes)})).collect();
+            used.read(ContextAccess::Write, &json!(ops)).map(|items| items.len()).map_err(|failure| failure.details["path"].clone())
+        };
+        let most = (32_000..33_000).rev().find(|bytes| read(*bytes).is_ok()).expect("some fit");
+        assert_eq!((read(most), read(most + 1)), (Ok(8), Err(json!("/context_ops"))));
+        assert!(8 * (most + 1) < 256 * 1024 && 8 * (most + 200) > 256 * 1024, "{most}");
+        let many: Vec<Value> = (0..4_000).map(|at| json!({"op": "inc", "path": format!("/shared_memory/{at}")})).collect();
+        assert!(used.read(ContextAccess::Write, &json!(many)).is_err(), "small ones count for what they hold");
+    }
 
     /// AITP-12: whatever part of a step's operations the disk had when the node went down, all of them are there once in the end.
     #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use super::step::{FULL_RETRY, Report};
 use super::{guard, read};
 use crate::model::{ContextId, ErrorCode, Failure, TaskId};
 use crate::node::context::steps::{self, Used};
-use crate::node::handle::stopping;
+use crate::node::handle::{UNFLUSHED, stopping};
 use crate::node::shared::Shared;
 use crate::proto::task::definition::{ContextAccess, Definition};
 use crate::proto::task::fault::{self, Fault};
@@ -22,8 +22,16 @@ use crate::wire::context::Step;
 use crate::wire::paired;
 use crate::wire::task::{Fence, Text};
 
+/// The longest pause before what a step writes is tried again.
+const RETRY_MAX: std::time::Duration = std::time::Duration::from_secs(60);
+
 async fn blocking<T: Send + 'static>(act: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(act).await.map_err(|_| stopping())?
+    match tokio::task::spawn_blocking(act).await {
+        Ok(done) => done,
+        // Told to the task like one of this future itself.
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(stopping()),
+    }
 }
 
 /// What a definition that is read always has where a step has a context.
@@ -115,15 +123,20 @@ impl Write {
     /// A disk that is full, or a context that waits to be mended, is waited for; the task's deadline and a cancel end that.
     async fn run(mut self, shared: Arc<Shared>, blobs: Blobs) -> Input {
         let (task, fence) = (self.task, self.fence);
+        let mut pause = FULL_RETRY;
         loop {
             let (write, shared, blobs) = (self.clone(), Arc::clone(&shared), blobs.clone());
             match blocking(move || write.once(&shared, &blobs)).await {
-                Err(failure) if failure.retryable => tracing::debug!(%task, ?fence, %failure, "what a step writes to its context waits"),
+                // What a flush left unknown is looked up after the next start; until then the context is left alone.
+                Err(failure) if failure.retryable || failure.details.contains_key(UNFLUSHED) => {
+                    tracing::warn!(%task, ?fence, %failure, "what a step writes to its context waits");
+                }
                 written => return Input::ContextWritten(fence, written),
             }
             // Some of it may be there.
             self.again = true;
-            tokio::time::sleep(FULL_RETRY).await;
+            tokio::time::sleep(pause).await;
+            pause = pause.saturating_mul(2).min(RETRY_MAX);
         }
     }
 

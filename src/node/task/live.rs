@@ -11,7 +11,8 @@ use crate::model::{Failure, Timestamp};
 use crate::proto::task::machine::{Machine, Send as Order};
 use crate::store::journal::Position;
 
-/// A call under way, and the words that it waits for, or what a step writes to its context. Dropping it takes the call back.
+/// A call under way, and the words that it waits for, or what a step writes to its context. Dropping it takes the call back; a write
+/// that has begun is made.
 pub(super) struct Running {
     pub(super) send: Option<oneshot::Sender<Order>>,
     pub(super) begin: Option<oneshot::Sender<()>>,

@@ -279,6 +279,10 @@ impl Merging<'_> {
         }
         // Whether an object of which nothing is left is still there depends on how it came to be; what the source has decides.
         if !is_filled && path.segments().len() > 1 {
+            if source.and_then(Value::as_object).is_some_and(|fields| !fields.is_empty()) {
+                // What else the source has there the target took away; hidden by an item of this merge, nobody would hear of that.
+                return false;
+            }
             self.merge.items.truncate(begin);
             match (source, target) {
                 (Some(_), Some(Value::Object(fields))) if fields.is_empty() => {}
@@ -666,8 +670,21 @@ mod tests {
         items.into_iter().for_each(|item| drop(node.write(1, [item])));
     }
 
+    /// What one side took away of an object is not hidden by what the other took away of it.
+    #[test]
+    fn an_object_that_both_empty_is_empty_on_both() {
+        let mut parent = begun([set("/o", json!({"p": {"q": 2}, "y": null}))]);
+        let mut fork = parent.fork(1);
+        wrote(&mut parent, vec![Item::Del(path("/o/y"))]);
+        wrote(&mut fork, vec![Item::Del(path("/o/p/q"))]);
+        parent.merge_into(&mut fork, Prefer::Source);
+        fork.merge_into(&mut parent, Prefer::Source);
+        assert_eq!(parent.shared().pointer("/o/p/q"), None);
+        assert_eq!(parent.shared(), fork.shared());
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
         /// A fork holds what its parent held; merged at once neither changes the other; and either brings an untouched other all its changes.
         #[test]

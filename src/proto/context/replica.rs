@@ -588,8 +588,8 @@ pub(super) fn state_hash(shared: &Value) -> [u8; 32] {
     blake3::derive_key("meshwork 2026-11 context state", shared.to_string().as_bytes())
 }
 
-/// What the items of an operation take beside its bytes.
-fn takes_bytes(body: &Body) -> u64 {
+/// What the items of an operation count beside its bytes.
+pub fn takes_bytes(body: &Body) -> u64 {
     let names = |item: &Item| u64::try_from(item.path().segments().len()).unwrap_or(u64::MAX).saturating_sub(1);
     body.items.iter().map(|item| names(item).saturating_mul(NAME_BYTES).saturating_add(ITEM_BYTES)).sum()
 }

@@ -193,12 +193,14 @@ pub struct Machine {
     committed: u64,
     /// Orders that wait for the disk, with the number of events that it must have.
     held: VecDeque<(u64, Output)>,
+    /// Whether it went through a start: a journal that lost its end may have held more than this one knows of.
+    is_restored: bool,
 }
 
 impl Machine {
     /// A task of which `committed` events are durable already: all that made it, or none where its submission is just being kept.
     pub fn new(state: State, committed: u64) -> Self {
-        Self { state, committed, held: VecDeque::new() }
+        Self { state, committed, held: VecDeque::new(), is_restored: false }
     }
 
     /// The task as it stands.
@@ -273,12 +275,13 @@ impl Machine {
         let state = &mut self.state;
         match input {
             Input::Resume => {
+                self.is_restored = true;
                 let events = recover::task(state, now);
                 self.record(events, now, outputs);
                 for index in 0..self.state.parts.len() {
                     let events = recover::subtask(&self.state, index, now);
                     self.record(events, now, outputs);
-                    self.write_context(index, true, outputs);
+                    self.write_context(index, outputs);
                 }
                 Vec::new()
             }
@@ -300,7 +303,7 @@ impl Machine {
                 if is_used {
                     let events = result::judge(&self.state, fence, now);
                     self.record(events, now, outputs);
-                    self.write_context(place(fence.subtask), false, outputs);
+                    self.write_context(place(fence.subtask), outputs);
                 }
                 Vec::new()
             }
@@ -416,9 +419,9 @@ impl Machine {
     }
 
     /// Has written what the result of a subtask brought for the context, if it did and that is not done: once the disk has the result.
-    fn write_context(&mut self, index: usize, again: bool, outputs: &mut Vec<Output>) {
+    fn write_context(&mut self, index: usize, outputs: &mut Vec<Output>) {
         if let Some((fence, ops)) = result::unwritten(&self.state, index) {
-            self.when_kept(Output::WriteContext { fence, ops, again }, outputs);
+            self.when_kept(Output::WriteContext { fence, ops, again: self.is_restored }, outputs);
         }
     }
 

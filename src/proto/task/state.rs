@@ -170,6 +170,8 @@ pub struct Part {
     pub output: Option<Text>,
     /// What its result brings for the task's context, until that is written.
     pub(super) context_ops: Option<Text>,
+    /// Whether that is written: such a result is not taken back, whatever else is billed meanwhile.
+    pub(super) is_written: bool,
     /// What its output cost.
     pub charge: Option<Charge>,
     /// Why it was given up.
@@ -219,6 +221,7 @@ impl Part {
             extended: false,
             output: None,
             context_ops: None,
+            is_written: false,
             charge: None,
             failure: None,
             waiting: None,

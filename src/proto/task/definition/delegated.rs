@@ -99,8 +99,14 @@ impl Definition {
     /// The same task within what the call gives that brought it.
     ///
     /// # Errors
-    /// What it may spend is in another currency than what it was given.
+    /// What it may spend is in another currency than what it was given, or it gives away a task that names a context: whoever ran that would see
+    /// this node ask, and not the one whose wish it is (threat T20).
     pub fn within(mut self, parent: Parent) -> Result<Self, Fault> {
+        let names_context = |task: &Value| ["/context", "/Task/context"].iter().any(|place| task.pointer(place).is_some());
+        if let Some(at) = self.subtasks.iter().position(|subtask| subtask.task.as_ref().is_some_and(names_context)) {
+            let message = "stands in a task that was given away, and such a task gives none away that names a context".to_owned();
+            return Err(Fault { path: format!("/subtasks/{at}/task/context"), message, suggestion: None });
+        }
         if let Some(share) = &parent.budget {
             let given = Budget { amount: share.amount, currency: share.currency };
             if let Some(other) = self.foreign_to(given) {
@@ -161,6 +167,21 @@ mod tests {
         assert_eq!(bounded(own.clone(), parent("3", "USD", 30_000)), Ok((Some(Decimal::from(3)), at(30_000))));
         assert_eq!(bounded(json!({}), parent("3", "EUR", 1_000)), Ok((Some(Decimal::from(3)), at(1_000))));
         assert_eq!(bounded(own, parent("3", "EUR", 1_000)), Err("/metadata/cost_limit".to_owned()));
+    }
+
+    /// Threat T20: a node that was given a task lends its rights in contexts to nobody; a task that gives away another keeps to the same.
+    #[test]
+    fn a_task_that_was_given_away_gives_none_away_with_a_context() {
+        let step = json!({"subtask_id": "a", "agent_capability": "echo"});
+        let inner = json!({"name": "inner", "context": "0a".repeat(32), "subtasks": [step]});
+        let within = |subtasks: Value| {
+            let read = definition(&json!({"name": "outer", "subtasks": subtasks})).expect("a definition");
+            read.within(parent("3", "USD", 1_000)).map(drop).map_err(|fault| fault.path)
+        };
+        for task in [inner.clone(), json!({"Task": inner})] {
+            assert_eq!(within(json!([step, {"subtask_id": "b", "task": task}])), Err("/subtasks/1/task/context".to_owned()));
+        }
+        assert_eq!(within(json!([{"subtask_id": "b", "task": {"name": "inner", "subtasks": [step]}}])), Ok(()));
     }
 
     /// AMP-8: the outer task's values go into the parameters and nowhere else; what is not known yet is not held against the inner task.

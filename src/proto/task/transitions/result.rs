@@ -122,7 +122,8 @@ pub(in crate::proto::task) fn decide_written(state: &State, fence: Fence, writte
 /// What follows from a result that is kept and billed: it is used, once its part in the context is written, unless nobody can pay for it.
 pub(in crate::proto::task) fn judge(state: &State, fence: Fence, now: Timestamp) -> Vec<Event> {
     let billed = state.part(fence.subtask).and_then(|part| part.charge.as_ref()).map_or(Decimal::ZERO, |charge| charge.total);
-    let is_covered = billed.is_zero() || state.ledger.remaining().is_none_or(|remaining| !remaining.is_sign_negative());
+    let was_covered = state.part(fence.subtask).is_some_and(|part| part.is_written);
+    let is_covered = was_covered || billed.is_zero() || state.ledger.remaining().is_none_or(|remaining| !remaining.is_sign_negative());
     if is_covered {
         let is_written = state.part(fence.subtask).is_some_and(|part| part.context_ops.is_none());
         return if is_written { vec![Event::Validated(fence)] } else { Vec::new() };
@@ -161,6 +162,7 @@ pub(in crate::proto::task) fn received(
 pub(in crate::proto::task) fn context_written(state: &mut State, fence: Fence) {
     if let Some(part) = state.parts.get_mut(place(fence.subtask)) {
         part.context_ops = None;
+        part.is_written = true;
     }
 }
 
@@ -381,6 +383,36 @@ mod tests {
         assert_eq!(task.journal.last().map(|(_, event)| event.name()), Some("validated"));
         task.restarts_with(kept - 2);
         assert_eq!(task.orders(), [order(fence, true)]);
+    }
+
+    /// A journal that lost its end may have held a result that comes again: what it brings is looked for before it is written.
+    #[test]
+    fn what_comes_after_a_start_may_be_written_already() {
+        let mut task = Task::of(definition(vec![step("a", &[])]));
+        task.runs(0);
+        task.restarts();
+        task.orders();
+        let fence = task.fence(0);
+        task.answers_with(fence, None, Some(text("[1]")));
+        assert_eq!(task.orders(), [order(fence, true)]);
+    }
+
+    /// AITP-10: a result that was paid, and written, is not taken back for what others cost since.
+    #[test]
+    fn a_result_that_is_written_is_not_failed_for_cost() {
+        let mut definition = definition(vec![step("a", &[]), step("b", &[])]);
+        definition.budget = budget("2");
+        let mut task = Task::of(definition);
+        task.runs(0);
+        task.runs(1);
+        let fence = task.fence(0);
+        task.answers_with(fence, Some(charge("1", "1")), Some(text("[1]")));
+        task.answers_with(task.fence(1), Some(charge("1", "5")), None);
+        assert_eq!(task.gave_up(1), Some(Reason::Cost));
+        let kept = task.journal.len();
+        task.takes(Input::ContextWritten(fence, Ok(())));
+        assert_eq!(task.journal.get(kept).map(|(_, event)| event.name()), Some("context_written"));
+        assert_eq!((task.status(0), task.gave_up(0)), (Status::Success, None));
     }
 
     /// AMP-9: a step whose part of the context cannot be written has failed, and has no output; so has what needs it.
