@@ -277,7 +277,8 @@ impl Merging<'_> {
         for (name, place) in &places {
             is_filled |= self.place(place, is_reset, [base, source, target].map(|value| field(value, name)));
         }
-        // Whether an object of which nothing is left is still there depends on how it came to be; what the source has decides.
+        // Whether an object of which nothing is left is still there depends on how it came to be; what the source has decides, unless the
+        // target took away what was there.
         if !is_filled && path.segments().len() > 1 {
             if source.and_then(Value::as_object).is_some_and(|fields| !fields.is_empty()) {
                 // What else the source has there the target took away; hidden by an item of this merge, nobody would hear of that.
@@ -286,6 +287,7 @@ impl Merging<'_> {
             self.merge.items.truncate(begin);
             match (source, target) {
                 (Some(_), Some(Value::Object(fields))) if fields.is_empty() => {}
+                (Some(_), None) if base.is_some() => return false,
                 (Some(_), _) => self.merge.items.push(Item::Set(path.clone(), Value::Object(Map::new()))),
                 (None, Some(_)) => self.merge.items.push(Item::Del(path.clone())),
                 (None, None) => {}
@@ -511,6 +513,8 @@ mod tests {
             (set("/x", json!({"a": 1})), del("/x"), set("/x/b", 2), json!({"b": 2}), 0),
             (set("/x", json!({"a": 1})), del("/x"), set("/x/a", 2), json!(null), 1),
             (set("/x", json!({"a": 1, "b": 2})), del("/x/a"), del("/x/b"), json!({}), 0),
+            (set("/x", json!({"a": 1, "b": 2})), del("/x/a"), del("/x"), json!(null), 0),
+            (set("/x", json!({"a": 1})), set("/x", json!({})), del("/x"), json!(null), 0),
         ] {
             let mut parent = begun([base.clone()]);
             let mut fork = parent.fork(1);
