@@ -32,6 +32,19 @@ async fn a_context_is_one_document_on_all_nodes_of_its_readers() {
     assert_ne!(authors[0], authors[1], "each is told with its author");
 }
 
+/// What is written while a reader's node is still given the context for the first time arrives there too, at once.
+#[tokio::test]
+async fn what_follows_the_beginning_of_a_context_at_once_is_not_missed() {
+    let (owner, other) = pair().await;
+    for round in 0..12 {
+        let id = create(&owner, json!({ "read": [other.id()] })).await;
+        for at in 0..3 {
+            patch(&owner, &id, set("/at", json!([round, at]))).await.ok();
+        }
+        shows(&other, &id, "/at", json!([round, 2])).await;
+    }
+}
+
 /// AMP-9: whoever is no reader is given nothing, and who may not write there changes nothing.
 #[tokio::test]
 async fn the_lists_of_readers_and_writers_hold() {

@@ -62,8 +62,8 @@ pub(in crate::node) struct Book {
     keys: AtomicU64,
     /// Room for lines of access.
     gatherings: Semaphore,
-    /// What is being pulled, and from whom: each once at a time.
-    pulls: Mutex<BTreeSet<(NodeId, ContextId)>>,
+    /// What is being pulled, and from whom: each once at a time, and again if it was asked for meanwhile.
+    pulls: Mutex<BTreeMap<(NodeId, ContextId), bool>>,
     /// Which have something that came from another node and was not passed on yet.
     fresh: Mutex<BTreeSet<ContextId>>,
     /// Held while a large file is read.
@@ -77,12 +77,27 @@ pub(in crate::node) struct Book {
 /// A pull under way, for as long as this lives.
 pub(super) struct Pulling<'b> {
     book: &'b Book,
-    pull: (NodeId, ContextId),
+    pull: Option<(NodeId, ContextId)>,
+}
+
+impl Pulling<'_> {
+    /// Ends it, unless it was asked for again meanwhile.
+    pub(super) fn end(mut self) -> Option<Self> {
+        let pull = self.pull?;
+        let mut pulls = lock(&self.book.pulls);
+        if pulls.get_mut(&pull).is_some_and(std::mem::take) {
+            drop(pulls);
+            return Some(self);
+        }
+        pulls.remove(&pull);
+        self.pull = None;
+        None
+    }
 }
 
 impl Drop for Pulling<'_> {
     fn drop(&mut self) {
-        lock(&self.book.pulls).remove(&self.pull);
+        self.pull.and_then(|pull| lock(&self.book.pulls).remove(&pull));
     }
 }
 
@@ -315,10 +330,17 @@ impl Book {
     pub(super) fn pulling(&self, node: NodeId, context: ContextId) -> Option<Pulling<'_>> {
         let mut pulls = lock(&self.pulls);
         let pull = (node, context);
+        if let Some(again) = pulls.get_mut(&pull) {
+            *again = true;
+            return None;
+        }
         let of_node = (node, ContextId::from_bytes([0; 32]))..=(node, ContextId::from_bytes([u8::MAX; 32]));
         let has_place = pulls.len() < PULLS_MAX && pulls.range(of_node).count() < PULLS_PER_NODE_MAX;
         // Made only where there is a place: one that is dropped gives its place back.
-        (has_place && pulls.insert(pull)).then(|| Pulling { book: self, pull })
+        has_place.then(|| {
+            pulls.insert(pull, false);
+            Pulling { book: self, pull: Some(pull) }
+        })
     }
 
     /// Another node had something new of a context.

@@ -36,6 +36,8 @@ const HINTED: usize = 2;
 const SWEEP_PAUSE: Duration = Duration::from_secs(60);
 /// Contexts that are looked at for a member who is connected.
 const MEMBER_TRIES: usize = 16;
+/// How often a pull is done again because it was asked for meanwhile; what is still missing then comes with the next exchange.
+const AGAIN_MAX: usize = 16;
 /// Rounds of one pull: each brings more than a megabyte, or the last of it.
 const ROUNDS_MAX: usize = 256;
 /// How many bytes the changes of access of a context may have that is not here yet: eight times what 1,024 changes of a dozen readers take.
@@ -252,7 +254,23 @@ async fn reconcile(shared: &Arc<Shared>, node: NodeId, theirs: Heads) {
     if shared.contexts.is_gone(id, now) || shared.contexts.is_refused(id, now) {
         return;
     }
-    let Some(_pulling) = shared.contexts.pulling(node, id) else { return };
+    let Some(mut pulling) = shared.contexts.pulling(node, id) else { return };
+    pull(shared, node, &theirs).await;
+    // What was told of while it was pulled may have come too late for that.
+    for _ in 0..AGAIN_MAX {
+        let Some(again) = pulling.end() else { return };
+        pulling = again;
+        pull(shared, node, &further(id)).await;
+    }
+}
+
+/// Heads that no replica has: somebody has come further, and how far is not known.
+fn further(context: ContextId) -> Heads {
+    Heads { context, epoch: u64::MAX, access: [0; 32], tips: Vec::new() }
+}
+
+async fn pull(shared: &Arc<Shared>, node: NodeId, theirs: &Heads) {
+    let id = theirs.context;
     let Ok(readers) = principals(shared, node).await else { return };
     let (mut beginning, mut gathering) = (Beginning::default(), None);
     let began = tokio::time::Instant::now();
@@ -265,7 +283,7 @@ async fn reconcile(shared: &Arc<Shared>, node: NodeId, theirs: Heads) {
         }
         let begun = Heads { context: id, epoch: beginning.epoch, access: beginning.access, tips: Vec::new() };
         let heads = row.map_or(begun, |row| row.heads);
-        if known && heads == theirs {
+        if known && heads == *theirs {
             return;
         }
         let knows_genesis = known || beginning.genesis.is_some();
@@ -469,7 +487,6 @@ async fn answered(shared: &Arc<Shared>, node: NodeId, question: Question) -> Res
             let theirs = principals(shared, node).await?;
             let (worker, now) = (Arc::clone(shared), shared.clock.now());
             let row = blocking(move || worker.contexts.row(&worker, id, now)).await?;
-            let pull = Heads { context: id, epoch: u64::MAX, access: [0; 32], tips: Vec::new() };
             let is_member = row.as_ref().is_some_and(|row| row.readers.iter().any(|reader| theirs.contains(reader)));
             let lacks = if is_member {
                 take(shared, node, statements).await?;
@@ -482,7 +499,7 @@ async fn answered(shared: &Arc<Shared>, node: NodeId, question: Question) -> Res
             if lacks {
                 // It builds on something that is not here.
                 let shared = Arc::clone(shared);
-                tokio::spawn(async move { reconcile(&shared, node, pull).await });
+                tokio::spawn(async move { reconcile(&shared, node, further(id)).await });
             }
             Ok(Answer::Taken)
         }
