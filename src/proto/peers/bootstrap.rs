@@ -319,6 +319,7 @@ mod tests {
         let mut both = vec![friend.clone(), other.clone()];
         both.sort();
         assert_eq!(due, both);
+        both.iter().for_each(|address| state.on_dial_failed(address, LOST * 10, &mut rng));
         // With somebody there, the one that is remembered stays, and is dialled once it is needed.
         let third = address(3);
         state.on_connected(node_of(&third).expect("named"), &third);
