@@ -169,7 +169,7 @@ impl Book {
             }
         }
         for (task, Unfinished { state, positions, outputs }) in found.live {
-            self.begin(task, Machine::new(state, u64::try_from(positions.len()).unwrap_or(u64::MAX)), positions, outputs);
+            self.begin(task, Machine::restored(state, u64::try_from(positions.len()).unwrap_or(u64::MAX)), positions, outputs);
         }
     }
 

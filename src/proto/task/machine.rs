@@ -193,7 +193,7 @@ pub struct Machine {
     committed: u64,
     /// Orders that wait for the disk, with the number of events that it must have.
     held: VecDeque<(u64, Output)>,
-    /// Whether it went through a start: a journal that lost its end may have held more than this one knows of.
+    /// Whether it was made from the journal: one that lost its end may have held more than this one knows of.
     is_restored: bool,
 }
 
@@ -201,6 +201,11 @@ impl Machine {
     /// A task of which `committed` events are durable already: all that made it, or none where its submission is just being kept.
     pub fn new(state: State, committed: u64) -> Self {
         Self { state, committed, held: VecDeque::new(), is_restored: false }
+    }
+
+    /// The same, made from the journal at a start.
+    pub fn restored(state: State, committed: u64) -> Self {
+        Self { is_restored: true, ..Self::new(state, committed) }
     }
 
     /// The task as it stands.
@@ -275,7 +280,6 @@ impl Machine {
         let state = &mut self.state;
         match input {
             Input::Resume => {
-                self.is_restored = true;
                 let events = recover::task(state, now);
                 self.record(events, now, outputs);
                 for index in 0..self.state.parts.len() {

@@ -357,7 +357,7 @@ impl World {
             state.apply(&entry.event, entry.at);
         }
         self.mirror = state.clone();
-        self.machine = Some(Machine::new(state, self.journal.len() as u64));
+        self.machine = Some(Machine::restored(state, self.journal.len() as u64));
         let (life, offered) = (self.life, self.definition.subtasks[0].capability.clone());
         self.at(self.nobody_before, What::Input { life, input: Box::new(Input::Offered(offered)) });
         self.handle(Input::Resume);

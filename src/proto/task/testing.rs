@@ -165,7 +165,7 @@ impl Task {
         self.journal.truncate(events);
         let mut state = state(self.machine.state().definition.as_ref().clone());
         self.journal.iter().skip(1).for_each(|(at, event)| state.apply(event, *at));
-        self.machine = Machine::new(state, u64::try_from(events).expect("few"));
+        self.machine = Machine::restored(state, u64::try_from(events).expect("few"));
         self.looked_at = events;
         self.orders.clear();
         self.is_stalled = false;

@@ -178,7 +178,8 @@ mod tests {
             let read = definition(&json!({"name": "outer", "subtasks": subtasks})).expect("a definition");
             read.within(parent("3", "USD", 1_000)).map(drop).map_err(|fault| fault.path)
         };
-        for task in [inner.clone(), json!({"Task": inner})] {
+        let in_sections = json!({"Task": {"name": "inner", "context": "0a".repeat(32)}, "Subtasks": [step]});
+        for task in [inner, in_sections] {
             assert_eq!(within(json!([step, {"subtask_id": "b", "task": task}])), Err("/subtasks/1/task/context".to_owned()));
         }
         assert_eq!(within(json!([{"subtask_id": "b", "task": {"name": "inner", "subtasks": [step]}}])), Ok(()));

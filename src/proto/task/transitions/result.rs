@@ -202,6 +202,7 @@ mod tests {
     use super::super::super::testing::{Task, agent, budget, charge, definition, node, step, text};
     use super::*;
     use crate::model::ErrorCode;
+    use crate::proto::task::definition::OnFailure;
     use crate::wire::task::Outcome;
 
     /// A task of two steps, the second after the first, of which the first was lost with this agent.
@@ -402,6 +403,7 @@ mod tests {
     fn a_result_that_is_written_is_not_failed_for_cost() {
         let mut definition = definition(vec![step("a", &[]), step("b", &[])]);
         definition.budget = budget("2");
+        definition.fallback.on_failure = OnFailure::Degrade;
         let mut task = Task::of(definition);
         task.runs(0);
         task.runs(1);
