@@ -198,7 +198,7 @@ async fn two_machines_in_five_minutes() {
     }
 
     let shared = b.run("context").await;
-    assert!(shared.ends_with("\n{\"log\":[{\"found\":3}],\"title\":\"final\",\"votes\":1}\n"), "{shared}");
+    assert!(shared.ends_with("\n{\"log\":[{\"found\":3}],\"title\":\"shorter\",\"votes\":1}\n"), "{shared}");
     assert!(shared.contains("/shared_memory/counts") && shared.contains("append /shared_memory/log {\"found\":3}"), "{shared}");
     let heard = async || finished(&mut a.shell("meshwork context list")).await.text().contains("CONTEXT").then_some(());
     eventually("A's agent is a reader, so A has it", SETTLE, heard).await;
