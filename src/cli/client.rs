@@ -100,22 +100,6 @@ impl Client {
         self.open(self.http.get(self.url_with(path, query)).header("accept", "text/event-stream")).await
     }
 
-    /// Gives each event of the node, with its name, to `each` for as long as the node tells of them; then says why it does not any more.
-    pub(crate) async fn follow_all(&self, mut each: impl FnMut(&str, Value) -> Result<(), CliError>) -> Result<(), CliError> {
-        let gone = |why: &str| {
-            CliError::unreachable(format!("the node at {} {why}", self.address())).hint("`meshwork status` says whether it is back")
-        };
-        let mut events = self.follow(&["v1", "events"], &[]).await?.bytes_stream().eventsource();
-        while let Some(event) = events.next().await {
-            let event = event.map_err(|error| match error {
-                EventStreamError::Transport(_) => gone("went away"),
-                EventStreamError::Utf8(_) | EventStreamError::Parser(_) => gone("sent something that is not an event"),
-            })?;
-            each(&event.event, serde_json::from_str(&event.data).unwrap_or(Value::String(event.data)))?;
-        }
-        Err(gone("ended the stream"))
-    }
-
     /// Sends a document whose answer comes in events: each but the last is given to `each`, and the last is the answer.
     pub(crate) async fn post_for_events(
         &self,

@@ -18,6 +18,12 @@ macro_rules! hexadecimal_id {
                 self.0
             }
 
+            /// All ids that begin with these hexadecimal digits; `None` if none can.
+            pub fn beginning(digits: &str) -> Option<std::ops::RangeInclusive<Self>> {
+                let filled = |digit: &str| format!("{digits}{}", digit.repeat(64_usize.saturating_sub(digits.len()))).parse().ok();
+                Some(filled("0")?..=filled("f")?)
+            }
+
             /// Enough of the id for a person to tell two apart in a table: its first eight digits.
             pub fn short(self) -> String {
                 self.to_string().chars().take(8).collect()

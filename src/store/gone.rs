@@ -4,8 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Error;
 use super::files::{MODE_SECRET, create_folder, read_bounded, write_durable};
+use super::{Error, lines};
 use crate::model::{ContextId, Timestamp};
 
 /// How large the file may be: twice what is remembered.
@@ -33,7 +33,8 @@ impl GoneContexts {
     /// [`Error::Damaged`] if the file does not read, [`Error::TooLarge`] or [`Error::Io`].
     pub fn load(&self) -> Result<Vec<Entry>, Error> {
         let Some(bytes) = read_bounded(&self.path, FILE_BYTES_MAX)? else { return Ok(Vec::new()) };
-        decode(&bytes).ok_or_else(|| Error::Damaged {
+        let entries = lines::decode(HEADING, &bytes).and_then(|lines| lines.map(entry).collect());
+        entries.ok_or_else(|| Error::Damaged {
             path: self.path.clone(),
             reason: "torn or not a list of contexts, so contexts that were dropped may come back; move it away".to_owned(),
         })
@@ -45,35 +46,19 @@ impl GoneContexts {
     /// [`Error::Io`]: what was there stands. [`Error::Unflushed`]: nobody knows.
     pub fn write(&self, entries: impl Iterator<Item = Entry>) -> Result<(), Error> {
         self.path.parent().map_or(Ok(()), create_folder)?;
-        write_durable(&self.path, encode(entries).as_bytes(), MODE_SECRET)
+        write_durable(&self.path, lines::encode(HEADING, entries.map(line)).as_bytes(), MODE_SECRET)
     }
 }
 
-/// The heading, a line for each context, and a checksum of the lines before it.
-fn encode(entries: impl Iterator<Item = Entry>) -> String {
-    let line = |(id, dropped, until): Entry| format!("{id} {} {}", until.as_ms(), if dropped { "dropped" } else { "ended" });
-    let body: String = std::iter::once(HEADING.to_owned()).chain(entries.map(line)).map(|line| line + "\n").collect();
-    format!("{body}{}\n", checksum(&body))
+fn line((id, dropped, until): Entry) -> String {
+    format!("{id} {} {}", until.as_ms(), if dropped { "dropped" } else { "ended" })
 }
 
-fn decode(bytes: &[u8]) -> Option<Vec<Entry>> {
-    let text = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
-    let (body, sum) = text.split_at(text.rfind('\n')?.checked_add(1)?);
-    let mut lines = body.lines();
-    if checksum(body) != sum || lines.next() != Some(HEADING) {
-        return None;
-    }
-    let entry = |line: &str| {
-        let mut words = line.split(' ');
-        let (id, until, why) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?);
-        let dropped = ["ended", "dropped"].iter().position(|word| *word == why)? == 1;
-        words.next().is_none().then_some((id, dropped, Timestamp::from_ms(until)))
-    };
-    lines.map(entry).collect()
-}
-
-fn checksum(body: &str) -> String {
-    blake3::hash(body.as_bytes()).to_hex().chars().take(32).collect()
+fn entry(line: &str) -> Option<Entry> {
+    let mut words = line.split(' ');
+    let (id, until, why) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?);
+    let dropped = ["ended", "dropped"].iter().position(|word| *word == why)? == 1;
+    words.next().is_none().then_some((id, dropped, Timestamp::from_ms(until)))
 }
 
 #[cfg(test)]

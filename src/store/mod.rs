@@ -26,6 +26,7 @@ mod gone;
 mod index;
 pub mod journal;
 mod keys;
+mod lines;
 mod lock;
 mod pins;
 mod sequence;

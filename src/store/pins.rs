@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::{
     Error,
     files::{self, MODE_SECRET},
+    lines,
 };
 use crate::model::NodeId;
 
@@ -35,7 +36,8 @@ impl Pins {
     /// [`Error::Damaged`] if the file does not read, [`Error::TooLarge`] or [`Error::Io`].
     pub fn load(&self) -> Result<BTreeSet<NodeId>, Error> {
         let Some(bytes) = files::read_bounded(&self.path, FILE_BYTES_MAX)? else { return Ok(BTreeSet::new()) };
-        decode(&bytes).ok_or_else(|| Error::Damaged {
+        let pins = lines::decode(HEADING, &bytes).and_then(|lines| lines.map(|line| line.parse().ok()).collect());
+        pins.ok_or_else(|| Error::Damaged {
             path: self.path.clone(),
             reason: "torn or not a list of pins, so nobody in it counts; remove the file and pin again".to_owned(),
         })
@@ -49,30 +51,10 @@ impl Pins {
         let mut pins = self.load()?;
         let changed = if pinned { pins.insert(node) } else { pins.remove(&node) };
         if changed {
-            files::write_durable(&self.path, encode(&pins).as_bytes(), MODE_SECRET)?;
+            files::write_durable(&self.path, lines::encode(HEADING, pins.iter().map(NodeId::to_string)).as_bytes(), MODE_SECRET)?;
         }
         Ok(changed)
     }
-}
-
-/// The heading, a line for each node, and a checksum of the lines before it.
-fn encode(pins: &BTreeSet<NodeId>) -> String {
-    let body: String = std::iter::once(HEADING.to_owned()).chain(pins.iter().map(NodeId::to_string)).map(|line| line + "\n").collect();
-    format!("{body}{}\n", checksum(&body))
-}
-
-fn decode(bytes: &[u8]) -> Option<BTreeSet<NodeId>> {
-    let text = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
-    let (body, sum) = text.split_at(text.rfind('\n')?.checked_add(1)?);
-    let mut lines = body.lines();
-    if checksum(body) != sum || lines.next() != Some(HEADING) {
-        return None;
-    }
-    lines.map(|line| line.parse().ok()).collect()
-}
-
-fn checksum(body: &str) -> String {
-    blake3::hash(body.as_bytes()).to_hex().chars().take(32).collect()
 }
 
 #[cfg(test)]

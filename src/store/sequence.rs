@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::{
     Error, agent_folder,
     files::{self, MODE_SECRET},
+    lines::checksum,
 };
 
 /// How large the file may be; it holds one line.
@@ -77,10 +78,6 @@ fn decode(bytes: &[u8]) -> Result<u64, &'static str> {
         Some(_) => Err("written in another format; run the release that wrote it"),
         None => Err(reason),
     }
-}
-
-fn checksum(body: &str) -> String {
-    blake3::hash(body.as_bytes()).to_hex().chars().take(32).collect()
 }
 
 #[cfg(test)]

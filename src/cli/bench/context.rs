@@ -2,7 +2,6 @@
 //! in memory, and what the fold alone does.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -153,15 +152,15 @@ async fn write_one(pair: &Pair, since: Instant, time: Duration) -> Result<Vec<Du
 
 /// What the fold does with items of one writer, without signatures and disk: a span is that of one item.
 fn folds(time: Duration) -> Result<Value, CliError> {
-    let paths: Vec<Arc<Path>> = (0..PLACES)
-        .map(|place| format!("/shared_memory/steps/{place}/state").parse().map(Arc::new))
+    let paths: Vec<Path> = (0..PLACES)
+        .map(|place| format!("/shared_memory/steps/{place}/state").parse())
         .collect::<Result<_, _>>()
         .map_err(|_| CliError::internal("a path"))?;
     let mut spans = histogram()?;
     let (all, mut busy) = (Instant::now(), Duration::ZERO);
     let mut folded = 0_u32;
     while all.elapsed() < time {
-        let items: Vec<Item> = (0..FOLDED).zip(paths.iter().cycle()).map(|(at, path)| Item::Set((**path).clone(), at.into())).collect();
+        let items: Vec<Item> = (0..FOLDED).zip(paths.iter().cycle()).map(|(at, path)| Item::Set(path.clone(), at.into())).collect();
         let mut fold = Fold::default();
         let began = Instant::now();
         for (lamport, item) in (1..).zip(&items) {

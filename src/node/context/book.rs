@@ -53,8 +53,6 @@ pub(in crate::node) struct Book {
     gone: Mutex<Gone>,
     /// Those of them whose files a stop or a failing disk left behind.
     left: Mutex<BTreeSet<ContextId>>,
-    /// Those that could not be begun, and may have left a file.
-    unbegun: Mutex<BTreeSet<ContextId>>,
     /// How many are in memory at once, and how many bytes they take there.
     hot_max: usize,
     hot_bytes_max: u64,
@@ -274,7 +272,6 @@ impl Book {
             refused: Mutex::default(),
             gone: Mutex::new(gone),
             left: Mutex::new(left.into_iter().map(|(id, _)| id).collect()),
-            unbegun: Mutex::default(),
             hot_max: usize::try_from(config.hot_max).unwrap_or(usize::MAX),
             hot_bytes_max: config.hot_bytes_max,
             keys: AtomicU64::new(0),
@@ -364,12 +361,13 @@ impl Book {
     /// `CONTEXT_NOT_FOUND` or, if several begin so, `INVALID_REQUEST`.
     pub(super) fn named(&self, text: &str) -> Result<ContextId, Failure> {
         let text = text.to_ascii_lowercase();
-        let ids = self.ids();
-        let found: Vec<ContextId> = ids.iter().copied().filter(|id| text.len() >= 4 && id.to_string().starts_with(&text)).collect();
+        let range = ContextId::beginning(&text).filter(|_| text.len() >= 4);
+        let found: Vec<ContextId> =
+            range.map(|range| lock(&self.slots).by_id.range(range).map(|(id, _)| *id).collect()).unwrap_or_default();
         match found.as_slice() {
             [id] => Ok(*id),
             [] => {
-                let known: Vec<String> = ids.iter().take(NEAREST_MAX).map(ToString::to_string).collect();
+                let known: Vec<String> = lock(&self.slots).by_id.keys().take(NEAREST_MAX).map(ToString::to_string).collect();
                 let message = format!("no context `{}` is known here", crate::model::printable(&text, 80));
                 let failure = Failure::new(ErrorCode::ContextNotFound, message);
                 let near = nearest(&text, known.iter().map(String::as_str));
@@ -411,9 +409,11 @@ impl Book {
         let hot = match Hot::begin(&self.store, genesis, accesses, operations, own_keys(shared), Arc::clone(&self.room)) {
             Ok(hot) => &mut held.insert((keys, hot)).1,
             Err(failure) => {
+                // What the disk has of it nobody was told of; it goes before anybody else can begin it.
+                if let Err(error) = self.store.remove(id) {
+                    tracing::warn!(context = %id, %error, "a context that could not be begun may have left a file");
+                }
                 lock(&self.slots).by_id.remove(&id);
-                // What the disk has of it nobody was told of.
-                lock(&self.unbegun).insert(id);
                 return Err(failure);
             }
         };
@@ -543,21 +543,6 @@ impl Book {
     fn clear_left(&self) {
         let left = std::mem::take(&mut *lock(&self.left));
         left.into_iter().for_each(|id| drop(self.remove(id)));
-        let unbegun = std::mem::take(&mut *lock(&self.unbegun));
-        for id in unbegun {
-            // Its place is taken meanwhile, so that nobody begins it while its file goes; whoever has begun it since has a file of his own.
-            let slot = Arc::new(Slot::default());
-            let _held = lock(&slot.hot);
-            if let Entry::Vacant(vacant) = lock(&self.slots).by_id.entry(id) {
-                vacant.insert(Arc::clone(&slot));
-            } else {
-                continue;
-            }
-            if self.store.remove(id).is_err() {
-                lock(&self.unbegun).insert(id);
-            }
-            lock(&self.slots).by_id.remove(&id);
-        }
     }
 
     /// Removes contexts, and remembers durably that they are not to come back before it does. Blocks.

@@ -248,11 +248,7 @@ impl Handle {
     /// The key of whoever asks: of the agent that was named, else of the node.
     pub(super) fn reading(&self, hot: &Hot, agent: Option<&str>) -> Result<PrincipalKey, Failure> {
         let may_read = |key: &PrincipalKey| hot.replica.chain().tip().is_some_and(|access| access.may_read(key.principal()));
-        let key = match agent {
-            Some(_) => Some(self.acting(agent)?).filter(may_read),
-            None => Some(self.acting(None)?).filter(may_read),
-        };
-        key.ok_or_else(|| {
+        Some(self.acting(agent)?).filter(may_read).ok_or_else(|| {
             let message = match agent {
                 Some(_) => "the agent is not, or not any more, among the readers of the context",
                 None => "the node itself is not, or not any more, among the readers of the context; an agent of it that is must be named",
@@ -330,8 +326,7 @@ impl Handle {
 
     fn owning(&self, hot: &Hot, agent: Option<&str>) -> Result<PrincipalKey, Failure> {
         let owner = hot.replica.genesis().owner;
-        let key = Some(self.acting(agent)?);
-        key.filter(|key| key.principal() == owner).ok_or_else(|| {
+        Some(self.acting(agent)?).filter(|key| key.principal() == owner).ok_or_else(|| {
             let message = format!("only the owner {owner} changes who may read and write");
             Failure::new(ErrorCode::AccessDenied, message)
         })
@@ -426,7 +421,7 @@ fn append(hot: &mut Hot, key: &PrincipalKey, bodies: &[Body], now: Now) -> Resul
         let operation = hot.replica.draft(key, body, now.wall, &mut rand::rng()).map_err(|refusal| refused(&refusal))?;
         hot.take_drafted(operation, &mut taken).map_err(|refusal| refused(&refusal))?;
     }
-    hot.take_own(taken)
+    hot.keep(taken)
 }
 
 /// The operations that items become.

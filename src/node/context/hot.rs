@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 
 use super::book::{principals, refused};
-
 use crate::model::{ContextId, ErrorCode, Failure, OperationId, Principal};
 use crate::node::handle::disk_failure;
 use crate::node::shared::lock;
@@ -147,12 +146,17 @@ impl Hot {
     /// # Errors
     /// As [`refused`].
     pub(super) fn has_room(&self, bytes: u64) -> Result<(), Failure> {
-        if self.len_bytes().saturating_add(bytes) > CONTEXT_BYTES_MAX {
-            let message = format!("the context has all that one may have on a node, {} MiB", CONTEXT_BYTES_MAX / 1024 / 1024);
-            return Err(Failure::new(ErrorCode::InsufficientResources, message).with("limit", CONTEXT_BYTES_MAX).retryable(false));
-        }
+        self.fits(bytes)?;
         let (id, owner) = (self.replica.id(), self.replica.genesis().owner);
         lock(&self.room).check(id, owner, &principals(&self.own), bytes).map_err(|full| refused(&full))
+    }
+
+    fn fits(&self, bytes: u64) -> Result<(), Failure> {
+        if self.len_bytes().saturating_add(bytes) <= CONTEXT_BYTES_MAX {
+            return Ok(());
+        }
+        let message = format!("the context has all that one may have on a node, {} MiB", CONTEXT_BYTES_MAX / 1024 / 1024);
+        Err(Failure::new(ErrorCode::InsufficientResources, message).with("limit", CONTEXT_BYTES_MAX).retryable(false))
     }
 
     /// Refuses a new operation of an author whose last ones are on the disk and hang on one that is damaged: a second one of the same number
@@ -180,11 +184,6 @@ impl Hot {
         Ok(taken)
     }
 
-    /// All statements in the file, in the order in which they came.
-    pub(super) fn kept(&self) -> Result<Vec<Kept>, Failure> {
-        Ok(self.log.read().map_err(disk_failure)?.kept)
-    }
-
     /// These operations as they were kept, in this order, as far as they are here; no more than they is read of the file.
     ///
     /// # Errors
@@ -201,7 +200,8 @@ impl Hot {
     /// # Errors
     /// If the disk refuses.
     pub(super) fn past(&self) -> Result<Past<'_>, Failure> {
-        let operations = self.kept()?.into_iter().filter(|kept| kept.kind == KeptKind::Operation);
+        let kept = self.log.read().map_err(disk_failure)?.kept;
+        let operations = kept.into_iter().filter(|kept| kept.kind == KeptKind::Operation);
         Ok(Past::new(&self.replica, operations.filter_map(|kept| Verified::kept(&kept.bytes).ok())))
     }
 
@@ -259,14 +259,6 @@ impl Hot {
         self.keep(taken)
     }
 
-    /// Takes in operations that were drafted one by one, each on the one before it.
-    ///
-    /// # Errors
-    /// As [`Hot::take`].
-    pub(super) fn take_own(&mut self, taken: Taken) -> Result<Taken, Failure> {
-        self.keep(taken)
-    }
-
     /// Takes an operation that was drafted here into the replica, not yet to the disk.
     ///
     /// # Errors
@@ -308,7 +300,11 @@ impl Hot {
         taken.operations.extend(step.kept);
     }
 
-    fn keep(&mut self, mut taken: Taken) -> Result<Taken, Failure> {
+    /// Keeps what was taken in, and what follows from it.
+    ///
+    /// # Errors
+    /// As [`Hot::take`].
+    pub(super) fn keep(&mut self, mut taken: Taken) -> Result<Taken, Failure> {
         self.append(&taken)?;
         if self.replica.is_stale() {
             let freed = self.rebuild()?;
@@ -327,7 +323,7 @@ impl Hot {
         }
         let statements: Vec<Kept> = taken.accesses.iter().map(kept_access).chain(taken.operations.iter().map(kept_operation)).collect();
         let bytes = statements.iter().map(Kept::len_bytes).sum();
-        self.has_room(bytes)?;
+        self.fits(bytes)?;
         let (id, owner) = (self.replica.id(), self.replica.genesis().owner);
         lock(&self.room).reserve(id, owner, &principals(&self.own), bytes).map_err(|full| refused(&full))?;
         let appended = self.log.append(&statements).map_err(disk_failure);

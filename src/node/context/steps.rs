@@ -18,8 +18,7 @@ use crate::model::{ContextId, ErrorCode, Failure, Path, Principal};
 use crate::node::shared::Shared;
 use crate::proto::context::{edit, replica};
 use crate::proto::task::definition::{ContextAccess, TaskContext};
-use crate::store::KeptKind;
-use crate::wire::context::{Item, Operation, PrincipalKey, Step, Verified};
+use crate::wire::context::{Item, PrincipalKey, Step};
 use crate::wire::task::Parent;
 
 /// The largest context that a call carries, as JSON text: a quarter of what the operations of the largest request may write, and no burden
@@ -185,9 +184,8 @@ fn denied(who: Principal, is_giver: bool, verb: &str) -> Failure {
 
 /// How many of the items of a step are written: it writes them in order, as operations that name it.
 fn written(hot: &Hot, author: Principal, step: &Step) -> Result<usize, Failure> {
-    let kept = hot.kept()?.into_iter().filter(|kept| kept.kind == KeptKind::Operation);
-    let own = kept.filter_map(|kept| Verified::<Operation>::kept(&kept.bytes).ok()).filter(|operation| operation.header.author == author);
-    let bodies = own.filter_map(|operation| hot.replica.open_for(&operation, author));
+    let own = hot.operations(hot.replica.operations().of(author))?;
+    let bodies = own.iter().filter_map(|operation| hot.replica.open_for(operation, author));
     Ok(bodies.filter(|body| body.step.as_ref() == Some(step)).map(|body| body.items.len()).sum())
 }
 

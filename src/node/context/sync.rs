@@ -150,13 +150,13 @@ async fn pass_on(shared: Arc<Shared>, fresh: BTreeSet<ContextId>) {
     futures::future::join_all(heads_by_node.into_iter().map(tell)).await;
 }
 
-/// The contexts that this node shares with `node`.
-async fn shared_with(shared: &Arc<Shared>, node: NodeId) -> Result<Vec<Row>, Failure> {
+/// Those of these contexts that this node shares with `node`.
+async fn shared_with(shared: &Arc<Shared>, node: NodeId, ids: Vec<ContextId>) -> Result<Vec<Row>, Failure> {
     let theirs = principals(shared, node).await?;
     let (shared, now) = (Arc::clone(shared), shared.clock.now());
     blocking(move || {
-        let ids = shared.contexts.ids().into_iter();
-        ids.filter_map(|id| shared.contexts.row_for(&shared, id, now, |row| row.readers.iter().any(|reader| theirs.contains(reader))))
+        ids.into_iter()
+            .filter_map(|id| shared.contexts.row_for(&shared, id, now, |row| row.readers.iter().any(|reader| theirs.contains(reader))))
             .collect()
     })
     .await
@@ -164,7 +164,7 @@ async fn shared_with(shared: &Arc<Shared>, node: NodeId) -> Result<Vec<Row>, Fai
 
 /// Tells `node` how far this one has come with all that they share, and pulls what it has and this one lacks.
 async fn greet(shared: Arc<Shared>, node: NodeId) {
-    let Ok(rows) = shared_with(&shared, node).await else { return };
+    let Ok(rows) = shared_with(&shared, node, shared.contexts.ids()).await else { return };
     compare(shared, node, rows.into_iter().map(|row| row.heads).collect()).await;
 }
 
@@ -456,7 +456,7 @@ async fn answered(shared: &Arc<Shared>, node: NodeId, question: Question) -> Res
     match question {
         Question::Heads(theirs) if theirs.is_empty() => Ok(Answer::Heads(Vec::new())),
         Question::Heads(theirs) => {
-            let rows = shared_with(shared, node).await?;
+            let rows = shared_with(shared, node, theirs.iter().map(|heads| heads.context).collect()).await?;
             let own = |id: ContextId| rows.iter().find(|row| row.heads.context == id).map(|row| &row.heads);
             let differing: Vec<Heads> = theirs.iter().filter_map(|heads| own(heads.context).filter(|own| *own != heads)).cloned().collect();
             let lacking: Vec<Heads> = theirs.into_iter().filter(|heads| own(heads.context) != Some(heads)).collect();

@@ -82,9 +82,13 @@ impl Operations {
 
     /// Those whose names begin with these hexadecimal digits; of many the first two, which show that there are several.
     pub fn named(&self, digits: &str) -> Vec<OperationId> {
-        let filled = |digit: &str| format!("{digits}{}", digit.repeat(64_usize.saturating_sub(digits.len()))).parse().ok();
-        let bounds: Option<(OperationId, OperationId)> = filled("0").zip(filled("f"));
-        bounds.map(|(first, last)| self.entries.range(first..=last).take(2).map(|(id, _)| *id).collect()).unwrap_or_default()
+        let range = OperationId::beginning(digits);
+        range.map(|range| self.entries.range(range).take(2).map(|(id, _)| *id).collect()).unwrap_or_default()
+    }
+
+    /// Those of `author`, on all its branches.
+    pub fn of(&self, author: Principal) -> impl Iterator<Item = OperationId> {
+        self.lines.get(&author).into_iter().flat_map(Line::all)
     }
 
     /// What is known of one.
