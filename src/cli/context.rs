@@ -203,6 +203,18 @@ Example:
         #[arg(long, value_name = "N")]
         limit: Option<u32>,
     },
+    /// End what was written so far: what the context holds is kept, and what was written before the checkpoint before is let go of.
+    #[command(
+        after_help = "For the owner alone. Nodes make checkpoints by themselves: once a context has 1,000 new operations or 1 MiB of them and
+the last checkpoint is a day old, or sooner if very much is written. `history` and `get --at` reach back to the checkpoint before the last.
+
+Example:
+  meshwork context checkpoint 1f3a9c02"
+    )]
+    Checkpoint {
+        /// The context.
+        id: String,
+    },
     /// Let go of this node's replica of a context; other nodes keep theirs. This one does not take it in again for 30 days.
     #[command(after_help = "If this node owns it, nobody changes who may read and write any more.
 
@@ -321,6 +333,11 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<(), CliError> {
             share(&client, global, &id, agent, &access).await
         }
         Verb::History { id, limit } => history(&client, global, &id, limit, agent).await,
+        Verb::Checkpoint { id } => {
+            let body = agent.map_or_else(|| json!({}), |agent| json!({ "agent": agent }));
+            let answer = client.post(&["v1", "contexts", &id, "checkpoint"], &body, ANSWER_TIMEOUT).await?;
+            global.answer(&answer, || shown(&answer))
+        }
         Verb::Drop { id } => {
             client.delete(&["v1", "contexts", &id], ANSWER_TIMEOUT).await?;
             global.answer(&json!({ "id": id }), || Ok(format!("dropped {}\n", printable(&id, 64))))
@@ -385,8 +402,16 @@ struct Document {
     agent_memory: Value,
     lineage: Lineage,
     access_control: Rights,
+    checkpoint: Option<Checkpoint>,
     equivocations: Vec<Equivocation>,
     version: Version,
+}
+
+/// Where what was written before was ended.
+#[derive(Debug, Deserialize)]
+struct Checkpoint {
+    at: String,
+    is_here: Option<bool>,
 }
 
 /// Somebody who signed two operations of one number.
@@ -447,6 +472,11 @@ fn shown(answer: &Value) -> Result<String, CliError> {
     if let Some(parent) = &document.lineage.parent_context {
         rows.insert(3, ("forked from", figures::word(parent)));
     }
+    if let Some(checkpoint) = &document.checkpoint {
+        let lacks = checkpoint.is_here == Some(false);
+        let note = if lacks { ", what it held is not here yet: it comes from the node of another reader" } else { "" };
+        rows.push(("checkpoint", format!("{}{note}", printable(&checkpoint.at, 40))));
+    }
     if document.agent_memory.as_object().is_some_and(|memories| !memories.is_empty()) {
         rows.push(("own memory", pretty(&document.agent_memory)));
     }
@@ -501,6 +531,7 @@ async fn list(client: &Client, global: &Global) -> Result<(), CliError> {
 struct History {
     operations: Vec<Past>,
     total: usize,
+    since: Option<Checkpoint>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -544,7 +575,10 @@ async fn history(client: &Client, global: &Global, id: &str, limit: Option<u32>,
             ]);
         }
         let more = history.total.saturating_sub(history.operations.len());
-        let rest = if more > 0 { format!("and {more} before; --limit shows more\n") } else { String::new() };
+        let mut rest = if more > 0 { format!("and {more} before; --limit shows more\n") } else { String::new() };
+        if let Some(since) = &history.since {
+            rest += &format!("what was written before the checkpoint of {} was let go of\n", printable(&since.at, 40));
+        }
         Ok(table.text(global.colour()) + &rest)
     })
 }

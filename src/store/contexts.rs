@@ -7,6 +7,9 @@
 //! flushed. What a crash left unfinished at the end was never acknowledged and is cut off: it is short, or the system had made room for it and
 //! not filled that. Any other entry whose bytes changed is passed over and reported, and those behind it are found by their checksums:
 //! statements are signed and named by their hash, so that another replica can give it back.
+//!
+//! What nobody needs any more goes when the file is written anew as a whole; how many entries stood in its place is noted there, so that those
+//! behind it keep their numbers.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -14,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::files::{create_durable, create_folder, fail, remove_durable};
+use super::files::{create_durable, create_folder, fail, remove_durable, write_durable};
 use super::gone::GoneContexts;
 use super::{Error, MODE_SECRET};
 use crate::model::ContextId;
@@ -48,6 +51,10 @@ pub enum Kind {
     Access,
     /// An operation.
     Operation,
+    /// A piece of what the context held at a checkpoint.
+    Base,
+    /// So many entries stood here.
+    Dropped,
 }
 
 impl Kind {
@@ -56,11 +63,13 @@ impl Kind {
             Self::Genesis => 1,
             Self::Access => 2,
             Self::Operation => 3,
+            Self::Base => 4,
+            Self::Dropped => 5,
         }
     }
 
     fn of(number: u8) -> Option<Self> {
-        [Self::Genesis, Self::Access, Self::Operation].into_iter().find(|kind| kind.number() == number)
+        [Self::Genesis, Self::Access, Self::Operation, Self::Base, Self::Dropped].into_iter().find(|kind| kind.number() == number)
     }
 }
 
@@ -74,6 +83,17 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// The entry that stands for `count` others.
+    pub fn dropped(count: u64) -> Self {
+        Self { kind: Kind::Dropped, bytes: Bytes::copy_from_slice(&count.to_le_bytes()) }
+    }
+
+    /// How many entries it stands for: one, unless it tells of others.
+    pub fn count(&self) -> u64 {
+        let count = <[u8; 8]>::try_from(&self.bytes[..]).ok().filter(|_| self.kind == Kind::Dropped);
+        count.map_or(1, u64::from_le_bytes)
+    }
+
     /// How many bytes of a file it takes.
     pub fn len_bytes(&self) -> u64 {
         Self::length_bytes(&self.bytes)
@@ -185,10 +205,7 @@ impl Contexts {
     /// [`Error::Io`], with the kind `AlreadyExists` if the context is there; [`Error::Unflushed`].
     pub fn create(&self, id: ContextId, first: &[Kept]) -> Result<Log, Error> {
         create_folder(&self.folder)?;
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        first.iter().for_each(|kept| encode(kept, &mut bytes));
-        let path = self.path(id);
+        let (bytes, path) = (whole(first), self.path(id));
         create_durable(&path, &bytes, MODE_SECRET)?;
         Ok(Log { path, bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX), is_broken: false })
     }
@@ -273,6 +290,17 @@ impl Log {
         Ok(places)
     }
 
+    /// Has the file hold these statements and nothing else, durably and all at once, and says where they stand.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: what was there stands. [`Error::Unflushed`]: nobody knows; the file must be opened anew.
+    pub fn replace(&mut self, statements: &[Kept]) -> Result<Vec<Place>, Error> {
+        let bytes = whole(statements);
+        write_durable(&self.path, &bytes, MODE_SECRET).inspect_err(|error| self.is_broken |= matches!(error, Error::Unflushed { .. }))?;
+        self.bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        Ok(Place::of_first(statements))
+    }
+
     /// What stands at these places; nothing else of the file is read.
     ///
     /// # Errors
@@ -344,6 +372,14 @@ impl Log {
             Error::Unflushed { path: self.path.clone(), source }
         })
     }
+}
+
+/// A file of these statements.
+fn whole(statements: &[Kept]) -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    statements.iter().for_each(|kept| encode(kept, &mut bytes));
+    bytes
 }
 
 fn encode(kept: &Kept, bytes: &mut Vec<u8>) {
@@ -484,6 +520,23 @@ mod tests {
         assert_eq!(contexts.genesis(id(2)).expect("looks"), None);
         assert!(contexts.create(id(1), &[genesis]).is_err(), "it is there");
         assert!(contexts.remove(id(1)).expect("removes") && contexts.open(id(1)).expect("looks").is_none());
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_holds_what_is_left_and_goes_on() {
+        let (folder, contexts) = contexts();
+        let genesis = kept(Kind::Genesis, "genesis");
+        let mut log = contexts.create(id(1), std::slice::from_ref(&genesis)).expect("creates");
+        log.append(&three()).expect("appends");
+        let left = [genesis, Kept::dropped(2), kept(Kind::Base, "base"), three()[2].clone()];
+        assert_eq!(left.iter().map(Kept::count).collect::<Vec<_>>(), [1, 2, 1, 1]);
+        let places = log.replace(&left).expect("replaces");
+        assert_eq!(log.read_at(&places).expect("reads"), left);
+        let place = log.append(&three()[..1]).expect("appends");
+        let (again, loaded) = contexts.open(id(1)).expect("opens").expect("is there");
+        assert_eq!((again.len_bytes(), loaded.kept.len(), loaded.damage), (log.len_bytes(), 5, None));
+        assert_eq!((loaded.kept[..4].to_vec(), loaded.places.last()), (left.to_vec(), place.last()));
+        assert_eq!(fs::read_dir(folder.path()).expect("lists").count(), 1, "nothing is left beside it");
     }
 
     /// Whatever else became of the file, what stands at a place is read there, and its checksum with it.

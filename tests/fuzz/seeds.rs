@@ -10,7 +10,9 @@ use meshwork::model::{
 };
 use meshwork::wire::blob::{Head, Part};
 use meshwork::wire::context::seal::{ContextKey, SEALED_KEY_BYTES};
-use meshwork::wire::context::{Access, Cut, Genesis, Header, Item, Last, Operation, Parent, PrincipalKey, Reader, Statement, Step, Writer};
+use meshwork::wire::context::{
+    Access, Checkpoint, Cut, Genesis, Header, Item, Last, Operation, Parent, PrincipalKey, Reader, Statement, Step, Writer,
+};
 use meshwork::wire::directory::{
     AgentPulse, BUCKETS, Capability, Control, Gossip, GossipContent, LIFETIME_MS_MAX, Pulse, Query, Record, Reply, SchemaHash, Wanted,
 };
@@ -396,9 +398,12 @@ pub(crate) fn accesses() -> Vec<Access> {
         ],
         expires_at: Timestamp::from_ms(1_700_617_800_000),
         at: Timestamp::from_ms(1_700_614_200_000),
+        checkpoint: None,
     };
+    let ends = vec![Cut { author: other, last: Some(Last { seq: 4, id: operation_id(1) }) }];
+    let checkpoint = Access { cuts: ends, checkpoint: Some(Checkpoint { lamport: 9, hash: [13; 32], bytes: 1_000 }), ..full.clone() };
     let first = Access { epoch: 1, writers: Vec::new(), key_epoch: 1, previous_key: None, cuts: Vec::new(), ..full.clone() };
-    vec![full, first]
+    vec![full, first, checkpoint]
 }
 
 fn body_of_operation() -> context::Body {

@@ -16,6 +16,7 @@ mod cli;
 mod contexts;
 mod contexts_bounds;
 mod contexts_branch;
+mod contexts_checkpoint;
 mod contexts_hostile;
 mod contexts_partition;
 mod contexts_task;

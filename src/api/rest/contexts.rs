@@ -19,7 +19,7 @@ use super::super::replay::{after, replay};
 use super::body::Body;
 use super::types::ErrorDocument;
 use crate::model::{ErrorCode, Failure};
-use crate::node::{ContextRequest, ForkRequest, Handle, MergeRequest, Rights};
+use crate::node::{CheckpointRequest, ContextRequest, ForkRequest, Handle, MergeRequest, Rights};
 
 /// As whom a client acts.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -119,6 +119,20 @@ pub(super) async fn share(
 ) -> Result<Json<Value>, ApiError> {
     let acting = query(acting)?;
     Ok(Json(handle.share_context(&id, rights, acting.agent.as_deref()).await?))
+}
+
+/// Ends what was written so far with a checkpoint: what the context holds is what is written to from then on, and what was written before the
+/// checkpoint before is let go of. Nodes do so by themselves once enough was written. For the owner alone.
+#[utoipa::path(
+    post, path = "/v1/contexts/{id}/checkpoint", params(("id" = String, Path)), request_body = Value,
+    responses((status = 200, description = "The context object", body = Value), (status = 403, description = "Not the owner", body = ErrorDocument), (status = 409, description = "Nothing was written since the last one", body = ErrorDocument))
+)]
+pub(super) async fn checkpoint(
+    State(handle): State<Handle>,
+    Path(id): Path<String>,
+    Body(request): Body<CheckpointRequest>,
+) -> Result<Json<Value>, ApiError> {
+    Ok(Json(handle.checkpoint_context(&id, request).await?))
 }
 
 /// Forks a context: a new one, owned by whoever asks, that holds what this one holds or, with `at`, held. All is durable before it is answered.

@@ -77,6 +77,7 @@ fn described() -> (Router<Handle>, utoipa::openapi::OpenApi) {
         .routes(routes!(contexts::list, contexts::create))
         .routes(routes!(contexts::show, contexts::change, contexts::let_go))
         .routes(routes!(contexts::share))
+        .routes(routes!(contexts::checkpoint))
         .routes(routes!(contexts::fork))
         .routes(routes!(contexts::merge))
         .routes(routes!(contexts::history))

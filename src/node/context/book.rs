@@ -168,6 +168,8 @@ pub(super) struct Row {
     pub(super) expires_at: Timestamp,
     pub(super) operations: usize,
     pub(super) bytes: u64,
+    /// When its era is to end, if its owner is on this node.
+    pub(super) checkpoint_at: Option<Timestamp>,
 }
 
 impl Row {
@@ -196,6 +198,7 @@ fn row(hot: &Hot) -> Row {
         expires_at: replica.chain().expires_at(),
         operations: replica.operations().len(),
         bytes: hot.len_bytes(),
+        checkpoint_at: hot.checkpoint_at(),
     }
 }
 
@@ -406,7 +409,8 @@ impl Book {
             return Err(Failure::new(ErrorCode::AccessDenied, message));
         }
         let keys = self.keys.load(Ordering::SeqCst);
-        let hot = match Hot::begin(&self.store, genesis, accesses, operations, own_keys(shared), Arc::clone(&self.room)) {
+        let now = shared.clock.now().wall;
+        let hot = match Hot::begin(&self.store, genesis, accesses, operations, own_keys(shared), Arc::clone(&self.room), now) {
             Ok(hot) => &mut held.insert((keys, hot)).1,
             Err(failure) => {
                 // What the disk has of it nobody was told of; it goes before anybody else can begin it.
@@ -449,7 +453,7 @@ impl Book {
         if held.is_none() {
             let is_large = self.store.len_bytes(id) > LARGE_BYTES;
             let _alone = is_large.then(|| lock(&self.loading));
-            let loaded = Hot::load(&self.store, id, own_keys(shared), Arc::clone(&self.room));
+            let loaded = Hot::load(&self.store, id, own_keys(shared), Arc::clone(&self.room), now.wall);
             let (hot, damage) = loaded.inspect_err(|failure| note_unflushed(&slot, failure))?.ok_or_else(unknown)?;
             if let Some(damage) = damage {
                 note(shared, format!("something of context {} could not be read: {damage}", id.short()));
@@ -461,6 +465,7 @@ impl Book {
             *held = Some((keys, hot));
         }
         let (_, hot) = held.as_mut().ok_or_else(unknown)?;
+        hot.now = now.wall;
         let end = hot.replica.chain().expires_at();
         let done = if end > now.wall {
             act(hot)

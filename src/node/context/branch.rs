@@ -14,7 +14,7 @@ use super::hot::{Hot, Taken};
 use crate::model::{AGENT_MEMORY, ContextId, ErrorCode, Failure, OperationId, Path, Principal, SHARED_MEMORY, printable};
 use crate::node::handle::Handle;
 use crate::node::shared::lock;
-use crate::proto::context::branch::{self, Apart, Conflict, Had, Prefer, Work};
+use crate::proto::context::branch::{self, Apart, Conflict, Had, Prefer, Untold, Work};
 use crate::proto::context::past::{Past, State};
 use crate::proto::context::replica;
 use crate::wire;
@@ -95,7 +95,7 @@ fn operations(hot: &Hot, texts: &[String]) -> Result<Vec<OperationId>, Failure> 
         if text.len() < DIGITS_MIN || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(fault(&place, format!("`{shown}` is no operation: expected its id, or at least its first {DIGITS_MIN} digits")));
         }
-        match hot.replica.operations().named(text).as_slice() {
+        match hot.replica.named(text).as_slice() {
             [id] => Ok(*id),
             [] => {
                 let message = format!("no operation `{shown}` of context {} is known here", hot.replica.id().short());
@@ -184,7 +184,7 @@ impl Handle {
             had.add(parting.map_err(|apart| refused(source, id, &apart))?);
             let (work, origin) = book.with(shared, source, now, |hot| {
                 let reader = handle.reading(hot, agent.as_deref())?.principal();
-                let work = Work::of(&hot.past()?, id, &had, reader).map_err(|missing| behind(source, id, missing))?;
+                let work = Work::of(&hot.past()?, id, &had, reader).map_err(|untold| behind(source, id, untold))?;
                 Ok((work, Origin { context: source, frontier: named(source, hot.replica.operations().heads())? }))
             })?;
             let (answer, taken) = book.with(shared, id, now, |hot| {
@@ -248,8 +248,21 @@ fn refused(source: ContextId, target: ContextId, apart: &Apart) -> Failure {
     }
 }
 
-fn behind(source: ContextId, target: ContextId, missing: OperationId) -> Failure {
-    let message = format!("context {} knows operation {missing} of context {}, which is not here yet", target.short(), source.short());
-    let failure = Failure::new(ErrorCode::Unavailable, message).with("operation", missing.to_string());
-    failure.with("suggestion", "it comes from another reader's node; if it is lost, a fork of the target can be merged instead")
+fn behind(source: ContextId, target: ContextId, untold: Untold) -> Failure {
+    match untold {
+        Untold::Missing(missing) => {
+            let message = format!(
+                "context {} knows operation {missing} of context {}, which is not here: it has not come yet, or was let go of after a checkpoint",
+                target.short(),
+                source.short()
+            );
+            let failure = Failure::new(ErrorCode::Unavailable, message).with("operation", missing.to_string());
+            failure.with("suggestion", "it comes from another reader's node; if it is lost, a fork of the target can be merged instead")
+        }
+        Untold::Settled => {
+            let message = format!("what context {} had before its own work was let go of after a checkpoint", source.short());
+            let failure = Failure::new(ErrorCode::Conflict, message).with("path", "/source");
+            failure.with("suggestion", "fork the target anew, and write to that what is to be merged")
+        }
+    }
 }

@@ -86,7 +86,7 @@ pub(super) fn fault(path: &str, message: impl AsRef<str>) -> Failure {
 pub(super) fn refused(refusal: &Refusal) -> Failure {
     let code = match refusal {
         Refusal::Access | Refusal::NotReader => ErrorCode::AccessDenied,
-        Refusal::Frozen => ErrorCode::Conflict,
+        Refusal::Frozen | Refusal::Behind | Refusal::Checkpoint(_) => ErrorCode::Conflict,
         Refusal::Quota => ErrorCode::OverBudget,
         Refusal::Malformed(wire::Error::Oversize { .. }) => ErrorCode::PayloadTooLarge,
         Refusal::Malformed(_) | Refusal::Foreign | Refusal::Shut(_) | Refusal::Numbers(_) => ErrorCode::InvalidRequest,
@@ -324,10 +324,10 @@ impl Handle {
         .await
     }
 
-    fn owning(&self, hot: &Hot, agent: Option<&str>) -> Result<PrincipalKey, Failure> {
+    pub(super) fn owning(&self, hot: &Hot, agent: Option<&str>) -> Result<PrincipalKey, Failure> {
         let owner = hot.replica.genesis().owner;
         Some(self.acting(agent)?).filter(|key| key.principal() == owner).ok_or_else(|| {
-            let message = format!("only the owner {owner} changes who may read and write");
+            let message = format!("only the owner {owner} changes who may read and write, and makes checkpoints");
             Failure::new(ErrorCode::AccessDenied, message)
         })
     }
@@ -483,6 +483,7 @@ pub(super) fn document(hot: &Hot, key: &PrincipalKey) -> Value {
         "lineage": { "parent_context": genesis.parent.as_ref().map(|parent| parent.context), "root_context": root },
         "access_control": replica.chain().tip().map(|access| lists(access)),
         "access_frozen": replica.chain().split().is_some(),
+        "checkpoint": super::checkpoint::shown(replica),
         "equivocations": equivocations(hot),
         "version": version_with_hash(hot),
     })
@@ -501,7 +502,8 @@ fn history(hot: &Hot, key: &PrincipalKey, limit: usize) -> Result<Value, Failure
     let operations = hot.operations(hot.replica.operations().latest(limit))?;
     let total = hot.replica.operations().len();
     let rows = operations.iter().map(|operation| row(hot, operation, key.principal()));
-    Ok(json!({ "id": hot.replica.id(), "operations": rows.collect::<Vec<_>>(), "total": total }))
+    let first = super::checkpoint::shown_at(&hot.replica, hot.replica.first_era());
+    Ok(json!({ "id": hot.replica.id(), "operations": rows.collect::<Vec<_>>(), "total": total, "since": first }))
 }
 
 /// An operation that the replica took in, as `reader` may see it.

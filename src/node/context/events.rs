@@ -27,6 +27,8 @@ struct Following {
     /// Where in the file it goes on, and the number of what stands there.
     from: u64,
     next: u64,
+    /// How many entries the file had let go of then.
+    dropped: u64,
     /// The first that is wanted.
     first: u64,
 }
@@ -41,7 +43,7 @@ impl Handle {
         let first = after.map_or(0, |after| after.saturating_add(1));
         // What changes from here on is not missed between two looks at the file.
         let changes = self.shared.events.subscribe();
-        let following = Following { handle: self.clone(), context, agent: agent.clone(), changes, from: 0, next: 0, first };
+        let following = Following { handle: self.clone(), context, agent: agent.clone(), changes, from: 0, next: 0, dropped: 0, first };
         // Refuses before the stream begins.
         let may_read = move |hot: &mut Hot, handle: &Self| handle.reading(hot, agent.as_deref()).map(drop);
         self.on_worker(move |handle, now| handle.shared.contexts.with(&handle.shared, context, now, |hot| may_read(hot, handle))).await?;
@@ -69,20 +71,25 @@ impl Following {
 
     /// What is wanted of the next page of the file, and whether the file ends before it.
     async fn page(&mut self) -> Result<(Vec<NumberedEvent>, bool), Failure> {
-        let (context, from, next, first, agent) = (self.context, self.from, self.next, self.first, self.agent.clone());
+        let (context, from, next, first, dropped, agent) =
+            (self.context, self.from, self.next, self.first, self.dropped, self.agent.clone());
         let read = move |handle: &Handle, now| {
             handle.shared.contexts.with(&handle.shared, context, now, |hot| {
                 let reader = handle.reading(hot, agent.as_deref())?.principal();
+                // Where things stand has changed with what was let go of, and their numbers have not.
+                let (from, mut next, first) = if hot.dropped() == dropped { (from, next, first) } else { (0, 0, first.max(next)) };
                 let (page, end) = hot.page(from)?;
-                let wanted = (next..).zip(&page).filter(|(index, _)| *index >= first);
-                let events: Vec<_> = wanted.filter_map(|(index, kept)| event(hot, index, kept, reader)).collect();
-                Ok((events, end, page.len()))
+                let mut events = Vec::new();
+                for kept in &page {
+                    events.extend(event(hot, next, kept, reader).filter(|event| event.index >= first));
+                    next = next.saturating_add(kept.count());
+                }
+                Ok((events, page.is_empty(), (end, next, first, hot.dropped())))
             })
         };
-        let (events, end, count) = self.handle.on_worker(read).await?;
-        self.from = end;
-        self.next = self.next.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
-        Ok((events, count == 0))
+        let (events, is_end, place) = self.handle.on_worker(read).await?;
+        (self.from, self.next, self.first, self.dropped) = place;
+        Ok((events, is_end))
     }
 
     /// Waits until the context may have changed; false when the node stops.
@@ -115,6 +122,7 @@ fn event(hot: &Hot, index: u64, kept: &Kept, reader: Principal) -> Option<Number
             hot.replica.operations().get(operation.id())?;
             ("operation", row(hot, &operation, reader))
         }
+        KeptKind::Base | KeptKind::Dropped => return None,
     };
     data["index"] = json!(index);
     data["event"] = json!(name);
@@ -136,5 +144,6 @@ fn access(access: &Verified<Access>) -> Value {
         "at": access.at.to_string(),
         "expires_at": access.expires_at.to_string(),
         "access_control": lists(access),
+        "checkpoint": access.checkpoint.is_some(),
     })
 }

@@ -1,4 +1,8 @@
 //! One context in memory: its replica, and the file that holds all that the replica was given.
+//!
+//! After a checkpoint the file is given what the context held then, and what authors of this node wrote that the checkpoint does not have is
+//! written once more; at the next one the file lets go of what was before. Each of these is done again after a start if the node
+//! died before it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -6,14 +10,16 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 
 use super::book::{principals, refused};
-use crate::model::{ContextId, ErrorCode, Failure, OperationId, Principal};
+use crate::model::{ContextId, ErrorCode, Failure, OperationId, Principal, Timestamp};
 use crate::node::handle::disk_failure;
 use crate::node::shared::lock;
 use crate::proto::context::chain::Step;
+use crate::proto::context::checkpoint::Base;
 use crate::proto::context::past::Past;
 use crate::proto::context::quota::Quotas;
-use crate::proto::context::replica::{Refusal, Replica};
+use crate::proto::context::replica::{Recalled, Refusal, Replica};
 use crate::store::{self, CONTEXT_BYTES_MAX, Kept, KeptKind, Log, Place};
+use crate::wire::context::sync::PIECE_BYTES_MAX;
 use crate::wire::context::{Access, Genesis, Operation, PrincipalKey, Signed, Statement, Verified, verify};
 
 /// What all contexts take on the disk.
@@ -32,7 +38,24 @@ pub(super) struct Hot {
     is_ahead: bool,
     /// How far authors had written by a file that is damaged; what comes after that may hang on what cannot be read.
     written: BTreeMap<Principal, u64>,
+    /// Where the pieces of bases stand in the file, by their checkpoints.
+    bases: BTreeMap<[u8; 32], Vec<Place>>,
+    /// How many entries the file has let go of.
+    dropped: u64,
+    /// When it was last looked at.
+    pub(super) now: Timestamp,
+    /// Before which no checkpoint is tried again.
+    put_off: Timestamp,
 }
+
+/// How long after a checkpoint that could not be made the next is tried.
+const PUT_OFF: std::time::Duration = std::time::Duration::from_secs(24 * 3_600);
+
+/// What of eras that were let go of is still used.
+type Private = BTreeSet<OperationId>;
+
+/// How much of a base is one entry of a file.
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// What came of statements.
 #[derive(Debug, Default)]
@@ -56,6 +79,13 @@ impl Taken {
     /// Whether nothing is new.
     pub(super) fn is_empty(&self) -> bool {
         self.accesses.is_empty() && self.operations.is_empty()
+    }
+
+    fn extend(&mut self, more: Self) {
+        self.accesses.extend(more.accesses);
+        self.operations.extend(more.operations);
+        self.equivocators.extend(more.equivocators);
+        self.refused = self.refused.take().or(more.refused);
     }
 
     fn refuse(&mut self, reason: impl std::fmt::Display) {
@@ -83,6 +113,7 @@ impl Hot {
         operations: Vec<Verified<Operation>>,
         own: Vec<PrincipalKey>,
         room: Room,
+        now: Timestamp,
     ) -> Result<Self, Failure> {
         let mut first = vec![Kept { kind: KeptKind::Genesis, bytes: Bytes::from(genesis.to_bytes()) }];
         let mut replica = Replica::new(genesis, own.clone());
@@ -94,6 +125,10 @@ impl Hot {
             }
         }
         let mut ids = Vec::new();
+        if replica.is_stale() {
+            // A checkpoint is among them, and what stood there comes later.
+            replica.recall(&BTreeMap::new(), Vec::new());
+        }
         for operation in operations {
             first.push(kept_operation(&operation));
             ids.push(operation.id());
@@ -107,7 +142,8 @@ impl Hot {
         let created = contexts.create(id, &first).map_err(disk_failure);
         let log = created.inspect_err(|_| lock(&room).remove(id))?;
         lock(&room).set(id, owner, log.len_bytes());
-        Ok(Self { replica, log, room, own, places, is_ahead: false, written: BTreeMap::new() })
+        let (written, bases) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { replica, log, room, own, places, is_ahead: false, written, bases, dropped: 0, now, put_off: Timestamp::from_ms(0) })
     }
 
     /// Reads a context; `None` if there is none of that name. What could not be read is told in words.
@@ -119,21 +155,192 @@ impl Hot {
         id: ContextId,
         own: Vec<PrincipalKey>,
         room: Room,
+        now: Timestamp,
     ) -> Result<Option<(Self, Option<String>)>, Failure> {
         let Some((log, loaded)) = contexts.open(id).map_err(disk_failure)? else { return Ok(None) };
-        let Replayed { replica, ids, mut written, damage } = replayed(id, &loaded.kept, own.clone(), loaded.damage.is_some())?;
-        let places = ids.into_iter().zip(loaded.places).filter_map(|(id, place)| Some((id?, place))).collect();
+        let Contents { replica, bases, operations, entries, mut written, damage } =
+            Contents::of(id, &loaded.kept, own.clone(), loaded.damage.is_some())?;
         let damage = loaded.damage.or(damage);
+        lock(&room).set(id, replica.genesis().owner, log.len_bytes());
+        let mut hot = Self {
+            replica,
+            log,
+            room,
+            own,
+            places: BTreeMap::new(),
+            is_ahead: false,
+            written: BTreeMap::new(),
+            bases: BTreeMap::new(),
+            dropped: 0,
+            now,
+            put_off: Timestamp::from_ms(0),
+        };
+        hot.find(&entries, &loaded.kept, loaded.places);
+        let recalled = hot.replica.recall(&bases, operations);
         // Whoever wrote the last operation, which was changed since, has signed its number already.
         if let Some(last) = loaded.changed_last.and_then(|bytes| Signed::<Operation>::from_bytes(&bytes).ok()) {
             let (author, seq) = (last.unverified().header.author, last.unverified().header.seq);
-            if seq == replica.operations().last(author).map_or(0, |before| before.seq.saturating_add(1)) {
+            if seq == hot.replica.last(author).map_or(0, |before| before.seq.saturating_add(1)) {
                 written.insert(author, seq);
             }
         }
-        let written = if damage.is_some() { written } else { BTreeMap::new() };
-        lock(&room).set(id, replica.genesis().owner, log.len_bytes());
-        Ok(Some((Self { replica, log, room, own, places, is_ahead: false, written }, damage)))
+        if damage.is_some() {
+            hot.written = written;
+        }
+        let (taken, old) = hot.settle(recalled)?;
+        hot.append(&taken)?;
+        hot.is_ahead = false;
+        hot.let_go(old);
+        Ok(Some((hot, damage)))
+    }
+
+    /// Notes where everything stands in the file.
+    fn find(&mut self, entries: &[EntryName], kept: &[Kept], places: Vec<Place>) {
+        (self.places, self.bases, self.dropped) = (BTreeMap::new(), BTreeMap::new(), 0);
+        for ((entry, kept), place) in entries.iter().zip(kept).zip(places) {
+            match entry {
+                EntryName::Operation(id) => drop(self.places.insert(*id, place)),
+                EntryName::Base(checkpoint) => self.bases.entry(*checkpoint).or_default().push(place),
+                EntryName::Dropped => self.dropped = self.dropped.saturating_add(kept.count()),
+                EntryName::Other => {}
+            }
+        }
+    }
+
+    /// Does what is to be done after a replica was made of a file: keeps what the context held at checkpoints, and drafts what is to be written
+    /// once more.
+    fn settle(&mut self, recalled: Recalled) -> Result<(Taken, Option<Private>), Failure> {
+        for (era, base) in &recalled.bases {
+            // Without it the replica makes it anew at the next start.
+            let sealed = self.replica.seal_base(*era, base).zip(self.replica.chain().at(*era).map(Verified::name));
+            if let Some(Err(failure)) = sealed.map(|(sealed, checkpoint)| self.keep_base(checkpoint, &sealed)) {
+                tracing::warn!(context = %self.replica.id(), %failure, "what a context held at a checkpoint is not kept");
+            }
+        }
+        let mut taken = Taken::default();
+        for (author, body) in recalled.stranded {
+            let Some(key) = self.own.iter().find(|key| key.principal() == author && self.may_draft(author).is_ok()).cloned() else {
+                continue;
+            };
+            let drafted = self.replica.draft(&key, &body, self.now, &mut rand::rng());
+            if let Err(refusal) = drafted.and_then(|operation| self.take_drafted(operation, &mut taken)) {
+                tracing::info!(context = %self.replica.id(), %author, %refusal, "what a checkpoint left behind is not written once more");
+            }
+        }
+        Ok((taken, recalled.has_old.then_some(recalled.private)))
+    }
+
+    fn keep_base(&mut self, checkpoint: [u8; 32], sealed: &[u8]) -> Result<(), Failure> {
+        let piece = |(at, bytes): (usize, &[u8])| {
+            let from = u64::try_from(at.saturating_mul(PIECE_BYTES)).unwrap_or(u64::MAX).to_le_bytes();
+            Kept { kind: KeptKind::Base, bytes: Bytes::from([&checkpoint[..], &from, bytes].concat()) }
+        };
+        let pieces: Vec<Kept> = sealed.chunks(PIECE_BYTES).enumerate().map(piece).collect();
+        let places = self.append_all(&pieces)?;
+        self.bases.insert(checkpoint, places);
+        Ok(())
+    }
+
+    /// Some of what the context held at the checkpoint of that name, sealed, from byte `from` on.
+    ///
+    /// # Errors
+    /// `CONTEXT_NOT_FOUND` if it is not here, or the disk refuses.
+    pub(super) fn base(&self, checkpoint: [u8; 32], from: u64) -> Result<Vec<u8>, Failure> {
+        let unknown = || Failure::new(ErrorCode::ContextNotFound, "what the context held at that checkpoint is not here");
+        let places = self.bases.get(&checkpoint).ok_or_else(unknown)?;
+        let from = usize::try_from(from).map_err(|_| unknown())?;
+        let wanted: Vec<Place> = places.iter().skip(from / PIECE_BYTES).take(PIECE_BYTES_MAX / PIECE_BYTES).copied().collect();
+        let kept = self.log.read_at(&wanted).map_err(disk_failure)?;
+        let bytes: Vec<u8> = kept.iter().filter_map(|kept| kept.bytes.get(BASE_HEAD_BYTES..)).flatten().copied().collect();
+        bytes.get(from % PIECE_BYTES..).filter(|bytes| !bytes.is_empty()).map(<[u8]>::to_vec).ok_or_else(unknown)
+    }
+
+    /// Takes in what another reader says that the context held at its newest checkpoint, if that is so.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` if it is not, or as [`Hot::take`].
+    pub(super) fn take_base(&mut self, era: u64, sealed: &[u8]) -> Result<Taken, Failure> {
+        let wanted = self.replica.wanted_base().filter(|(wanted, ..)| *wanted == era);
+        let Some((_, checkpoint, _)) = wanted else { return Ok(Taken::default()) };
+        if self.replica.open_base(era, sealed).is_none() {
+            return Err(Failure::new(ErrorCode::InvalidRequest, "it is not what the checkpoint says"));
+        }
+        self.keep_base(checkpoint, sealed)?;
+        self.is_ahead = true;
+        let (freed, old) = self.rebuild()?;
+        self.append(&freed)?;
+        self.is_ahead = false;
+        self.let_go(old);
+        Ok(freed)
+    }
+
+    /// Has the file let go of what nobody needs after the newest two checkpoints, if there is something: all of older eras but what is still
+    /// used. If the disk refuses, it does so after the next start.
+    fn let_go(&mut self, old: Option<Private>) {
+        let Some(private) = old.filter(|_| self.replica.is_whole()) else { return };
+        if let Err(failure) = self.keep_only(self.replica.first_era(), &private) {
+            tracing::warn!(context = %self.replica.id(), %failure, "what was before a checkpoint is still kept");
+        }
+    }
+
+    fn keep_only(&mut self, first: u64, private: &Private) -> Result<(), Failure> {
+        let loaded = self.log.read().map_err(disk_failure)?;
+        let Contents { entries, operations, .. } = Contents::of(self.replica.id(), &loaded.kept, Vec::new(), loaded.damage.is_some())?;
+        let chain = self.replica.chain();
+        let is_newer = |operation: &&Verified<Operation>| chain.era(operation.header.acl_epoch) >= first;
+        let newer: BTreeSet<OperationId> = operations.iter().filter(is_newer).map(Verified::<Operation>::id).collect();
+        let bases: BTreeSet<[u8; 32]> = chain.changes().iter().filter(|change| change.epoch >= first).map(Verified::name).collect();
+        let stays = |entry: &EntryName| match entry {
+            EntryName::Operation(id) => private.contains(id) || newer.contains(id),
+            EntryName::Base(checkpoint) => bases.contains(checkpoint),
+            EntryName::Dropped => false,
+            EntryName::Other => true,
+        };
+        let mut left: Vec<(EntryName, Kept)> = Vec::new();
+        for (entry, kept) in entries.into_iter().zip(loaded.kept) {
+            if stays(&entry) {
+                left.push((entry, kept));
+            } else if let Some((EntryName::Dropped, gone)) = left.last_mut() {
+                *gone = Kept::dropped(gone.count().saturating_add(kept.count()));
+            } else {
+                left.push((EntryName::Dropped, Kept::dropped(kept.count())));
+            }
+        }
+        let (entries, left): (Vec<EntryName>, Vec<Kept>) = left.into_iter().unzip();
+        let places = self.log.replace(&left).map_err(disk_failure)?;
+        lock(&self.room).set(self.replica.id(), self.replica.genesis().owner, self.log.len_bytes());
+        self.find(&entries, &left, places);
+        Ok(())
+    }
+
+    /// How many entries the file has let go of: whoever goes through it must begin anew if that changes.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Drafts the checkpoint with which the owner ends the era.
+    ///
+    /// # Errors
+    /// As [`super::door::refused`], or if the disk refuses.
+    pub(super) fn draft_checkpoint(&self, key: &PrincipalKey) -> Result<Verified<Access>, Failure> {
+        let Contents { bases, operations, .. } = self.stored()?;
+        self.replica.draft_checkpoint(key, &bases, operations, self.now).map_err(|refusal| super::door::refused(&refusal))
+    }
+
+    /// When the era is to end, if that is near.
+    pub(super) fn checkpoint_at(&self) -> Option<Timestamp> {
+        super::checkpoint::due(&self.replica).map(|at| at.max(self.put_off))
+    }
+
+    /// A checkpoint could not be made.
+    pub(super) fn put_off_checkpoint(&mut self) {
+        self.put_off = self.now.saturating_add(PUT_OFF);
+    }
+
+    /// What the file holds.
+    fn stored(&self) -> Result<Contents, Failure> {
+        let loaded = self.log.read().map_err(disk_failure)?;
+        Contents::of(self.replica.id(), &loaded.kept, self.own.clone(), loaded.damage.is_some())
     }
 
     /// Whether the replica has taken in what its file has not: it must be dropped.
@@ -173,15 +380,16 @@ impl Hot {
         Err(Failure::new(ErrorCode::Unavailable, message).with("suggestion", "it goes on once another reader's node has given that back"))
     }
 
-    /// Makes the replica anew from the file, after a change of access that took something back. What was parked is taken in again, and may count
-    /// by now.
-    fn rebuild(&mut self) -> Result<Taken, Failure> {
-        let loaded = self.log.read().map_err(disk_failure)?;
+    /// Makes the replica anew from the file, after a change of access that took something back or ended an era. What was parked is taken in again,
+    /// and may count by now. What of older eras is still used is told beside it.
+    fn rebuild(&mut self) -> Result<(Taken, Option<Private>), Failure> {
+        let contents = self.stored()?;
         let parked = self.replica.take_parked();
-        self.replica = replayed(self.replica.id(), &loaded.kept, self.own.clone(), loaded.damage.is_some())?.replica;
-        let mut taken = Taken::default();
+        self.replica = contents.replica;
+        let recalled = self.replica.recall(&contents.bases, contents.operations);
+        let (mut taken, old) = self.settle(recalled)?;
         parked.into_iter().for_each(|operation| self.take_operation(operation, &mut taken));
-        Ok(taken)
+        Ok((taken, old))
     }
 
     /// These operations as they were kept, in this order, as far as they are here; no more than they is read of the file.
@@ -200,9 +408,8 @@ impl Hot {
     /// # Errors
     /// If the disk refuses.
     pub(super) fn past(&self) -> Result<Past<'_>, Failure> {
-        let kept = self.log.read().map_err(disk_failure)?.kept;
-        let operations = kept.into_iter().filter(|kept| kept.kind == KeptKind::Operation);
-        Ok(Past::new(&self.replica, operations.filter_map(|kept| Verified::kept(&kept.bytes).ok())))
+        let Contents { bases, operations, .. } = self.stored()?;
+        Ok(Past::new(&self.replica, bases, operations))
     }
 
     /// Some statements of the file from a byte on, and where they end; see [`Log::page`].
@@ -240,13 +447,19 @@ impl Hot {
                 Err(error) => taken.refuse(error),
             }
         }
+        // What was written after a checkpoint is judged by a replica that has taken it in.
+        if self.replica.is_stale() {
+            taken = self.keep(taken)?;
+        }
+        let mut more = Taken::default();
         for operation in verify(operations) {
             match operation {
-                Ok(operation) => self.take_operation(operation, &mut taken),
-                Err(error) => taken.refuse(error),
+                Ok(operation) => self.take_operation(operation, &mut more),
+                Err(error) => more.refuse(error),
             }
         }
-        self.keep(taken)
+        taken.extend(self.keep(more)?);
+        Ok(taken)
     }
 
     /// Takes in a change of access that this node's owner made.
@@ -307,10 +520,10 @@ impl Hot {
     pub(super) fn keep(&mut self, mut taken: Taken) -> Result<Taken, Failure> {
         self.append(&taken)?;
         if self.replica.is_stale() {
-            let freed = self.rebuild()?;
+            let (freed, old) = self.rebuild()?;
             self.append(&freed)?;
-            taken.operations.extend(freed.operations);
-            taken.equivocators.extend(freed.equivocators);
+            taken.extend(freed);
+            self.let_go(old);
         }
         self.is_ahead = false;
         Ok(taken)
@@ -322,69 +535,109 @@ impl Hot {
             return Ok(());
         }
         let statements: Vec<Kept> = taken.accesses.iter().map(kept_access).chain(taken.operations.iter().map(kept_operation)).collect();
+        let places = self.append_all(&statements)?.into_iter().skip(taken.accesses.len());
+        self.places.extend(taken.operations.iter().map(Verified::<Operation>::id).zip(places));
+        Ok(())
+    }
+
+    fn append_all(&mut self, statements: &[Kept]) -> Result<Vec<Place>, Failure> {
         let bytes = statements.iter().map(Kept::len_bytes).sum();
         self.fits(bytes)?;
         let (id, owner) = (self.replica.id(), self.replica.genesis().owner);
         lock(&self.room).reserve(id, owner, &principals(&self.own), bytes).map_err(|full| refused(&full))?;
-        let appended = self.log.append(&statements).map_err(disk_failure);
+        let appended = self.log.append(statements).map_err(disk_failure);
         lock(&self.room).set(id, owner, self.log.len_bytes());
-        let places = appended?.into_iter().skip(taken.accesses.len());
-        self.places.extend(taken.operations.iter().map(Verified::<Operation>::id).zip(places));
-        Ok(())
+        appended
     }
 }
 
-/// What was made of a file.
-struct Replayed {
+/// What an entry of a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EntryName {
+    Operation(OperationId),
+    /// A piece of what the context held at the checkpoint of that name.
+    Base([u8; 32]),
+    /// Others that stood there.
+    Dropped,
+    Other,
+}
+
+/// What stands in the file of a context.
+struct Contents {
+    /// With the whole line of access, and nothing else yet.
     replica: Replica,
-    /// The operation that each entry is, if it is one.
-    ids: Vec<Option<OperationId>>,
+    /// What the context held at checkpoints, by their numbers.
+    bases: BTreeMap<u64, Base>,
+    operations: Vec<Verified<Operation>>,
+    /// What each entry is.
+    entries: Vec<EntryName>,
     /// How far authors had written.
     written: BTreeMap<Principal, u64>,
     /// What could not be used.
     damage: Option<String>,
 }
 
-/// A replica of all that was kept. Beside damage, checksums are not enough: what looks like a statement may stand in the text of another.
-fn replayed(id: ContextId, kept: &[Kept], own: Vec<PrincipalKey>, is_damaged: bool) -> Result<Replayed, Failure> {
-    let damaged = |reason: String| Failure::new(ErrorCode::Internal, format!("context {} cannot be read: {reason}", id.short()));
-    let first = kept.first().filter(|first| first.kind == KeptKind::Genesis);
-    let first = first.ok_or_else(|| damaged("its file does not begin with its genesis".to_owned()))?;
-    let genesis = Verified::<Genesis>::kept(&first.bytes).map_err(|error| damaged(error.to_string()))?;
-    if genesis.name() != id.to_bytes() {
-        return Err(damaged("its file is that of another context".to_owned()));
-    }
-    let mut replica = Replica::new(genesis, own);
-    let (mut operations, mut damage, mut written) = (Vec::new(), None, BTreeMap::new());
-    let mut unread = |error: crate::wire::Error| damage = damage.take().or_else(|| Some(error.to_string()));
-    let mut ids = Vec::with_capacity(kept.len());
-    for kept in kept {
-        let mut id = None;
-        match kept.kind {
-            KeptKind::Genesis => {}
-            KeptKind::Access => match believed(&kept.bytes, is_damaged) {
-                // What was kept counted once; what came of it since then the chain knows.
-                Ok(access) => drop(replica.on_access(access)),
-                Err(error) => unread(error),
-            },
-            KeptKind::Operation => match believed::<Operation>(&kept.bytes, is_damaged) {
-                Ok(operation) => {
-                    let seq = written.entry(operation.header.author).or_insert(operation.header.seq);
-                    *seq = operation.header.seq.max(*seq);
-                    id = Some(operation.id());
-                    operations.push(operation);
-                }
-                Err(error) => unread(error),
-            },
+/// What stands before a piece of a base: the name of its checkpoint, and where the piece belongs.
+const BASE_HEAD_BYTES: usize = 32 + 8;
+
+impl Contents {
+    /// Reads what was kept. Beside damage, checksums are not enough: what looks like a statement may stand in the text of another.
+    fn of(id: ContextId, kept: &[Kept], own: Vec<PrincipalKey>, is_damaged: bool) -> Result<Self, Failure> {
+        let damaged = |reason: String| Failure::new(ErrorCode::Internal, format!("context {} cannot be read: {reason}", id.short()));
+        let first = kept.first().filter(|first| first.kind == KeptKind::Genesis);
+        let first = first.ok_or_else(|| damaged("its file does not begin with its genesis".to_owned()))?;
+        let genesis = Verified::<Genesis>::kept(&first.bytes).map_err(|error| damaged(error.to_string()))?;
+        if genesis.name() != id.to_bytes() {
+            return Err(damaged("its file is that of another context".to_owned()));
         }
-        ids.push(id);
+        let mut replica = Replica::new(genesis, own);
+        let (mut operations, mut damage, mut written) = (Vec::new(), None, BTreeMap::new());
+        let mut sealed: BTreeMap<[u8; 32], Vec<u8>> = BTreeMap::new();
+        let mut unread = |error: crate::wire::Error| damage = damage.take().or_else(|| Some(error.to_string()));
+        let mut entries = Vec::with_capacity(kept.len());
+        for kept in kept {
+            let mut entry = EntryName::Other;
+            match kept.kind {
+                KeptKind::Genesis => {}
+                KeptKind::Access => match believed(&kept.bytes, is_damaged) {
+                    // What was kept counted once; what came of it since then the chain knows.
+                    Ok(access) => drop(replica.on_access(access)),
+                    Err(error) => unread(error),
+                },
+                KeptKind::Operation => match believed::<Operation>(&kept.bytes, is_damaged) {
+                    Ok(operation) => {
+                        let seq = written.entry(operation.header.author).or_insert(operation.header.seq);
+                        *seq = operation.header.seq.max(*seq);
+                        entry = EntryName::Operation(operation.id());
+                        operations.push(operation);
+                    }
+                    Err(error) => unread(error),
+                },
+                KeptKind::Base => {
+                    if let Some((checkpoint, from, piece)) = base_piece(&kept.bytes) {
+                        let text = sealed.entry(checkpoint).or_default();
+                        // A piece that was damaged makes it another than the checkpoint says.
+                        if usize::try_from(from) == Ok(text.len()) {
+                            text.extend_from_slice(piece);
+                        }
+                        entry = EntryName::Base(checkpoint);
+                    }
+                }
+                KeptKind::Dropped => entry = EntryName::Dropped,
+            }
+            entries.push(entry);
+        }
+        let opened = |era: &u64| Some((*era, replica.open_base(*era, sealed.get(&replica.chain().at(*era)?.name())?)?));
+        let bases = replica.chain().checkpoints().iter().filter_map(opened).collect();
+        Ok(Self { bases, replica, operations, entries, written, damage })
     }
-    replica.foresee(operations.iter());
-    for operation in operations {
-        let _ = replica.on_operation(operation);
-    }
-    replica.settle();
-    Ok(Replayed { replica, ids, written, damage })
+}
+
+/// Of which checkpoint a piece of a base is, where it belongs, and what it is.
+fn base_piece(bytes: &[u8]) -> Option<([u8; 32], u64, &[u8])> {
+    let (checkpoint, rest) = bytes.split_first_chunk::<32>()?;
+    let (from, piece) = rest.split_first_chunk::<8>()?;
+    Some((*checkpoint, u64::from_le_bytes(*from), piece))
 }
 
 fn believed<T: Statement>(bytes: &[u8], is_damaged: bool) -> Result<Verified<T>, crate::wire::Error> {

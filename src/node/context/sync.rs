@@ -114,7 +114,10 @@ pub(in crate::node) async fn run(shared: Arc<Shared>) {
             }
             _ = sweep.tick() => {
                 let (shared, now) = (Arc::clone(&shared), shared.clock.now());
-                tokio::task::spawn_blocking(move || shared.contexts.sweep(&shared, now));
+                tokio::task::spawn_blocking(move || {
+                    shared.contexts.sweep(&shared, now);
+                    super::checkpoint::sweep(&shared, now);
+                });
             }
         }
     }
@@ -256,11 +259,13 @@ async fn reconcile(shared: &Arc<Shared>, node: NodeId, theirs: Heads) {
     }
     let Some(mut pulling) = shared.contexts.pulling(node, id) else { return };
     pull(shared, node, &theirs).await;
+    complete(shared, node, id).await;
     // What was told of while it was pulled may have come too late for that.
     for _ in 0..AGAIN_MAX {
         let Some(again) = pulling.end() else { return };
         pulling = again;
         pull(shared, node, &further(id)).await;
+        complete(shared, node, id).await;
     }
 }
 
@@ -324,6 +329,39 @@ async fn pull(shared: &Arc<Shared>, node: NodeId, theirs: &Heads) {
                 return;
             }
         }
+    }
+}
+
+/// Asks `node` for what a context held at its newest checkpoint, if that is not here.
+async fn complete(shared: &Arc<Shared>, node: NodeId, id: ContextId) {
+    let Ok(readers) = principals(shared, node).await else { return };
+    let (worker, now) = (Arc::clone(shared), shared.clock.now());
+    let wanted = blocking(move || {
+        let row = worker.contexts.row_for(&worker, id, now, |row| row.readers.iter().any(|reader| readers.contains(reader)))?;
+        // One that is whole says how far its access has come.
+        let lacks = row.heads.epoch == 0;
+        lacks.then(|| worker.contexts.with(&worker, id, now, |hot| Ok(hot.replica.wanted_base())).ok().flatten()).flatten()
+    });
+    let Ok(Some((era, checkpoint, length))) = wanted.await else { return };
+    // Memory for a few of them alone; the others come with a later exchange.
+    let Some(_gathering) = shared.contexts.gathering() else { return };
+    let (mut sealed, mut from, began) = (Vec::new(), 0, tokio::time::Instant::now());
+    while from < length {
+        if began.elapsed() > GATHERING {
+            return;
+        }
+        let Ok(Answer::Base(piece)) = ask(shared, node, &Question::Base { context: id, checkpoint, from }).await else { return };
+        sealed.extend_from_slice(&piece);
+        from = u64::try_from(sealed.len()).unwrap_or(u64::MAX);
+    }
+    let (worker, now) = (Arc::clone(shared), shared.clock.now());
+    let taken = blocking(move || {
+        let taken = worker.contexts.with(&worker, id, now, |hot| hot.has_room(length).and_then(|()| hot.take_base(era, &sealed)))?;
+        changed(&worker, id, &[], &taken.operations, Some(node));
+        Ok::<_, Failure>(())
+    });
+    if let Ok(Err(failure)) = taken.await {
+        tracing::debug!(%node, context = %id, %failure, "what a context held at a checkpoint was not taken");
     }
 }
 
@@ -482,6 +520,18 @@ async fn answered(shared: &Arc<Shared>, node: NodeId, question: Question) -> Res
             let told = statements.await?.map(Answer::Statements);
             told.map_err(|failure| if failure.code == ErrorCode::ContextNotFound { not_shared() } else { failure })
         }
+        Question::Base { context, checkpoint, from } => {
+            let theirs = principals(shared, node).await?;
+            let (worker, now) = (Arc::clone(shared), shared.clock.now());
+            let base = blocking(move || {
+                worker.contexts.with(&worker, context, now, |hot| {
+                    let is_reader = hot.replica.chain().tip().is_some_and(|access| theirs.iter().any(|reader| access.may_read(*reader)));
+                    if is_reader { hot.base(checkpoint, from) } else { Err(not_shared()) }
+                })
+            });
+            let told = base.await?.map(|piece| Answer::Base(ByteVec::from(piece)));
+            told.map_err(|failure| if failure.code == ErrorCode::ContextNotFound { not_shared() } else { failure })
+        }
         Question::Push(statements) => {
             let id = statements.context;
             let theirs = principals(shared, node).await?;
@@ -531,7 +581,7 @@ fn lacking(hot: &Hot, heads: &Heads, knows_genesis: bool) -> Result<Statements, 
         all.into_iter().take_while(|bytes| fits(bytes.len())).take(STATEMENTS_MAX / 2).map(ByteVec::from).collect();
     let mut more = accesses.len() < count;
     let mut wanted = Vec::new();
-    for id in replica.operations().beyond(&heads.tips) {
+    for id in replica.beyond(&heads.tips) {
         // One that is not on the disk any more somebody else gives them.
         let Some(bytes) = hot.length_of(id) else { continue };
         if more || wanted.len() >= STATEMENTS_MAX / 2 || !fits(bytes) {

@@ -90,11 +90,11 @@ impl Had {
     pub fn of(target: &Past<'_>, source: ContextId, reader: Principal) -> Self {
         let mut had = Self::default();
         for (_, operation, body) in target.counted(reader).filter(|(_, _, body)| body.source == Some(source)) {
-            let (chain, author) = (target.replica().chain(), operation.header.author);
-            let access = chain.at(operation.header.acl_epoch).filter(|access| access.owner != author);
-            let limits = access.and_then(|access| access.writers.iter().find(|writer| writer.principal == author));
-            let below = limits.map_or_else(|| BTreeSet::from([Path::shared()]), |writer| writer.prefixes.iter().cloned().collect());
+            let below = target.replica().limits(operation.header.author, operation.header.acl_epoch);
             had.0.entry(below).or_default().extend(body.sources);
+        }
+        for source in target.replica().merged().of(source) {
+            had.0.entry(source.below.iter().cloned().collect()).or_default().insert(source.operation);
         }
         had
     }
@@ -103,6 +103,15 @@ impl Had {
     pub fn add(&mut self, operations: Vec<OperationId>) {
         self.0.entry(BTreeSet::from([Path::shared()])).or_default().extend(operations);
     }
+}
+
+/// Why it cannot be told what a source did that its target does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Untold {
+    /// The target has this operation, which is not here: it has not come yet, or was let go of after a checkpoint.
+    Missing(OperationId),
+    /// What the source had before its own work was let go of after a checkpoint.
+    Settled,
 }
 
 /// What a source did that its target does not have.
@@ -118,14 +127,27 @@ impl Work {
     /// What `source` did that `target` does not have.
     ///
     /// # Errors
-    /// An operation that the target has and that is not here.
-    pub fn of(source: &Past<'_>, target: ContextId, had: &Had, reader: Principal) -> Result<Self, OperationId> {
-        let genesis = source.replica().genesis();
-        if let Some(missing) = had.0.values().flatten().find(|id| source.replica().operations().get(**id).is_none()) {
-            return Err(*missing);
+    /// If it cannot be told.
+    pub fn of(source: &Past<'_>, target: ContextId, had: &Had, reader: Principal) -> Result<Self, Untold> {
+        let (replica, genesis) = (source.replica(), source.replica().genesis());
+        let (first, beginning) = source.beginning();
+        let is_here = |id: OperationId| {
+            let is_newer = || replica.chain().checkpoints().iter().any(|era| *era >= first && replica.root(*era) == Some(id));
+            replica.operations().get(id).is_some() || is_newer()
+        };
+        if let Some(missing) = had.0.values().flatten().find(|id| !is_here(**id)) {
+            return Err(Untold::Missing(*missing));
+        }
+        let (mut base, mut resets) = (Fold::default(), BTreeSet::new());
+        // Whoever has something that was written since the first checkpoint has all that it says.
+        if let Some((held, merged)) = beginning {
+            let below: BTreeSet<&Path> = had.0.keys().flatten().collect();
+            if below.is_empty() && (genesis.parent.is_some() || merged.of(target).next().is_some()) {
+                return Err(Untold::Settled);
+            }
+            base = held.below(&below);
         }
         let had: Vec<_> = had.0.iter().map(|(below, operations)| (below, source.behind(operations.iter().copied()))).collect();
-        let (mut base, mut resets) = (Fold::default(), BTreeSet::new());
         for (id, operation, body) in source.counted(reader).filter(|(_, operation, _)| !operation.header.is_private) {
             let is_copied = genesis.parent.as_ref().is_some_and(|parent| {
                 operation.header.author == genesis.owner && body.source == Some(parent.context) && body.sources == parent.frontier
@@ -365,7 +387,7 @@ mod tests {
     use crate::wire::context::Body;
 
     fn past(node: &Node) -> Past<'_> {
-        Past::new(&node.replica, node.kept.values().cloned())
+        Past::new(&node.replica, node.bases.clone(), node.kept.values().cloned())
     }
 
     impl Node {
@@ -406,6 +428,7 @@ mod tests {
                 own: vec![1],
                 accesses: Vec::new(),
                 kept: BTreeMap::new(),
+                bases: BTreeMap::new(),
                 rebuilds: 0,
             };
             fork.change_access(&all_write([2]));
@@ -648,7 +671,7 @@ mod tests {
         // Some operation that a merge names is not here yet.
         let mut unknown = Had::default();
         unknown.add(vec![OperationId::from_bytes([9; 32])]);
-        assert_eq!(Work::of(&past(&child), id(&root), &unknown, who(1)), Err(OperationId::from_bytes([9; 32])));
+        assert_eq!(Work::of(&past(&child), id(&root), &unknown, who(1)), Err(Untold::Missing(OperationId::from_bytes([9; 32]))));
     }
 
     /// Something that a client does, below `root`.

@@ -3,11 +3,15 @@
 //! Changes are numbered from 1 and each names the one before it. An owner who signs two for one number has split the line: access then stays
 //! as it was at the last common change for good, on every replica that has seen both, and the two are the proof. Of several splits the earliest
 //! holds, whichever was seen first.
+//!
+//! A change may be a *checkpoint*: it changes nobody's rights, says what the context held, and begins a new *era*. What was written before it
+//! counts as far as its cuts reach, and what is written after it builds on what it says. What the checkpoint before the newest one said
+//! stands for good: replicas have let go of what was written before that, so a second change of a number up to there comes too late.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{ContextId, Path, Principal, Timestamp};
-use crate::wire::context::{Access, Cut, Genesis, Verified};
+use crate::wire::context::{Access, Cut, Genesis, Last, Verified};
 
 /// How many changes a context may have.
 pub const EPOCHS_MAX: u64 = 1_024;
@@ -21,6 +25,8 @@ pub struct Chain {
     changes: Vec<Verified<Access>>,
     /// Who lost a right, and with which changes.
     losses: BTreeMap<Principal, Vec<u64>>,
+    /// Which changes are checkpoints.
+    checkpoints: Vec<u64>,
     split: Option<Box<(Verified<Access>, Verified<Access>)>>,
 }
 
@@ -56,6 +62,12 @@ pub enum Refusal {
     /// The line was split at an earlier change.
     #[error("the owner has signed two different changes for one number; access stays as it was before them")]
     Frozen,
+    /// It is a checkpoint and changes something else as well, or takes the clock back.
+    #[error("a checkpoint changes nothing but the era")]
+    Checkpoint,
+    /// It is a second one of a number that two checkpoints have settled.
+    #[error("two checkpoints have settled what was before; another change of that number comes too late")]
+    Settled,
     /// There are too many.
     #[error("a context has at most {EPOCHS_MAX} changes of access")]
     TooMany,
@@ -64,7 +76,8 @@ pub enum Refusal {
 impl Chain {
     /// The line that begins with `genesis`.
     pub fn new(context: ContextId, genesis: &Genesis) -> Self {
-        Self { owner: genesis.owner, context, born_until: genesis.expires_at, changes: Vec::new(), losses: BTreeMap::new(), split: None }
+        let (owner, born_until) = (genesis.owner, genesis.expires_at);
+        Self { owner, context, born_until, changes: Vec::new(), losses: BTreeMap::new(), checkpoints: Vec::new(), split: None }
     }
 
     /// The newest change that counts.
@@ -86,6 +99,34 @@ impl Chain {
     /// All that count, oldest first.
     pub fn changes(&self) -> &[Verified<Access>] {
         &self.changes
+    }
+
+    /// The numbers of those changes that are checkpoints, in order. The number of a checkpoint is that of the era which it begins; what was
+    /// written before the first is of era 0.
+    pub fn checkpoints(&self) -> &[u64] {
+        &self.checkpoints
+    }
+
+    /// The era of an operation that was written at change `epoch`.
+    pub fn era(&self, epoch: u64) -> u64 {
+        let begun = self.checkpoints.partition_point(|checkpoint| *checkpoint <= epoch);
+        begun.checked_sub(1).and_then(|at| self.checkpoints.get(at)).copied().unwrap_or(0)
+    }
+
+    /// The era that is open.
+    pub fn newest_era(&self) -> u64 {
+        self.checkpoints.last().copied().unwrap_or(0)
+    }
+
+    /// The era before the newest, whose operations are still told apart; 0 as long as there is none before it.
+    pub fn settled_era(&self) -> u64 {
+        self.checkpoints.iter().rev().nth(1).copied().unwrap_or(0)
+    }
+
+    /// The checkpoint that ended an era, if it is not the newest.
+    pub fn end_of(&self, era: u64) -> Option<&Verified<Access>> {
+        let after = self.checkpoints.partition_point(|checkpoint| *checkpoint <= era);
+        self.at(*self.checkpoints.get(after)?)
     }
 
     /// Two changes of the owner for one number, if there are two.
@@ -130,16 +171,19 @@ impl Chain {
         self.follows(&access)?;
         match self.at(access.epoch) {
             Some(known) if known.name() == access.name() => Ok(Step::Known),
+            Some(_) if access.epoch <= self.settled_era() => Err(Refusal::Settled),
             Some(known) => {
                 self.split = Some(Box::new((known.clone(), access)));
                 let common = self.split.as_ref().map_or(0, |split| split.0.epoch.saturating_sub(1));
                 self.changes.truncate(usize::try_from(common).unwrap_or(0));
+                self.checkpoints.retain(|checkpoint| *checkpoint <= common);
                 Ok(Step::Split)
             }
             None => {
                 for author in self.tip().map(|before| losers(before, &access)).unwrap_or_default() {
                     self.losses.entry(author).or_default().push(access.epoch);
                 }
+                self.checkpoints.extend(access.checkpoint.is_some().then_some(access.epoch));
                 self.changes.push(access);
                 Ok(Step::Added)
             }
@@ -156,13 +200,25 @@ impl Chain {
             return Err(Refusal::Shortened);
         }
         let Some(before) = before else {
-            return if access.key_epoch == 1 { Ok(()) } else { Err(Refusal::Key) };
+            let is_first = access.key_epoch == 1 && access.checkpoint.is_none();
+            return if is_first { Ok(()) } else { Err(Refusal::Key) };
         };
         let lost_reader = before.readers.iter().any(|reader| !access.may_read(reader.principal));
         let is_same_key =
             access.key_epoch == before.key_epoch && access.key_check == before.key_check && access.previous_key == before.previous_key;
         let is_next_key = access.key_epoch == before.key_epoch + 1 && access.key_check != before.key_check;
+        if let Some(checkpoint) = access.checkpoint {
+            let clock = self.at(self.era(before.epoch)).and_then(|before| before.checkpoint).map_or(0, |before| before.lamport);
+            let is_same = is_same_key && access.writers == before.writers && access.readers == before.readers;
+            return if is_same && checkpoint.lamport >= clock { Ok(()) } else { Err(Refusal::Checkpoint) };
+        }
         if is_next_key || (is_same_key && !lost_reader) { Ok(()) } else { Err(Refusal::Key) }
+    }
+
+    /// The last operation of `author` that counts of the era which `checkpoint` ended, if it wrote any.
+    pub fn last_before(&self, checkpoint: u64, author: Principal) -> Option<Last> {
+        let cuts = &self.at(checkpoint).filter(|access| access.checkpoint.is_some())?.cuts;
+        cuts.binary_search_by_key(&author, |cut| cut.author).ok().and_then(|at| cuts.get(at))?.last
     }
 
     /// Whether `author` could write at all of `paths` when change `epoch` was the newest.
@@ -181,7 +237,9 @@ impl Chain {
         let holds = |access: &Access| {
             if paths.is_empty() { access.may_read(author) } else { paths.iter().all(|path| access.may_write(author, path)) }
         };
-        let later = self.losses.get(&author).into_iter().flatten().filter(|after| **after > epoch);
+        // What an era held is settled with its end; what is lost later is lost for what is written later.
+        let end = self.end_of(self.era(epoch)).map_or(u64::MAX, |end| end.epoch);
+        let later = self.losses.get(&author).into_iter().flatten().filter(|after| (epoch.saturating_add(1)..end).contains(*after));
         let pairs = later.filter_map(|after| self.at(after.checked_sub(1)?).zip(self.at(*after)));
         let losses = pairs.filter(|(before, after)| holds(before) && !holds(after)).map(|(_, after)| after);
         let cut_of = |access: &Verified<Access>| {

@@ -12,11 +12,12 @@
 //!
 //! Values are held as text: an array of many small objects takes a hundred times its text as values, and writers are not to be trusted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::model::OperationId;
+use crate::model::{CONTEXT_DEPTH_MAX, OperationId, Path};
 use crate::wire::context::Item;
 
 /// When an item counts as written: by its operation's lamport clock, among equals by the operation's name, within one by its place.
@@ -32,6 +33,8 @@ pub struct Stamp {
 
 /// How much more may be held than was left by the last sweep before it doubled.
 const SWEEP_SPARE: usize = 1_024;
+/// How many places a memory may begin with.
+const BASE_PLACES_MAX: usize = 200_000;
 
 /// One memory of a context: the shared one, or an agent's own.
 #[derive(Debug, Default)]
@@ -63,6 +66,21 @@ struct Gains {
 type Stamped = (Value, Stamp);
 
 impl Fold {
+    /// A memory that begins with the fields of the object `text`, all of them older than what is written after `lamport`; `None` if it is no
+    /// object, or one of more places than a memory may begin with.
+    pub(super) fn based(text: &RawValue, lamport: u64) -> Option<Self> {
+        let mut held = 0;
+        let root = Node::based(text.get(), lamport, 0, &mut held).filter(|root| root.value.as_deref() == Some("{}"))?;
+        Some(Self { root, held, swept: held })
+    }
+
+    /// What of it lies at these places, or below them.
+    pub(super) fn below(mut self, places: &BTreeSet<&Path>) -> Self {
+        let below_root: Vec<&[String]> = places.iter().filter_map(|path| path.segments().get(1..)).collect();
+        self.root.keep_below(&below_root);
+        self
+    }
+
     /// Takes in the items of an operation that counts, all of which are of this memory.
     pub fn apply_all(&mut self, id: OperationId, lamport: u64, items: &[Item]) {
         self.apply_some(id, lamport, items, |_| true);
@@ -152,6 +170,35 @@ impl Gains {
 }
 
 impl Node {
+    /// The place that holds the value `text`; each of its fields is a place of its own, and newer than what is around it.
+    fn based(text: &str, lamport: u64, depth: u16, held: &mut usize) -> Option<Self> {
+        *held = held.checked_add(1).filter(|held| *held <= BASE_PLACES_MAX)?;
+        let reset = Some(Stamp { lamport, id: OperationId::from_bytes([u8::MAX; 32]), item: depth });
+        let is_object = text.starts_with('{') && usize::from(depth) < CONTEXT_DEPTH_MAX;
+        if !is_object {
+            return Some(Self { reset, value: Some(text.into()), ..Self::default() });
+        }
+        let fields: BTreeMap<Box<str>, &RawValue> = serde_json::from_str(text).ok()?;
+        let place = |(name, field): (Box<str>, &RawValue)| {
+            Some((name, Box::new(Self::based(field.get(), lamport, depth.saturating_add(1), held)?)))
+        };
+        let children = fields.into_iter().map(place).collect::<Option<_>>()?;
+        Some(Self { reset, value: Some("{}".into()), gains: None, children })
+    }
+
+    fn keep_below(&mut self, places: &[&[String]]) {
+        if places.iter().any(|place| place.is_empty()) {
+            return;
+        }
+        (self.reset, self.value, self.gains) = (None, None, None);
+        self.children.retain(|name, child| {
+            let named = places.iter().filter_map(|place| place.split_first()).filter(|(first, _)| first.as_str() == &**name);
+            let below: Vec<&[String]> = named.map(|(_, rest)| rest).collect();
+            child.keep_below(&below);
+            !below.is_empty()
+        });
+    }
+
     fn hides(&self, stamp: Stamp) -> bool {
         self.reset.is_some_and(|reset| reset > stamp)
     }

@@ -12,6 +12,7 @@
 
 pub mod branch;
 pub mod chain;
+pub mod checkpoint;
 pub mod edit;
 pub mod fold;
 pub mod gone;

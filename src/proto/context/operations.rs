@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{OperationId, Principal};
-use crate::wire::context::{Header, Last, Tip};
+use crate::wire::context::{Cut, Header, Last, Tip};
 
 /// What the entry of an operation takes in memory, with its places in the tables below and in that of where it stands on the disk.
 const HELD_BYTES: u64 = 512;
@@ -49,6 +49,8 @@ pub struct Operations {
     lines: BTreeMap<Principal, Line>,
     /// Those that count and that nothing which counts was built on.
     heads: BTreeSet<OperationId>,
+    /// How many came since the last checkpoint, and how many bytes they have.
+    since: (usize, u64),
 }
 
 #[derive(Debug, Default)]
@@ -140,6 +142,11 @@ impl Operations {
         self.lines.get(&author).map_or((0, 0), |line| line.written)
     }
 
+    /// How many operations came since the last checkpoint, and how many bytes they have.
+    pub fn written_since(&self) -> (usize, u64) {
+        self.since
+    }
+
     /// Whether `author` has signed two operations of one number.
     pub fn has_twins(&self, author: Principal) -> bool {
         self.lines.get(&author).is_some_and(|line| !line.twins.is_empty())
@@ -156,6 +163,21 @@ impl Operations {
         self.lines.iter().filter_map(first).take(authors_max).collect()
     }
 
+    /// Begins an era at the checkpoint that stands for all that was before it.
+    pub(super) fn begin(&mut self, root: Option<OperationId>) {
+        self.heads = root.into_iter().collect();
+        self.since = (0, 0);
+    }
+
+    /// The greatest clock of an era, and the last operation of each of its authors, in order.
+    pub(super) fn ends(&self, era: u64) -> (u64, Vec<Cut>) {
+        let is_of_era = |id: OperationId| self.get(id).is_some_and(|entry| entry.acl_epoch >= era);
+        let lamport = self.entries.values().map(|entry| entry.lamport).max().unwrap_or(0);
+        let last =
+            |author: &Principal| self.last(*author).filter(|last| is_of_era(last.id)).map(|last| Cut { author: *author, last: Some(last) });
+        (lamport, self.lines.keys().filter_map(last).collect())
+    }
+
     /// Takes in an operation whose parents are all here.
     pub(super) fn insert(&mut self, id: OperationId, entry: Entry, header: &Header) {
         let Entry { author, seq, prev, line_bytes, counts, .. } = entry;
@@ -168,6 +190,7 @@ impl Operations {
             }
             self.heads.insert(id);
         }
+        self.since = (self.since.0.saturating_add(1), self.since.1.saturating_add(bytes));
         let line = self.lines.entry(author).or_default();
         line.written = (line.written.0.saturating_add(1), line.written.1.saturating_add(bytes));
         if let Some(first) = line.by_seq.get(&seq) {

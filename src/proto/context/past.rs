@@ -1,23 +1,29 @@
 //! What a context was: its state as of any operations of it (design/contexts.md, `?at=`).
 //!
-//! A state is a function of a set of operations, so an older one is the fold of those that somebody names and all that they build on. What
+//! A state is a function of a set of operations, so an older one is the fold of those that somebody names and all that they build on, since
+//! the checkpoint that their era begins with. What
 //! does not count now does not count then either: a writer who was cut off is not shown again by looking back. The replica says which
 //! operations there are and which of them count; what stands in them comes from whoever keeps them.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use super::checkpoint::{Base, Merged};
 use super::fold::Fold;
 use super::replica::{self, Replica};
 use crate::model::{OperationId, Path, Principal};
-use crate::wire::context::{Body, Operation, Verified};
+use crate::wire::context::{Body, Header, Operation, Verified};
 
 /// All that a replica took in, to be gone back along.
 #[derive(Debug)]
 pub struct Past<'r> {
     replica: &'r Replica,
+    bases: BTreeMap<u64, Base>,
     kept: BTreeMap<OperationId, Verified<Operation>>,
+    /// What was kept of private memories when the rest of an era was let go of.
+    settled: Vec<Verified<Operation>>,
 }
 
 /// What a context holds as one of its readers sees it, after some of its operations.
@@ -28,10 +34,13 @@ pub struct State {
 }
 
 impl<'r> Past<'r> {
-    /// The past of `replica`, for which all was kept that it took in. What it did not take in is passed over.
-    pub fn new(replica: &'r Replica, kept: impl IntoIterator<Item = Verified<Operation>>) -> Self {
-        let kept = kept.into_iter().map(|operation| (operation.id(), operation));
-        Self { replica, kept: kept.filter(|(id, _)| replica.operations().get(*id).is_some()).collect() }
+    /// The past of `replica`, for which all was kept that it took in, and what the context held at checkpoints. What it did not take in is
+    /// passed over.
+    pub fn new(replica: &'r Replica, bases: BTreeMap<u64, Base>, kept: impl IntoIterator<Item = Verified<Operation>>) -> Self {
+        let (kept, left): (Vec<_>, Vec<_>) = kept.into_iter().partition(|operation| replica.operations().get(operation.id()).is_some());
+        let is_settled = |operation: &Verified<Operation>| operation.header.is_private && operation.header.acl_epoch < replica.first_era();
+        let settled = left.into_iter().filter(is_settled).collect();
+        Self { replica, bases, kept: kept.into_iter().map(|operation| (operation.id(), operation)).collect(), settled }
     }
 
     /// The replica whose past it is.
@@ -51,7 +60,9 @@ impl<'r> Past<'r> {
         let mut behind = BTreeSet::new();
         let mut next: Vec<OperationId> = frontier.into_iter().collect();
         while let Some(id) = next.pop() {
-            if let Some(operation) = self.kept.get(&id)
+            if self.replica.is_checkpoint(id) {
+                behind.insert(id);
+            } else if let Some(operation) = self.kept.get(&id)
                 && behind.insert(id)
             {
                 next.extend(operation.header.parents());
@@ -60,9 +71,29 @@ impl<'r> Past<'r> {
         behind
     }
 
+    /// The newest era of these operations; all that counted of eras before it is behind them.
+    fn era(&self, operations: &BTreeSet<OperationId>) -> u64 {
+        let chain = self.replica.chain();
+        let begun =
+            chain.checkpoints().iter().copied().filter(|era| self.replica.root(*era).is_some_and(|root| operations.contains(&root)));
+        let written = operations.iter().filter_map(|id| self.replica.operations().get(*id)).map(|entry| chain.era(entry.acl_epoch));
+        written.chain(begun).max().unwrap_or(0)
+    }
+
+    /// What stands before the first era that is here, if it is not the very first: in which it is, and what it was.
+    pub fn beginning(&self) -> (u64, Option<(Fold, Merged)>) {
+        let first = self.replica.first_era();
+        (first, self.begin(first))
+    }
+
+    fn begin(&self, era: u64) -> Option<(Fold, Merged)> {
+        self.bases.get(&era)?.begin(self.replica.chain().at(era)?.checkpoint?.lamport)
+    }
+
     /// Those of `operations` that count and that nothing which counts of them was built on, in order.
     pub fn heads(&self, operations: &BTreeSet<OperationId>) -> BTreeSet<OperationId> {
-        let counts = |id: &&OperationId| self.replica.operations().get(**id).is_some_and(|entry| entry.counts);
+        let is_counted = |id: OperationId| self.replica.operations().get(id).is_some_and(|entry| entry.counts);
+        let counts = |id: &&OperationId| is_counted(**id) || self.replica.is_checkpoint(**id);
         let mut heads: BTreeSet<OperationId> = operations.iter().filter(counts).copied().collect();
         for operation in operations.iter().filter(counts).filter_map(|id| self.kept.get(id)) {
             for parent in operation.header.parents() {
@@ -74,10 +105,23 @@ impl<'r> Past<'r> {
 
     /// What the context holds after `operations` and no others, as `reader` sees it.
     pub fn state(&self, operations: &BTreeSet<OperationId>, reader: Principal) -> State {
-        let mut state = State::default();
-        for (id, operation, body) in self.counted(reader).filter(|(id, ..)| operations.contains(id)) {
-            let memory = if operation.header.is_private { state.private.get_or_insert_default() } else { &mut state.shared };
-            memory.apply_all(id, operation.header.lamport, &body.items);
+        let (era, chain) = (self.era(operations), self.replica.chain());
+        let shared = self.begin(era).map(|(shared, _)| shared).unwrap_or_default();
+        let mut state = State { shared, private: None };
+        for (id, operation, body) in self.counted(reader) {
+            let Header { is_private, lamport, acl_epoch, .. } = operation.header;
+            match chain.era(acl_epoch).cmp(&era) {
+                Ordering::Equal if operations.contains(&id) && !is_private => state.shared.apply_all(id, lamport, &body.items),
+                Ordering::Equal if operations.contains(&id) => state.private.get_or_insert_default().apply_all(id, lamport, &body.items),
+                // No checkpoint holds a private memory.
+                Ordering::Less if is_private => state.private.get_or_insert_default().apply_all(id, lamport, &body.items),
+                Ordering::Less | Ordering::Equal | Ordering::Greater => {}
+            }
+        }
+        for operation in self.settled.iter().filter(|operation| chain.era(operation.header.acl_epoch) < era) {
+            if let Some(body) = self.replica.open_for(operation, reader) {
+                state.private.get_or_insert_default().apply_all(operation.id(), operation.header.lamport, &body.items);
+            }
         }
         state
     }
@@ -118,7 +162,7 @@ mod tests {
     use crate::wire::context::Item;
 
     fn past(node: &Node) -> Past<'_> {
-        Past::new(&node.replica, node.kept.values().cloned())
+        Past::new(&node.replica, node.bases.clone(), node.kept.values().cloned())
     }
 
     fn at(node: &Node, operations: &[&Verified<Operation>]) -> Value {

@@ -5,8 +5,12 @@
 //! from what it builds on, or if it does not open. What lies behind a cut takes its place in the graph and does not count: others may have
 //! built on it, and its author's fault must not be theirs; an author who gets a right back goes on from there.
 //!
+//! A checkpoint ends an *era*. An operation of the next one builds on its author's last operation before, which the checkpoint names, on
+//! others of its era, and on the checkpoint itself, which stands in the graph as an operation does; so what came before can be let go of. What
+//! somebody wrote before the checkpoint and its owner had not seen does not count: its author's node writes it once more.
+//!
 //! A change of access can take back what counted. The fold cannot; the replica then says that it [is stale](Replica::is_stale), and the
-//! shell makes it anew from what it kept ([`Replica::foresee`]). What it shows meanwhile is what it showed before.
+//! shell makes it anew from what it kept ([`Replica::recall`]). What it shows meanwhile is what it showed before.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -14,16 +18,17 @@ use rand::CryptoRng;
 use serde_json::Value;
 
 use super::chain::{self, Chain, Step};
-use super::fold::Fold;
+use super::checkpoint::{Base, Merged, Source};
+use super::fold::{Fold, Stamp};
 use super::operations::{Entry, Operations};
 use super::park::Park;
 use crate::model::{ContextId, OperationId, Path, Principal, Timestamp};
 use crate::wire;
-use crate::wire::context::seal::ContextKey;
+use crate::wire::context::seal::{ContextKey, TAG_BYTES};
 use crate::wire::context::sync::{Heads, TIPS_MAX};
 use crate::wire::context::{
-    Access, Body, Cut, DEPENDENCIES_MAX, Genesis, Header, Item, Last, Operation, PrincipalKey, Reader, Signed, Statement as _, Tip,
-    Verified, Writer,
+    Access, Body, Checkpoint, Cut, DEPENDENCIES_MAX, Genesis, Header, Item, Last, Operation, PrincipalKey, Reader, Signed, Statement as _,
+    Tip, Verified, Writer,
 };
 
 /// How many operations an author may write in one context.
@@ -49,6 +54,13 @@ pub struct Replica {
     operations: Operations,
     shared: Fold,
     private: BTreeMap<Principal, Fold>,
+    /// What of other contexts is here.
+    merged: Merged,
+    /// The era that is taken in: the number of the checkpoint that it begins with, 0 for the first.
+    era: u64,
+    first_era: u64,
+    /// Whether all is here that counted before it.
+    is_whole: bool,
     early: Park,
     /// Author's lines that are known beforehand, while the replica is made anew.
     foreseen: Operations,
@@ -66,6 +78,20 @@ pub struct Taken {
     pub missing: BTreeSet<OperationId>,
     /// Operations that had been parked and do not count after all.
     pub refused: Vec<(Principal, Refusal)>,
+}
+
+/// What came of all that was kept.
+#[derive(Debug, Default)]
+pub struct Recalled {
+    /// What the context held at checkpoints, by their numbers, as far as it was not kept before.
+    pub bases: BTreeMap<u64, Base>,
+    /// What authors of this node wrote before the newest checkpoint and its owner had not seen, with those items that would still change
+    /// something: it is to be written once more.
+    pub stranded: Vec<(Principal, Body)>,
+    /// Whether something was kept of eras before the first that is here and is of no use any more.
+    pub has_old: bool,
+    /// What of them is: operations on private memories.
+    pub private: BTreeSet<OperationId>,
 }
 
 /// Why an operation does not count.
@@ -87,6 +113,12 @@ pub enum Refusal {
     /// Its numbers do not follow from what it builds on.
     #[error("{0} is not what follows from what the operation builds on")]
     Numbers(&'static str),
+    /// A checkpoint has ended the era in which it was written, and does not have it.
+    #[error("the operation was written before the newest checkpoint, which does not have it")]
+    Behind,
+    /// There is nothing to end, or too much.
+    #[error("no checkpoint can be made: {0}")]
+    Checkpoint(&'static str),
     /// Its author has written too much.
     #[error(
         "the author has written all that one may in one context: {OPERATIONS_PER_AUTHOR_MAX} operations, {} MiB",
@@ -136,6 +168,10 @@ impl Replica {
             operations: Operations::default(),
             shared: Fold::default(),
             private: BTreeMap::new(),
+            merged: Merged::default(),
+            era: 0,
+            first_era: 0,
+            is_whole: true,
             early: Park::default(),
             foreseen: Operations::default(),
             is_stale: false,
@@ -183,8 +219,97 @@ impl Replica {
         self.is_stale
     }
 
-    /// Prepares a fresh replica for all that one kept: the lines of authors are then known before the first operation is judged.
-    pub fn foresee<'k>(&mut self, kept: impl Iterator<Item = &'k Verified<Operation>>) {
+    /// Whether all is here that counted before its era; otherwise what it shows lacks what another reader must give ([`Replica::recall`]).
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
+    /// The first era whose operations are here: the one before the newest, unless this replica came later.
+    pub fn first_era(&self) -> u64 {
+        self.first_era
+    }
+
+    /// Whether `id` is the name of a checkpoint, which stands in the graph as an operation does.
+    pub fn is_checkpoint(&self, id: OperationId) -> bool {
+        self.chain.checkpoints().iter().any(|era| self.root(*era) == Some(id))
+    }
+
+    /// What stands in the graph for the checkpoint that an era begins with.
+    pub fn root(&self, era: u64) -> Option<OperationId> {
+        self.chain.at(era).map(|checkpoint| OperationId::from_bytes(checkpoint.name()))
+    }
+
+    /// Takes in, as a fresh replica that has the whole line of access, all that one kept, in an order in which each operation builds on those
+    /// before it: what the context held at checkpoints, and what was written. Of eras before the last two only private memories are used.
+    pub fn recall(&mut self, bases: &BTreeMap<u64, Base>, kept: Vec<Verified<Operation>>) -> Recalled {
+        self.foresee(kept.iter());
+        let mut stranded = self.stranded(&kept);
+        let mut by_era: BTreeMap<u64, Vec<Verified<Operation>>> = BTreeMap::new();
+        for operation in kept {
+            by_era.entry(self.chain.era(operation.header.acl_epoch)).or_default().push(operation);
+        }
+        let (newest, settled) = (self.chain.newest_era(), self.chain.settled_era());
+        let begins = |era: &u64| *era == 0 || bases.contains_key(era);
+        let first = [settled, newest].into_iter().find(begins).unwrap_or(newest);
+        self.first_era = first;
+        let mut recalled = Recalled::default();
+        for era in std::iter::once(0).chain(self.chain.checkpoints().to_vec()) {
+            let operations = by_era.remove(&era).unwrap_or_default();
+            if era < first {
+                let used = operations.iter().filter(|operation| self.recall_private(era, operation));
+                recalled.private.extend(used.map(Verified::<Operation>::id));
+                recalled.has_old |=
+                    bases.contains_key(&era) || operations.iter().any(|operation| !recalled.private.contains(&operation.id()));
+                continue;
+            }
+            if era > 0 {
+                self.enter(era, bases, &mut recalled.bases, &mut stranded);
+            }
+            for operation in operations {
+                let _ = self.on_operation(operation);
+            }
+        }
+        let again = |(operation, body): (Verified<Operation>, Body)| {
+            (operation.header.author, Body { sources: vec![operation.id()], source: Some(self.id), ..body })
+        };
+        recalled.stranded = stranded.into_iter().map(again).collect();
+        self.foreseen = Operations::default();
+        self.is_stale = false;
+        recalled
+    }
+
+    /// What authors of this node wrote and no checkpoint has, although it ended the era; but for what they wrote once more since.
+    fn stranded(&self, kept: &[Verified<Operation>]) -> Vec<(Verified<Operation>, Body)> {
+        let is_behind = |operation: &&Verified<Operation>| {
+            let era = self.chain.era(operation.header.acl_epoch);
+            !self.is_before_end(era, operation.id(), &operation.header)
+        };
+        let opened = |operation: &Verified<Operation>| Some((operation.clone(), self.open_own(operation)?));
+        let mut stranded: Vec<_> = kept.iter().filter(is_behind).filter_map(opened).collect();
+        if !stranded.is_empty() {
+            let bodies = kept.iter().filter_map(|operation| self.open_own(operation)).filter(|body| body.source == Some(self.id));
+            let again: BTreeSet<OperationId> = bodies.flat_map(|body| body.sources).collect();
+            stranded.retain(|(operation, _)| !again.contains(&operation.id()));
+        }
+        stranded
+    }
+
+    /// Takes in what was kept of a private memory when the rest of an era was let go of; whether it is that.
+    fn recall_private(&mut self, era: u64, operation: &Verified<Operation>) -> bool {
+        let (id, Header { author, lamport, is_private, .. }) = (operation.id(), &operation.header);
+        let counts = *is_private && self.is_before_end(era, id, &operation.header);
+        if let Some(body) = self.open(operation).ok().flatten().filter(|_| counts) {
+            self.private.entry(*author).or_default().apply_all(id, *lamport, &body.items);
+        }
+        counts
+    }
+
+    fn open_own(&self, operation: &Operation) -> Option<Body> {
+        let is_own = self.own.iter().any(|own| own.principal() == operation.header.author);
+        self.open(operation).ok().flatten().filter(|_| is_own)
+    }
+
+    fn foresee<'k>(&mut self, kept: impl Iterator<Item = &'k Verified<Operation>>) {
         let mut kept: Vec<_> = kept.collect();
         kept.sort_by_key(|operation| operation.header.lamport);
         for operation in kept {
@@ -194,10 +319,55 @@ impl Replica {
         }
     }
 
-    /// Ends what [`Replica::foresee`] began.
-    pub fn settle(&mut self) {
-        self.foreseen = Operations::default();
-        self.is_stale = false;
+    /// Ends the era that is taken in and begins the one of checkpoint `era` with what the context held then: as it was kept, or as this replica
+    /// has it. If neither is what the checkpoint says, it is not whole. Of what the era left behind only that is left in `stranded` which
+    /// would still have changed something, as far as that can be told.
+    fn enter(
+        &mut self,
+        era: u64,
+        bases: &BTreeMap<u64, Base>,
+        made: &mut BTreeMap<u64, Base>,
+        stranded: &mut Vec<(Verified<Operation>, Body)>,
+    ) {
+        let Some(checkpoint) = self.chain.at(era).and_then(|access| access.checkpoint) else { return };
+        let mut base = bases.get(&era).cloned();
+        let is_next = self.chain.end_of(self.era).is_some_and(|end| end.epoch == era);
+        let ended = self.era;
+        if is_next && self.is_whole && (base.is_none() || !stranded.is_empty()) {
+            let own = Base::of(&self.shared, &self.merged).filter(|own| own.checkpoint(checkpoint.lamport) == checkpoint);
+            if own.is_some() {
+                stranded.retain_mut(|(operation, body)| {
+                    self.chain.era(operation.header.acl_epoch) != ended || self.would_change(operation, body)
+                });
+            }
+            if base.is_none() {
+                base = own;
+                made.extend(base.clone().map(|base| (era, base)));
+            }
+        }
+        let begun = base.and_then(|base| base.begin(checkpoint.lamport));
+        self.is_whole = begun.is_some();
+        (self.shared, self.merged) = begun.unwrap_or_default();
+        self.era = era;
+        self.operations.begin(self.root(era));
+    }
+
+    /// Leaves in the body of an operation that does not count those items that would change what is shown; whether there are any. Nobody looks
+    /// into a private memory here.
+    fn would_change(&mut self, operation: &Verified<Operation>, body: &mut Body) -> bool {
+        if operation.header.is_private {
+            return true;
+        }
+        let (id, lamport, items) = (operation.id(), operation.header.lamport, std::mem::take(&mut body.items));
+        for (at, item) in items.into_iter().enumerate() {
+            let [_, below @ ..] = item.path().segments() else { continue };
+            let before = self.shared.get(below);
+            self.shared.apply(Stamp { lamport, id, item: u16::try_from(at).unwrap_or(u16::MAX) }, below, &item);
+            if self.shared.get(below) != before {
+                body.items.push(item);
+            }
+        }
+        !body.items.is_empty()
     }
 
     /// What its readers share.
@@ -236,7 +406,7 @@ impl Replica {
             Step::Added => {
                 self.learn_keys();
                 if let (Some(before), Some(after)) = (before, self.chain.tip()) {
-                    self.is_stale |= self.takes_back(&before, after);
+                    self.is_stale |= self.takes_back(&before, after) || after.checkpoint.is_some();
                 }
                 let parked = self.early.take_all();
                 self.take(parked, &mut taken);
@@ -316,9 +486,6 @@ impl Replica {
         if operation.header.context != self.id {
             return Err(Refusal::Foreign);
         }
-        if operation.header.seq >= OPERATIONS_PER_AUTHOR_MAX {
-            return Err(Refusal::Quota);
-        }
         if operation.header.acl_epoch > self.chain.epoch() {
             if self.chain.split().is_some() {
                 return Err(Refusal::Frozen);
@@ -326,12 +493,26 @@ impl Replica {
             self.park(operation, None);
             return Ok(One::Waits);
         }
+        let era = self.chain.era(operation.header.acl_epoch);
+        if era > self.era {
+            // The replica is to be made anew first.
+            self.park(operation, None);
+            return Ok(One::Waits);
+        }
+        if era < self.era || !self.is_before_end(era, id, &operation.header) {
+            return Err(Refusal::Behind);
+        }
+        let before = self.chain.last_before(era, author);
+        if operation.header.seq.saturating_sub(before.map_or(0, |last| last.seq.saturating_add(1))) >= OPERATIONS_PER_AUTHOR_MAX {
+            return Err(Refusal::Quota);
+        }
         let body = self.open(&operation)?;
         let paths: BTreeSet<&Path> = body.iter().flat_map(|body| &body.items).map(|item| item.path()).collect();
         if !self.had_right(&operation.header, &paths) {
             return Err(Refusal::Access);
         }
-        let missing = operation.header.parents().find(|parent| self.operations.get(*parent).is_none());
+        let is_end = |parent: OperationId| before.is_some_and(|last| last.id == parent) || self.root(era) == Some(parent);
+        let missing = operation.header.parents().find(|parent| self.operations.get(*parent).is_none() && !is_end(*parent));
         if let Some(missing) = missing {
             self.park(operation, Some(missing));
             return Ok(One::Early(missing));
@@ -339,11 +520,43 @@ impl Replica {
         let counts = !self.is_cut(id, &operation.header, &paths);
         let entry = self.follows(&operation, body.as_ref(), counts)?;
         if let Some(body) = body.as_ref().filter(|_| counts) {
+            self.note_merged(&operation.header, body);
             let memory = if operation.header.is_private { self.private.entry(author).or_default() } else { &mut self.shared };
             memory.apply_all(id, operation.header.lamport, &body.items);
         }
         self.insert(operation, entry, taken);
         Ok(One::Taken)
+    }
+
+    /// Whether the checkpoint that ended an era, if one did, has an operation of it.
+    fn is_before_end(&self, era: u64, id: OperationId, header: &Header) -> bool {
+        let Some(end) = self.chain.end_of(era) else { return true };
+        let last = self.chain.last_before(end.epoch, header.author);
+        last.is_some_and(|last| self.foreseen.is_on_line(id, header.seq, header.author, last))
+    }
+
+    /// Which paths an operation of `author`, written at change `epoch`, may speak for.
+    pub fn limits(&self, author: Principal, epoch: u64) -> BTreeSet<Path> {
+        let access = self.chain.at(epoch).filter(|access| access.owner != author);
+        let limits = access.and_then(|access| access.writers.iter().find(|writer| writer.principal == author));
+        limits.map_or_else(|| BTreeSet::from([Path::shared()]), |writer| writer.prefixes.iter().cloned().collect())
+    }
+
+    fn note_merged(&mut self, header: &Header, body: &Body) {
+        let Some(context) = body.source else { return };
+        // What stands in a private memory not everybody knows; what names this context was written once more after a checkpoint.
+        if context == self.id || header.is_private {
+            return;
+        }
+        let below: Vec<Path> = self.limits(header.author, header.acl_epoch).into_iter().collect();
+        for operation in &body.sources {
+            self.merged.note(Source { context, operation: *operation, below: below.clone() }, header.lamport);
+        }
+    }
+
+    /// What it has of other contexts.
+    pub fn merged(&self) -> &Merged {
+        &self.merged
     }
 
     fn park(&mut self, operation: Verified<Operation>, missing: Option<OperationId>) {
@@ -390,6 +603,32 @@ impl Replica {
         if is_visible { self.open(operation).ok().flatten() } else { None }
     }
 
+    /// The operations and checkpoints whose names begin with these hexadecimal digits; of many at least two.
+    pub fn named(&self, digits: &str) -> Vec<OperationId> {
+        let range = OperationId::beginning(digits);
+        let roots = self.chain.checkpoints().iter().filter(|era| **era >= self.first_era).filter_map(|era| self.root(*era));
+        let roots = roots.filter(|root| range.as_ref().is_some_and(|range| range.contains(root)));
+        self.operations.named(digits).into_iter().chain(roots).collect()
+    }
+
+    /// What the context held at checkpoint `era`, sealed for its readers.
+    pub fn seal_base(&self, era: u64, base: &Base) -> Option<Vec<u8>> {
+        Some(self.key_at(era)?.seal_base(&self.chain.at(era)?.name(), base.text()))
+    }
+
+    /// What was sealed so; `None` if it does not open, or is not what the checkpoint says.
+    pub fn open_base(&self, era: u64, sealed: &[u8]) -> Option<Base> {
+        let checkpoint = self.chain.at(era)?;
+        Base::read(self.key_at(era)?.open_base(&checkpoint.name(), sealed).ok()?, &checkpoint.checkpoint?)
+    }
+
+    /// How many bytes the base of the newest checkpoint has when it is sealed, with its number and the checkpoint's name; `None` if it is
+    /// here, or there is none.
+    pub fn wanted_base(&self) -> Option<(u64, [u8; 32], u64)> {
+        let checkpoint = self.chain.at(self.era).filter(|_| !self.is_whole)?;
+        Some((self.era, checkpoint.name(), checkpoint.checkpoint?.bytes.saturating_add(TAG_BYTES)))
+    }
+
     fn key_at(&self, epoch: u64) -> Option<&ContextKey> {
         self.keys.get(&self.chain.at(epoch)?.key_epoch)
     }
@@ -414,10 +653,19 @@ impl Replica {
     /// Its place in the graph, if its numbers are those that follow from what it builds on, all of which is there.
     fn follows(&self, operation: &Verified<Operation>, body: Option<&Body>, counts: bool) -> Result<Entry, Refusal> {
         let header = &operation.header;
-        let entry_of = |id| self.operations.get(id);
-        let mut lamport = 0;
-        for parent in header.parents() {
-            let parent = entry_of(parent).ok_or(Refusal::Numbers("prev"))?;
+        // What an earlier era held is told by the checkpoint, and by nothing else.
+        let entry_of = |id| self.operations.get(id).filter(|entry| entry.acl_epoch >= self.era);
+        let before = self.chain.last_before(self.era, header.author);
+        let mut lamport = self.clock();
+        for id in header.parents() {
+            let Some(parent) = entry_of(id) else {
+                let is_known = header.prev == Some(id) && before.is_some_and(|last| last.id == id);
+                let is_root = header.deps.contains(&id) && self.root(self.era) == Some(id);
+                if is_known || is_root {
+                    continue;
+                }
+                return Err(Refusal::Numbers("prev"));
+            };
             lamport = lamport.max(parent.lamport);
             if parent.acl_epoch > header.acl_epoch {
                 return Err(Refusal::Numbers("acl_epoch"));
@@ -427,7 +675,13 @@ impl Replica {
             return Err(Refusal::Numbers("lamport"));
         }
         let prev = header.prev.and_then(entry_of);
-        if prev.is_some_and(|prev| prev.author != header.author || prev.seq.checked_add(1) != Some(header.seq)) {
+        let seq_before = match prev {
+            Some(prev) if prev.author != header.author => return Err(Refusal::Numbers("seq")),
+            Some(prev) => Some(prev.seq),
+            None => before.map(|last| last.seq),
+        };
+        // Whoever wrote before goes on from there.
+        if header.seq != seq_before.map_or(0, |seq| seq.saturating_add(1)) || header.prev.is_some() != seq_before.is_some() {
             return Err(Refusal::Numbers("seq"));
         }
         // What stands in a private memory cannot count: not everybody knows it.
@@ -450,19 +704,20 @@ impl Replica {
     /// If the author may not, or `body` breaks a rule.
     pub fn draft(&self, key: &PrincipalKey, body: &Body, at: Timestamp, rng: &mut impl CryptoRng) -> Result<Verified<Operation>, Refusal> {
         let author = key.principal();
-        let last = self.operations.last(author);
+        let last = self.last(author);
         let prev = last.map(|last| last.id);
+        let root = self.root(self.era);
         let mut deps: Vec<(u64, OperationId)> = self
             .operations
             .heads()
             .iter()
             .filter(|id| Some(**id) != prev)
-            .filter_map(|id| self.operations.get(*id).map(|entry| (entry.lamport, *id)))
+            .filter_map(|id| Some((if root == Some(*id) { self.clock() } else { self.operations.get(*id)?.lamport }, *id)))
             .collect();
         // Of too many, those that are ahead of the others.
         deps.sort_unstable_by(|a, b| b.cmp(a));
         deps.truncate(DEPENDENCIES_MAX);
-        let lamport_before = prev.and_then(|prev| self.operations.get(prev)).map_or(0, |entry| entry.lamport);
+        let lamport_before = prev.and_then(|prev| self.operations.get(prev)).map_or(0, |entry| entry.lamport).max(self.clock());
         let lamport = deps.first().map_or(0, |(lamport, _)| *lamport).max(lamport_before);
         let mut deps: Vec<OperationId> = deps.into_iter().map(|(_, id)| id).collect();
         deps.sort_unstable();
@@ -490,6 +745,70 @@ impl Replica {
         };
         let operation = sealed_with.seal_operation(header, body, rng).map_err(Refusal::Malformed)?;
         Signed::sign(operation, key).map_err(Refusal::Malformed)
+    }
+
+    /// The clock from which the operations of this era count on.
+    fn clock(&self) -> u64 {
+        self.chain.at(self.era).and_then(|access| access.checkpoint).map_or(0, |checkpoint| checkpoint.lamport)
+    }
+
+    /// The checkpoint with which the owner ends the era, to be taken in like any other change, with what the context holds then. `bases` and
+    /// `kept` are what [`Replica::recall`] takes.
+    ///
+    /// # Errors
+    /// If `key` is not the owner's, access stands still, nothing was written since the last one, or there is too much to say.
+    pub fn draft_checkpoint(
+        &self,
+        key: &PrincipalKey,
+        bases: &BTreeMap<u64, Base>,
+        kept: Vec<Verified<Operation>>,
+        at: Timestamp,
+    ) -> Result<Verified<Access>, Refusal> {
+        if self.chain.split().is_some() {
+            return Err(Refusal::Frozen);
+        }
+        if key.principal() != self.genesis.owner {
+            return Err(Refusal::Access);
+        }
+        if !self.is_whole {
+            return Err(Refusal::Checkpoint("what the context held at the last one is not here yet"));
+        }
+        let before = self.chain.tip().ok_or(Refusal::NotReader)?;
+        let (lamport, cuts) = self.operations.ends(self.era);
+        if cuts.is_empty() {
+            return Err(Refusal::Checkpoint("nothing was written since the last one"));
+        }
+        // What it says of the state is found by taking it in where nobody sees it.
+        let mut access = Access {
+            epoch: self.chain.epoch().saturating_add(1),
+            prev: before.name(),
+            cuts,
+            at,
+            checkpoint: Some(Checkpoint { lamport, hash: [0; 32], bytes: 0 }),
+            ..(**before).clone()
+        };
+        let mut after = Self::new(self.genesis.clone(), self.own.clone());
+        for known in self.chain.changes().iter().cloned().chain([Signed::sign(access.clone(), key).map_err(Refusal::Malformed)?]) {
+            after.on_access(known).map_err(|_| Refusal::Checkpoint("it does not follow from what was before"))?;
+        }
+        let base = after.recall_until(bases, kept).ok_or(Refusal::Checkpoint("the context holds more than one may have"))?;
+        access.checkpoint = Some(base.checkpoint(lamport));
+        Signed::sign(access, key).map_err(Refusal::Malformed)
+    }
+
+    /// What the era before the newest checkpoint held, by what was kept of it.
+    fn recall_until(&mut self, bases: &BTreeMap<u64, Base>, kept: Vec<Verified<Operation>>) -> Option<Base> {
+        let era = self.chain.settled_era();
+        self.foresee(kept.iter());
+        if era > 0 {
+            self.enter(era, bases, &mut BTreeMap::new(), &mut Vec::new());
+        }
+        for operation in kept {
+            if self.chain.era(operation.header.acl_epoch) == era {
+                let _ = self.on_operation(operation);
+            }
+        }
+        Base::of(&self.shared, &self.merged).filter(|_| self.is_whole)
     }
 
     /// What the owner's next change of access says, to be taken in like any other.
@@ -551,10 +870,11 @@ impl Replica {
             cuts: Vec::new(),
             expires_at: expires_at.max(self.chain.expires_at()),
             at,
+            checkpoint: None,
         };
         // A cut for everybody who may less after the change than before.
         let losers = before.map(|before| chain::losers(before, &access)).unwrap_or_default();
-        access.cuts = losers.into_iter().map(|author| Cut { author, last: self.operations.last(author) }).collect();
+        access.cuts = losers.into_iter().map(|author| Cut { author, last: self.last(author) }).collect();
         Signed::sign(access, key).map_err(Refusal::Malformed)
     }
 
@@ -563,23 +883,35 @@ impl Replica {
     ///
     /// A context in which more than [`TIPS_MAX`] authors ever wrote is told of in part. What the others wrote is then sent anew in each
     /// exchange; if that is more than an answer holds, two replicas complete each other no further. Its owner forks such a context.
+    ///
+    /// One that lacks what a checkpoint says tells of no access, so that it is told again.
     pub fn heads(&self) -> Heads {
         let is_longest = |tip: &Tip| self.last(tip.author).is_some_and(|last| last.id == tip.id);
         let (mut tips, branches): (Vec<Tip>, Vec<Tip>) = self.tips().into_iter().partition(is_longest);
         tips.extend(branches);
         tips.truncate(TIPS_MAX);
         tips.sort_unstable();
-        Heads { context: self.id, epoch: self.chain.epoch(), access: self.chain.tip().map_or([0; 32], Verified::name), tips }
+        let tip = self.chain.tip().filter(|_| self.is_whole);
+        Heads { context: self.id, epoch: tip.map_or(0, |tip| tip.epoch), access: tip.map_or([0; 32], Verified::name), tips }
     }
 
-    /// The last operations of all authors.
+    /// The last operations of all authors in this era.
     pub fn tips(&self) -> Vec<Tip> {
-        self.operations.tips()
+        self.operations.tips().into_iter().filter(|tip| self.is_of_era(tip.id)).collect()
     }
 
-    /// The last operation of an author.
+    /// What a replica with those tips lacks of this era, in an order in which each builds on those before it.
+    pub fn beyond(&self, tips: &[Tip]) -> Vec<OperationId> {
+        self.operations.beyond(tips).into_iter().filter(|id| self.is_of_era(*id)).collect()
+    }
+
+    fn is_of_era(&self, id: OperationId) -> bool {
+        self.operations.get(id).is_some_and(|entry| entry.acl_epoch >= self.era)
+    }
+
+    /// The last operation of an author, of this era or as the checkpoint names it.
     pub fn last(&self, author: Principal) -> Option<Last> {
-        self.operations.last(author)
+        self.operations.last(author).filter(|last| self.is_of_era(last.id)).or_else(|| self.chain.last_before(self.era, author))
     }
 }
 

@@ -8,6 +8,7 @@ use rand::rngs::StdRng;
 use serde_json::Value;
 
 use super::chain::Step;
+use super::checkpoint::Base;
 use super::replica::{self, Refusal, Replica, Rights, Taken};
 use crate::model::{Path, Principal, Timestamp};
 use crate::wire::VERSION;
@@ -51,6 +52,7 @@ pub(super) struct Node {
     pub(super) own: Vec<u8>,
     pub(super) accesses: Vec<Verified<Access>>,
     pub(super) kept: BTreeMap<(u64, [u8; 32]), Verified<Operation>>,
+    pub(super) bases: BTreeMap<u64, Base>,
     pub(super) rebuilds: usize,
 }
 
@@ -66,8 +68,14 @@ pub(super) fn context(rights: &Rights) -> Node {
         parent: None,
     };
     let genesis = replica::begin(&key(1), genesis).expect("a valid genesis");
-    let mut node =
-        Node { replica: Replica::new(genesis, vec![key(1)]), own: vec![1], accesses: Vec::new(), kept: BTreeMap::new(), rebuilds: 0 };
+    let mut node = Node {
+        replica: Replica::new(genesis, vec![key(1)]),
+        own: vec![1],
+        accesses: Vec::new(),
+        kept: BTreeMap::new(),
+        bases: BTreeMap::new(),
+        rebuilds: 0,
+    };
     node.change_access(rights);
     node
 }
@@ -77,7 +85,7 @@ impl Node {
     pub(super) fn join(&self, own: &[u8]) -> Self {
         let keys = own.iter().map(|seed| key(*seed)).collect();
         let replica = Replica::new(self.replica.genesis().clone(), keys);
-        Self { replica, own: own.to_vec(), accesses: Vec::new(), kept: BTreeMap::new(), rebuilds: 0 }
+        Self { replica, own: own.to_vec(), accesses: Vec::new(), kept: BTreeMap::new(), bases: BTreeMap::new(), rebuilds: 0 }
     }
 
     /// The owner changes the rights.
@@ -103,8 +111,28 @@ impl Node {
 
     /// An operation of the author `seed`, not yet taken in.
     pub(super) fn draft(&self, seed: u8, items: impl IntoIterator<Item = Item>) -> Result<Verified<Operation>, Refusal> {
+        self.draft_body(seed, &body(items))
+    }
+
+    fn draft_body(&self, seed: u8, body: &Body) -> Result<Verified<Operation>, Refusal> {
         let mut rng = StdRng::seed_from_u64(u64::try_from(self.replica.operations().len()).expect("few") << 8 | u64::from(seed));
-        self.replica.draft(&key(seed), &body(items), BEGIN, &mut rng)
+        self.replica.draft(&key(seed), body, BEGIN, &mut rng)
+    }
+
+    fn write_body(&mut self, seed: u8, body: &Body) -> Result<usize, Refusal> {
+        let operation = self.draft_body(seed, body)?;
+        self.on_operation(operation)
+    }
+
+    /// The owner ends the era.
+    pub(super) fn checkpoint(&mut self) -> Verified<Access> {
+        let checkpoint = self.draft_checkpoint().expect("the owner may");
+        assert_eq!(self.on_access(checkpoint.clone()), Ok(Step::Added));
+        checkpoint
+    }
+
+    pub(super) fn draft_checkpoint(&self) -> Result<Verified<Access>, Refusal> {
+        self.replica.draft_checkpoint(&key(1), &self.bases, self.kept.values().cloned().collect(), BEGIN)
     }
 
     /// What the author `seed` would write next, with another header and other items, signed by whom the header names.
@@ -157,15 +185,19 @@ impl Node {
         for access in &self.accesses {
             replica.on_access(access.clone()).expect("it counted before");
         }
-        replica.foresee(self.kept.values());
-        for operation in self.kept.values() {
-            let _ = replica.on_operation(operation.clone());
-        }
-        replica.settle();
+        let recalled = replica.recall(&self.bases, self.kept.values().cloned().collect());
+        self.bases.extend(recalled.bases);
+        // What a node lets go of.
+        self.kept
+            .retain(|_, operation| operation.header.is_private || replica.chain().era(operation.header.acl_epoch) >= replica.first_era());
         let parked = self.replica.take_parked();
         self.replica = replica;
         for operation in parked {
             let _ = self.on_operation(operation);
+        }
+        for (author, body) in recalled.stranded {
+            let seed = self.own.iter().copied().find(|seed| who(*seed) == author).expect("its own");
+            self.write_body(seed, &body).expect("it still may");
         }
     }
 
@@ -174,10 +206,17 @@ impl Node {
         for access in &other.accesses {
             self.on_access(access.clone()).expect("it counted there");
         }
-        for id in other.replica.operations().beyond(&self.replica.tips()) {
+        for id in other.replica.beyond(&self.replica.tips()) {
             let lamport = other.replica.operations().get(id).expect("listed").lamport;
             let operation = other.kept.get(&(lamport, id.to_bytes())).expect("kept what it lists");
             let _ = self.on_operation(operation.clone());
+        }
+        // What stood at the checkpoint, if it cannot be made of what is here.
+        if !self.replica.is_whole()
+            && let Some((era, base)) = other.bases.last_key_value()
+        {
+            self.bases.insert(*era, base.clone());
+            self.rebuild();
         }
     }
 

@@ -16,6 +16,11 @@ pub const PRINCIPALS_MAX: usize = 64;
 /// How many prefixes a writer may be given.
 pub const PREFIXES_MAX: usize = 16;
 
+/// The largest state that a checkpoint has, as text.
+pub const BASE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// The latest clock of a checkpoint: far more than anybody can have written, and far from where clocks end.
+const LAMPORT_MAX: u64 = u64::MAX / 2;
+
 /// One change of access.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Access {
@@ -49,7 +54,7 @@ pub struct Access {
     /// The key of the epoch before, sealed with this one; the first key has none before it.
     #[cbor(n(9), with = "minicbor::bytes")]
     pub previous_key: Option<[u8; SEALED_PREVIOUS_BYTES]>,
-    /// Whoever lost a right, in order of their keys.
+    /// Whoever lost a right, or wrote before a checkpoint, in order of their keys.
     #[n(10)]
     pub cuts: Vec<Cut>,
     /// When the context ends.
@@ -58,6 +63,24 @@ pub struct Access {
     /// When the change was made, by the owner's clock.
     #[cbor(n(12), with = "codec::time")]
     pub at: Timestamp,
+    /// What the context held then, if the change is a checkpoint: what was written before begins no more anew.
+    #[n(13)]
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// What a context held when its owner ended what was written so far and had a new era begin. The cuts of the change then name the last
+/// operation of everybody who wrote in the era before: those and all that they build on are in it, and nothing else is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Checkpoint {
+    /// The clock from which the operations of the new era count on.
+    #[n(0)]
+    pub lamport: u64,
+    /// The hash of what the context held, as [`crate::proto::context::checkpoint::Base`] writes it.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub hash: [u8; 32],
+    /// How many bytes that has.
+    #[n(2)]
+    pub bytes: u64,
 }
 
 /// Somebody who may write below some paths.
@@ -82,7 +105,7 @@ pub struct Reader {
     pub sealed_key: [u8; SEALED_KEY_BYTES],
 }
 
-/// The last operation that counts of somebody who lost a right.
+/// The last operation that counts of somebody who lost a right, or wrote before a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Cut {
     /// Who.
@@ -150,6 +173,10 @@ impl Statement for Access {
         let all_ok = self.writers.iter().all(|writer| prefixes_ok(&writer.prefixes));
         rule(all_ok, kind, "prefixes", "has 1 to 16 paths of shared memory, each once and in order")?;
         let cuts_ok = self.cuts.len() <= 2 * PRINCIPALS_MAX && self.cuts.is_sorted_by(|a, b| a.author < b.author);
-        rule(cuts_ok, kind, "cuts", "has at most 128 authors, each once and in order")
+        rule(cuts_ok, kind, "cuts", "has at most 128 authors, each once and in order")?;
+        let base_ok = |checkpoint: &Checkpoint| checkpoint.bytes <= BASE_BYTES_MAX && checkpoint.lamport <= LAMPORT_MAX;
+        rule(self.checkpoint.as_ref().is_none_or(base_ok), kind, "checkpoint", "has at most 16 MiB and leaves room for clocks")?;
+        let has_end = |cut: &Cut| cut.last.is_some();
+        rule(self.checkpoint.is_none() || self.cuts.iter().all(has_end), kind, "cuts", "of a checkpoint name operations")
     }
 }

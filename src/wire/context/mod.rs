@@ -21,7 +21,7 @@ mod tests;
 use bytes::Bytes;
 use minicbor::{Decode, Encode};
 
-pub use access::{Access, Cut, Last, PREFIXES_MAX, PRINCIPALS_MAX, Reader, Writer};
+pub use access::{Access, BASE_BYTES_MAX, Checkpoint, Cut, Last, PREFIXES_MAX, PRINCIPALS_MAX, Reader, Writer};
 pub use genesis::{FRONTIER_MAX, Genesis, Parent, SESSION_ID_CHARS_MAX};
 pub use key::PrincipalKey;
 pub use operation::{Body, DEPENDENCIES_MAX, Header, ITEMS_MAX, Item, OPERATION_BYTES_MAX, Operation, SOURCES_MAX, Step, verify};

@@ -31,6 +31,10 @@ const CHECK: &str = "meshwork 2026-11 context key check";
 const PRIVATE: &str = "meshwork 2026-11 context private memory";
 const READER: &[u8] = b"meshwork/context/key/1";
 const PREVIOUS: &[u8] = b"meshwork/context/previous-key/1";
+const BASE: &[u8] = b"meshwork/context/base/1";
+const BASE_NONCE: &str = "meshwork 2026-11 context base nonce";
+/// What sealing adds to a text.
+pub const TAG_BYTES: u64 = 16;
 
 /// The key of one key epoch of a context.
 #[derive(Clone, PartialEq, Eq, zeroize::ZeroizeOnDrop)]
@@ -144,6 +148,21 @@ impl ContextKey {
         Body::decode(&opened.ok_or_else(|| shut("operation"))?)
     }
 
+    /// What a context held at the checkpoint of that name, sealed in the one way there is: the name says what the text is, so that a nonce made
+    /// of it serves for no other.
+    pub fn seal_base(&self, checkpoint: &[u8; 32], text: &str) -> Vec<u8> {
+        self.seal(&base_nonce(checkpoint), &[BASE, checkpoint].concat(), text.as_bytes())
+    }
+
+    /// What a context held at the checkpoint of that name. Whether it is what the checkpoint says is for the caller to see.
+    ///
+    /// # Errors
+    /// If it was not sealed with this key for that checkpoint, or is no text.
+    pub fn open_base(&self, checkpoint: &[u8; 32], sealed: &[u8]) -> Result<String, Error> {
+        let opened = self.open(&base_nonce(checkpoint), &[BASE, checkpoint].concat(), sealed);
+        opened.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| shut("base"))
+    }
+
     fn seal(&self, nonce: &[u8; 24], bound_to: &[u8], text: &[u8]) -> Vec<u8> {
         let payload = Payload { msg: text, aad: bound_to };
         // It fails on texts of more than 256 GiB.
@@ -157,6 +176,12 @@ impl ContextKey {
     fn cipher(&self) -> XChaCha20Poly1305 {
         XChaCha20Poly1305::new(&self.0.into())
     }
+}
+
+fn base_nonce(checkpoint: &[u8; 32]) -> [u8; 24] {
+    let mut nonce = [0; 24];
+    blake3::Hasher::new_derive_key(BASE_NONCE).update(checkpoint).finalize_xof().fill(&mut nonce);
+    nonce
 }
 
 /// A generator of ours for a library that knows the traits of a later release.

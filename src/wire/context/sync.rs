@@ -1,4 +1,4 @@
-//! How replicas compare and complete each other: heads, pull and push (design/contexts.md "Sync").
+//! How replicas compare and complete each other: heads, pull, push and what stood at a checkpoint (design/contexts.md "Sync").
 //!
 //! They travel inside the control protocol, each as one byte string. Who may be told what is for the node to say; here is only what may
 //! be written.
@@ -6,7 +6,7 @@
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
-use super::{PRINCIPALS_MAX, codec, read, written};
+use super::{BASE_BYTES_MAX, PRINCIPALS_MAX, codec, read, written};
 use crate::model::{ContextId, OperationId, Principal};
 use crate::wire::{Error, rule, short};
 
@@ -18,6 +18,8 @@ pub const ANSWER_BYTES_MAX: usize = 1_536 * 1024;
 pub const HEADS_MAX: usize = 64;
 /// How many tips a context has in a message: an author has one, unless it signed two operations of one number.
 pub const TIPS_MAX: usize = 4 * PRINCIPALS_MAX;
+/// How much of a base one answer carries.
+pub const PIECE_BYTES_MAX: usize = 1024 * 1024;
 /// How many statements one message carries.
 pub const STATEMENTS_MAX: usize = 4_096;
 
@@ -93,6 +95,19 @@ pub enum Question {
     /// This is new.
     #[n(2)]
     Push(#[n(0)] Statements),
+    /// Send me what the context held at its newest checkpoint, from a byte on.
+    #[n(3)]
+    Base {
+        /// Of which context.
+        #[cbor(n(0), with = "codec::context")]
+        context: ContextId,
+        /// The name of that checkpoint.
+        #[cbor(n(1), with = "minicbor::bytes")]
+        checkpoint: [u8; 32],
+        /// How much of it I have.
+        #[n(2)]
+        from: u64,
+    },
 }
 
 /// What a replica answers.
@@ -110,6 +125,9 @@ pub enum Answer {
     /// Not to you, or not that.
     #[n(3)]
     Refused(#[n(0)] String),
+    /// Some of what the context held.
+    #[n(4)]
+    Base(#[n(0)] ByteVec),
 }
 
 impl Heads {
@@ -159,6 +177,7 @@ impl Question {
                 heads.iter().try_for_each(Heads::check)
             }
             Self::Pull { heads, .. } => heads.check(),
+            Self::Base { from, .. } => rule(*from <= BASE_BYTES_MAX, KIND, "from", "is at most 16 MiB"),
             Self::Push(statements) => statements.check(),
         }
     }
@@ -195,6 +214,7 @@ impl Answer {
             }
             Self::Statements(statements) => statements.check(),
             Self::Taken => Ok(()),
+            Self::Base(piece) => rule((1..=PIECE_BYTES_MAX).contains(&piece.len()), KIND, "base", "has 1 byte to 1 MiB"),
             Self::Refused(reason) => rule(short(reason, 200), KIND, "refused", "has at most 200 printable characters"),
         }
     }

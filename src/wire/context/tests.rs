@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::seal::{ContextKey, SEALED_KEY_BYTES};
 use super::{
-    Access, Body, Cut, DEPENDENCIES_MAX, ENVELOPE_BYTES_MAX, Envelope, Genesis, Header, ITEMS_MAX, Item, Last, OPERATION_BYTES_MAX,
-    Operation, PREFIXES_MAX, PRINCIPALS_MAX, Parent, PrincipalKey, Reader, SESSION_ID_CHARS_MAX, SOURCES_MAX, Signed, Statement, Step,
-    Verified, Writer, message, name, verify, written,
+    Access, BASE_BYTES_MAX, Body, Checkpoint, Cut, DEPENDENCIES_MAX, ENVELOPE_BYTES_MAX, Envelope, Genesis, Header, ITEMS_MAX, Item, Last,
+    OPERATION_BYTES_MAX, Operation, PREFIXES_MAX, PRINCIPALS_MAX, Parent, PrincipalKey, Reader, SESSION_ID_CHARS_MAX, SOURCES_MAX, Signed,
+    Statement, Step, Verified, Writer, message, name, verify, written,
 };
 use crate::model::{CONTEXT_DEPTH_MAX, ContextId, OperationId, PATH_BYTES_MAX, Path, Principal, TaskId, Timestamp};
 use crate::wire::{AgentKey, Error, NodeKey, VERSION};
@@ -100,7 +100,13 @@ fn access() -> Access {
         cuts: vec![Cut { author: who(3), last: Some(Last { seq: 4, id: ids(1)[0] }) }],
         expires_at: END,
         at: BEGIN,
+        checkpoint: None,
     }
+}
+
+/// The change as a checkpoint.
+fn checkpoint() -> Access {
+    Access { checkpoint: Some(Checkpoint { lamport: 9, hash: [8; 32], bytes: 1_000 }), ..access() }
 }
 
 fn header() -> Header {
@@ -165,6 +171,7 @@ fn each_statement_survives_the_wire() {
     survives(genesis(), 1);
     survives(Genesis { parent: None, ..genesis() }, 1);
     survives(access(), 1);
+    survives(checkpoint(), 1);
     survives(Access { epoch: 1, key_epoch: 1, previous_key: None, cuts: Vec::new(), writers: Vec::new(), ..access() }, 1);
     survives(operation(header()), 2);
     survives(operation(Header { seq: 0, prev: None, deps: Vec::new(), lamport: 1, is_private: true, ..header() }), 2);
@@ -208,7 +215,7 @@ fn a_genesis_with_any_bit_changed_is_refused() {
 /// AMP-9, threat T15: nobody on the way changes a statement unnoticed.
 #[test]
 fn an_access_change_with_any_bit_changed_is_refused() {
-    let (unread, unbelieved) = flip(&signed(access(), 1));
+    let (unread, unbelieved) = flip(&signed(checkpoint(), 1));
     assert!(unread > 0 && unbelieved > 8 * 64, "{unread} unread, {unbelieved} not believed");
 }
 
@@ -348,6 +355,11 @@ fn each_rule_of_an_access_change_holds_at_its_limit_and_not_past_it() {
     breaks(Access { previous_key: None, ..access() }, 1, "previous_key");
     breaks(Access { key_epoch: 1, ..access() }, 1, "previous_key");
     breaks(Access { v: 0, ..access() }, 1, "v");
+    let checkpoint = |lamport, bytes| Access { checkpoint: Some(Checkpoint { lamport, hash: [8; 32], bytes }), ..access() };
+    keeps(checkpoint(u64::MAX / 2, BASE_BYTES_MAX), 1);
+    breaks(checkpoint(u64::MAX / 2 + 1, BASE_BYTES_MAX), 1, "checkpoint");
+    breaks(checkpoint(1, BASE_BYTES_MAX + 1), 1, "checkpoint");
+    breaks(Access { cuts: vec![Cut { author: who(3), last: None }], ..checkpoint(1, 1) }, 1, "cuts");
 }
 
 /// All lists may be full at once while paths are short; beyond that the error says how many bytes there may be.

@@ -1,0 +1,482 @@
+//! What a context held when its owner ended an era (design/contexts.md "Life").
+//!
+//! A checkpoint makes a new beginning: whoever holds all that counted of the era before has this *base*, whoever does not is given it by
+//! another reader, and its hash stands in the owner's change of access. It is what readers saw of the shared memory, and nothing that was
+//! hidden in it; all that is written later is newer. So a counter of a million increments is one number, and what was removed is gone. With it
+//! stands what the context had of others it was merged with, which would otherwise be brought twice.
+//!
+//! Private memories are no part of it: nobody but their agents could say what they held.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::fold::Fold;
+use crate::model::{ContextId, OperationId, Path};
+use crate::wire::context::{BASE_BYTES_MAX, Checkpoint};
+
+const HASH: &str = "meshwork 2026-11 context base";
+
+/// How many operations of other contexts are remembered: those that were named last.
+const MERGED_MAX: usize = 1_024;
+
+/// Which operations of other contexts operations of this one named as their sources, and below which paths that counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Merged {
+    /// With the clock of the last operation that named it.
+    named: BTreeMap<Source, u64>,
+    by_clock: BTreeSet<(u64, Source)>,
+}
+
+/// An operation of another context, below some paths.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// The other context.
+    pub context: ContextId,
+    /// The operation, which this one has with all that lies behind it.
+    pub operation: OperationId,
+    /// Where.
+    pub below: Vec<Path>,
+}
+
+impl Merged {
+    /// Notes that an operation of clock `lamport` named a source. Of too many those stay that were named last, in whatever order they come.
+    pub fn note(&mut self, source: Source, lamport: u64) {
+        let before = self.named.get(&source).copied();
+        if before.is_some_and(|before| before >= lamport) {
+            return;
+        }
+        before.and_then(|before| self.by_clock.take(&(before, source.clone())));
+        self.by_clock.insert((lamport, source.clone()));
+        self.named.insert(source, lamport);
+        if self.named.len() > MERGED_MAX
+            && let Some((_, oldest)) = self.by_clock.pop_first()
+        {
+            self.named.remove(&oldest);
+        }
+    }
+
+    /// What it has of `context`.
+    pub fn of(&self, context: ContextId) -> impl Iterator<Item = &Source> {
+        self.named.keys().filter(move |source| source.context == context)
+    }
+}
+
+/// What a context held at a checkpoint, as the text of a JSON object: what it was merged with in `merged`, in `shared_memory` what readers saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    text: Box<str>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written<'t> {
+    merged: Vec<Source>,
+    #[serde(borrow)]
+    shared_memory: &'t RawValue,
+}
+
+impl Base {
+    /// What stands in these memories. `None` if it is more than a checkpoint may have.
+    pub fn of(shared: &Fold, merged: &Merged) -> Option<Self> {
+        let shared = RawValue::from_string(shared.value().to_string()).ok()?;
+        let written = Written { merged: merged.named.keys().cloned().collect(), shared_memory: &shared };
+        let base = Self { text: serde_json::to_string(&written).ok()?.into() };
+        base.begin(0).filter(|_| base.len_bytes() <= BASE_BYTES_MAX).is_some().then_some(base)
+    }
+
+    /// What the checkpoint says of it, for an era that begins after `lamport`.
+    pub fn checkpoint(&self, lamport: u64) -> Checkpoint {
+        Checkpoint { lamport, hash: blake3::derive_key(HASH, self.text.as_bytes()), bytes: self.len_bytes() }
+    }
+
+    /// The base whose text this is, if it is what `checkpoint` says.
+    pub fn read(text: String, checkpoint: &Checkpoint) -> Option<Self> {
+        let base = Self { text: text.into() };
+        (base.checkpoint(checkpoint.lamport) == *checkpoint && base.begin(checkpoint.lamport).is_some()).then_some(base)
+    }
+
+    /// The memory that begins with it, and what it was merged with, before all that is written after `lamport`.
+    pub fn begin(&self, lamport: u64) -> Option<(Fold, Merged)> {
+        let Written { merged: sources, shared_memory } = serde_json::from_str(&self.text).ok()?;
+        let mut merged = Merged::default();
+        sources.into_iter().take(MERGED_MAX).for_each(|source| merged.note(source, lamport));
+        Some((Fold::based(shared_memory, lamport)?, merged))
+    }
+
+    /// The text.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    fn len_bytes(&self) -> u64 {
+        u64::try_from(self.text.len()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::rngs::StdRng;
+    use rand::seq::IndexedRandom as _;
+    use rand::{Rng as _, SeedableRng as _};
+    use serde_json::{Value, json};
+
+    use super::super::chain::{self, Step};
+    use super::super::replica::{Refusal, Rights};
+    use super::super::testing::{Node, all_write, context, path, set, who};
+    use super::*;
+    use crate::wire::context::{Access, Item, Verified};
+
+    fn inc(below: &str, by: i64) -> Item {
+        Item::Inc(path(below), by)
+    }
+
+    fn append(below: &str, value: impl Into<Value>) -> Item {
+        Item::Append(path(below), value.into())
+    }
+
+    /// The context of the owner's node, in which 1 and 2 write, and the node of 2.
+    fn two() -> (Node, Node) {
+        let mut here = context(&all_write([2]));
+        here.write(1, [set("/a", json!({"b": 1})), inc("/n", 2), append("/l", "x")]);
+        let mut there = here.join(&[2]);
+        there.pull(&here);
+        (here, there)
+    }
+
+    #[test]
+    fn a_checkpoint_changes_nothing_that_is_seen() {
+        let (mut here, mut there) = two();
+        there.write(2, [inc("/n", 3), Item::Del(path("/a/b")), append("/l", "y")]);
+        here.pull(&there);
+        let before = here.shared();
+        let checkpoint = here.checkpoint();
+        assert_eq!((here.shared(), before), (json!({"a": {}, "n": 5, "l": ["x", "y"]}), json!({"a": {}, "n": 5, "l": ["x", "y"]})));
+        assert_eq!(here.replica.operations().heads(), &BTreeSet::from([OperationId::from_bytes(checkpoint.name())]));
+        there.pull(&here);
+        assert!(there.replica.is_whole() && there.shared() == here.shared());
+        // What is written then adds to what stood there.
+        there.write(2, [inc("/n", 1), append("/l", "z"), set("/a/c", 2)]);
+        here.write(1, [inc("/n", 1), set("/a/d", 3)]);
+        here.pull(&there);
+        there.pull(&here);
+        assert_eq!(here.shared(), json!({"a": {"c": 2, "d": 3}, "n": 7, "l": ["x", "y", "z"]}));
+        assert_eq!((here.shared(), here.replica.heads()), (there.shared(), there.replica.heads()));
+    }
+
+    #[test]
+    fn whoever_comes_later_is_given_what_stood_at_the_checkpoint() {
+        let (mut here, _) = two();
+        here.checkpoint();
+        here.write(1, [inc("/n", 1)]);
+        let mut late = here.join(&[2]);
+        for access in &here.accesses {
+            late.on_access(access.clone()).expect("it counts");
+        }
+        assert!(!late.replica.is_whole());
+        assert_eq!(
+            (late.replica.heads().epoch, here.replica.beyond(&late.replica.tips()).len()),
+            (0, 1),
+            "it is told what it lacks, and no more"
+        );
+        late.pull(&here);
+        assert!(late.replica.is_whole() && late.shared() == json!({"a": {"b": 1}, "n": 3, "l": ["x"]}));
+        late.write(2, [inc("/n", 1)]);
+        here.pull(&late);
+        assert_eq!((here.shared(), here.replica.heads()), (late.shared(), late.replica.heads()));
+        // Also by one that came so itself, and at the next one.
+        here.checkpoint();
+        late.pull(&here);
+        assert!(late.replica.is_whole(), "it had all since");
+        let mut later = late.join(&[2]);
+        later.pull(&late);
+        assert_eq!((later.replica.is_whole(), later.shared()), (true, here.shared()));
+    }
+
+    /// No acknowledged operation is lost: what its owner had not seen, its author writes once more.
+    #[test]
+    fn what_the_owner_had_not_seen_is_written_once_more() {
+        let (mut here, mut there) = two();
+        let unseen = there.write(2, [inc("/n", 10), set("/a/b", 2), append("/l", "y")]);
+        here.checkpoint();
+        assert_eq!(here.on_operation(unseen), Err(Refusal::Behind));
+        there.pull(&here);
+        assert_eq!(there.shared(), json!({"a": {"b": 2}, "n": 12, "l": ["x", "y"]}));
+        here.pull(&there);
+        assert_eq!(here.shared(), there.shared());
+        // Once, however often it is read again.
+        there.rebuild();
+        assert_eq!(there.shared(), here.shared());
+        assert!(!there.replica.operations().has_twins(who(2)) && !here.replica.operations().has_twins(who(2)));
+    }
+
+    #[test]
+    fn of_what_the_owner_had_not_seen_only_that_is_written_which_still_changes_something() {
+        let (mut here, mut there) = two();
+        there.write(2, [set("/a/b", "old"), set("/c", "new")]);
+        here.write(1, [inc("/n", 1)]);
+        here.write(1, [set("/a/b", "newer")]);
+        here.checkpoint();
+        here.write(1, [inc("/n", 1)]);
+        // It has all that counted before, and can tell.
+        there.pull(&here);
+        for operation in here.kept.values() {
+            let _ = there.on_operation(operation.clone());
+        }
+        there.rebuild();
+        here.pull(&there);
+        assert_eq!(here.shared(), there.shared());
+        assert_eq!(here.shared()["c"], json!("new"));
+    }
+
+    #[test]
+    fn what_was_before_the_checkpoint_before_the_last_is_let_go_of() {
+        let (mut here, mut there) = two();
+        let first = here.replica.operations().len();
+        here.checkpoint();
+        here.write(1, [inc("/n", 1)]);
+        assert_eq!((here.replica.operations().len(), here.replica.first_era()), (first + 1, 0));
+        let second = here.checkpoint();
+        here.write(1, [inc("/n", 1)]);
+        assert_eq!((here.replica.operations().len(), here.replica.first_era()), (2, 2));
+        there.pull(&here);
+        assert_eq!((there.shared(), second.epoch), (here.shared(), 3));
+        // And a replica is made of the bases and what was written since.
+        here.kept.retain(|_, operation| operation.header.acl_epoch >= 2);
+        let before = here.shared();
+        here.rebuild();
+        assert_eq!((here.shared(), here.replica.is_whole()), (before, true));
+    }
+
+    #[test]
+    fn numbers_go_on_and_quotas_begin_anew() {
+        let (mut here, mut there) = two();
+        here.checkpoint();
+        there.pull(&here);
+        let second = here.write(1, [inc("/n", 1)]);
+        assert_eq!((second.header.seq, second.header.lamport), (1, 2));
+        let first = there.write(2, [inc("/n", 1)]);
+        assert_eq!((first.header.seq, first.header.lamport, first.header.prev), (0, 2, None));
+        let bytes = here.replica.operations().get(second.id()).expect("here").line_bytes;
+        assert!(bytes < 2 * u64::try_from(second.len_bytes()).expect("small"), "of the second alone");
+    }
+
+    /// The last operation of `seed` on a node.
+    fn last(node: &Node, seed: u8) -> OperationId {
+        node.replica.operations().last(who(seed)).expect("wrote").id
+    }
+
+    #[test]
+    fn nothing_builds_on_what_lies_before_the_checkpoint_but_its_authors_last() {
+        let (mut here, mut there) = two();
+        there.write(2, [inc("/n", 1)]);
+        here.pull(&there);
+        let theirs = last(&here, 2);
+        let checkpoint = here.checkpoint();
+        let root = OperationId::from_bytes(checkpoint.name());
+        type Change = Box<dyn FnOnce(&mut crate::wire::context::Header)>;
+        let changes: [(&str, Change); 6] = [
+            ("another's last", Box::new(move |header| header.deps = vec![theirs])),
+            ("an older clock", Box::new(|header| header.lamport -= 1)),
+            ("a later clock", Box::new(|header| header.lamport += 1)),
+            ("nothing", Box::new(|header| (header.prev, header.seq) = (None, 0))),
+            ("the checkpoint as its own", Box::new(move |header| (header.prev, header.deps) = (Some(root), Vec::new()))),
+            ("another number", Box::new(|header| header.seq += 1)),
+        ];
+        for (what, change) in changes {
+            let forged = here.forge(1, [inc("/n", 1)], change);
+            assert!(matches!(here.on_operation(forged), Err(Refusal::Numbers(_))), "{what}");
+        }
+        let without = here.forge(1, [inc("/n", 1)], |header| header.deps = Vec::new());
+        assert_eq!(here.on_operation(without), Ok(1), "the checkpoint need not be named");
+        let older = here.forge(2, [inc("/n", 1)], |header| header.acl_epoch = 1);
+        assert_eq!(here.on_operation(older), Err(Refusal::Behind));
+    }
+
+    fn refused(node: &mut Node, change: &Verified<Access>) -> chain::Refusal {
+        node.on_access(change.clone()).expect_err("it does not count")
+    }
+
+    #[test]
+    fn a_checkpoint_changes_nobodys_rights_and_takes_no_clock_back() {
+        let (mut here, _) = two();
+        here.checkpoint();
+        here.write(1, [inc("/n", 1)]);
+        let checkpoint = (*here.draft_checkpoint().expect("the owner may")).clone();
+        let sign = |access: Access| crate::wire::context::Signed::sign(access, &super::super::testing::key(1)).expect("by its own rules");
+        let rights = sign(Access { writers: Vec::new(), ..checkpoint.clone() });
+        assert_eq!(refused(&mut here, &rights), chain::Refusal::Checkpoint);
+        let before = Checkpoint { lamport: 0, ..checkpoint.checkpoint.expect("a checkpoint") };
+        let back = sign(Access { checkpoint: Some(before), ..checkpoint.clone() });
+        assert_eq!(refused(&mut here, &back), chain::Refusal::Checkpoint);
+        assert_eq!(here.on_access(sign(checkpoint)), Ok(Step::Added));
+        assert_eq!(here.draft_checkpoint().err(), Some(Refusal::Checkpoint("nothing was written since the last one")));
+    }
+
+    /// An owner that says something else than what was held fools those who have it not; the others see that they lack it.
+    #[test]
+    fn what_a_checkpoint_says_is_checked_by_all_who_can() {
+        let (mut here, mut there) = two();
+        let honest = (*here.draft_checkpoint().expect("the owner may")).clone();
+        let lie = Checkpoint { hash: [7; 32], ..honest.checkpoint.expect("a checkpoint") };
+        let lie = crate::wire::context::Signed::sign(Access { checkpoint: Some(lie), ..honest }, &super::super::testing::key(1))
+            .expect("a change");
+        assert_eq!(there.on_access(lie), Ok(Step::Added));
+        assert!(!there.replica.is_whole() && there.replica.heads().epoch == 0);
+        assert_eq!(there.shared(), json!({}));
+        assert!(Base::read("{}".to_owned(), &honest_of(&mut here)).is_none());
+    }
+
+    fn honest_of(here: &mut Node) -> Checkpoint {
+        here.checkpoint().checkpoint.expect("a checkpoint")
+    }
+
+    #[test]
+    fn a_second_change_of_a_settled_number_comes_too_late() {
+        let (mut here, _) = two();
+        let rival_of_first = here.forge_access(&Rights::default(), |access| access.at = super::super::testing::END);
+        here.checkpoint();
+        here.write(1, [inc("/n", 1)]);
+        let rival_of_second = here.forge_access(&all_write([2]), |access| access.at = super::super::testing::END);
+        let before = here.shared();
+        here.checkpoint();
+        assert_eq!(refused(&mut here, &rival_of_first), chain::Refusal::Settled);
+        assert_eq!(here.on_access(rival_of_second), Ok(Step::Split), "that of the last one stops access");
+        assert_eq!((here.shared(), here.replica.is_whole()), (before, true));
+        assert!(here.draft_checkpoint().is_err());
+    }
+
+    /// AMP-9: forks and merges go on over checkpoints.
+    #[test]
+    fn what_was_merged_is_remembered_over_checkpoints() {
+        let mut merged = Merged::default();
+        let source = |at: u8| Source {
+            context: ContextId::from_bytes([1; 32]),
+            operation: OperationId::from_bytes([at; 32]),
+            below: vec![Path::shared()],
+        };
+        (0..=200).for_each(|at| merged.note(source(at), u64::from(at)));
+        merged.note(source(3), 500);
+        let base = Base::of(&Fold::default(), &merged).expect("small");
+        let (_, read) = base.begin(500).expect("reads");
+        assert_eq!((read.of(source(0).context).count(), read.of(ContextId::from_bytes([2; 32])).count()), (201, 0));
+    }
+
+    /// Of too many sources the same stay, in whatever order they came.
+    #[test]
+    fn the_sources_that_were_named_last_stay() {
+        let named: Vec<(u64, Source)> = (0..3 * MERGED_MAX)
+            .map(|at| {
+                let [.., high, low] = (at % (2 * MERGED_MAX)).to_be_bytes();
+                let mut operation = [0; 32];
+                (operation[0], operation[1]) = (high, low);
+                let at = u64::try_from(at * 7 % 5_000).expect("small");
+                (at, Source { context: ContextId::from_bytes([1; 32]), operation: OperationId::from_bytes(operation), below: vec![] })
+            })
+            .collect();
+        let noted = |named: &mut dyn Iterator<Item = &(u64, Source)>| {
+            let mut merged = Merged::default();
+            named.for_each(|(lamport, source)| merged.note(source.clone(), *lamport));
+            merged
+        };
+        let forwards = noted(&mut named.iter());
+        assert_eq!((forwards.named.len(), &forwards), (MERGED_MAX, &noted(&mut named.iter().rev())));
+    }
+
+    #[test]
+    fn a_base_has_a_bound() {
+        let many = |count: usize| format!("{{{}}}", (0..count).map(|at| format!("\"{at}\":0")).collect::<Vec<_>>().join(","));
+        let based = |count| Fold::based(&RawValue::from_string(many(count)).expect("JSON"), 1);
+        assert!(based(199_999).is_some() && based(200_000).is_none());
+        assert!(Fold::based(&RawValue::from_string("[]".to_owned()).expect("JSON"), 1).is_none());
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "[a-z]{0,3}".prop_map(Value::from),
+            Just(Value::Null)
+        ];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::btree_map("[ab/~\"]{0,2}", inner, 0..4)
+                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_base_holds_what_was_seen(fields in proptest::collection::btree_map("[ab/~\"]{0,2}", value(), 0..4)) {
+            let seen = Value::Object(fields.into_iter().collect());
+            let fold = Fold::based(&RawValue::from_string(seen.to_string()).expect("JSON"), 7).expect("small");
+            prop_assert_eq!(&fold.value(), &seen);
+            let base = Base::of(&fold, &Merged::default()).expect("small");
+            let read = Base::read(base.text().to_owned(), &base.checkpoint(9)).expect("its own");
+            let (again, _) = read.begin(9).expect("reads");
+            prop_assert_eq!(again.value(), seen);
+            prop_assert_eq!(Base::of(&again, &Merged::default()), Some(base));
+        }
+
+    }
+
+    proptest! {
+        // Each has dozens of operations signed and sealed.
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// Whoever writes what when, and whenever the owner ends an era: nothing that was written is lost, and all show the same.
+        #[test]
+        fn nothing_is_lost_over_checkpoints(seed in any::<u64>()) {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let mut nodes = vec![context(&all_write([2, 3]))];
+            for own in [2, 3] {
+                let mut node = nodes[0].join(&[own]);
+                node.pull(&nodes[0]);
+                nodes.push(node);
+            }
+            let (mut total, mut entries, mut checkpoints) = (0_i64, 0_usize, 0);
+            for _ in 0..60 {
+                let (at, other) = (rng.random_range(0..3), rng.random_range(0..3));
+                match rng.random_range(0..11) {
+                    10 => nodes[at].rebuild(),
+                    0 => checkpoints += usize::from(nodes[0].draft_checkpoint().is_ok_and(|checkpoint| nodes[0].on_access(checkpoint).is_ok())),
+                    1..=4 if at != other => {
+                        let there = std::mem::replace(&mut nodes[other], context(&all_write([])));
+                        nodes[at].pull(&there);
+                        nodes[other] = there;
+                    }
+                    _ => {
+                        let author = u8::try_from(at + 1).expect("small");
+                        let by = rng.random_range(1..100);
+                        let name = ["a", "b"].choose(&mut rng).expect("one");
+                        nodes[at].write(author, [inc("/n", by), append("/l", entries), set(&format!("/{name}/x"), by)]);
+                        (total, entries) = (total + by, entries + 1);
+                    }
+                }
+            }
+            for _ in 0..3 {
+                for (at, other) in [(0, 1), (0, 2), (1, 0), (2, 0), (1, 2), (2, 1)] {
+                    let there = std::mem::replace(&mut nodes[other], context(&all_write([])));
+                    nodes[at].pull(&there);
+                    nodes[other] = there;
+                }
+            }
+            for node in &mut nodes {
+                prop_assert!(node.replica.is_whole());
+                prop_assert_eq!(node.shared().get("n").cloned().unwrap_or_else(|| json!(0)), json!(total), "after {} checkpoints", checkpoints);
+                let mut list: Vec<u64> = node.shared().get("l").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_u64).collect();
+                list.sort_unstable();
+                prop_assert_eq!(list.len(), entries);
+                prop_assert!(list.iter().enumerate().all(|(at, entry)| usize::try_from(*entry) == Ok(at)));
+            }
+            prop_assert_eq!(nodes[0].shared(), nodes[1].shared());
+            prop_assert_eq!(nodes[0].shared(), nodes[2].shared());
+            prop_assert_eq!(nodes[0].replica.heads(), nodes[2].replica.heads());
+        }
+    }
+}
