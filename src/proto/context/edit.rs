@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
+use super::fold::Kind;
 use super::replica::Replica;
 use crate::model::{
     AGENT_MEMORY, CONTEXT_DEPTH_MAX, ErrorCode, Failure, PATH_BYTES_MAX, Path, Principal, SHARED_MEMORY, json_kind, nearest, printable,
@@ -149,7 +150,8 @@ pub fn check(replica: &Replica, writer: Principal, items: &[Item]) -> Result<(),
         let is_above = touched.range(place..).next().is_some_and(|next| next.starts_with(place));
         // What an item before it put there is what it meets.
         let meets = matches!(item, Item::Inc(..) | Item::Append(..)) && !is_below && !is_above;
-        let found = if meets { replica.get(item.path(), writer) } else { None };
+        // A long list is not made anew for each that is appended to it.
+        let found = if meets && !is_taken(item, replica.kind(item.path(), writer)) { replica.get(item.path(), writer) } else { None };
         touched.insert(place);
         let conflict = match (item, &found) {
             (Item::Inc(..), Some(found)) if !found.is_number() => Some("a counter"),
@@ -162,6 +164,11 @@ pub fn check(replica: &Replica, writer: Principal, items: &[Item]) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Whether a place that is known to be of this kind takes what an item adds.
+fn is_taken(item: &Item, kind: Option<Kind>) -> bool {
+    matches!((item, kind), (Item::Inc(..), Some(Kind::Nothing | Kind::Number)) | (Item::Append(..), Some(Kind::Nothing | Kind::List)))
 }
 
 /// Items in portions, each of which is one operation: all of one memory, few enough, and small enough to be sealed into one.

@@ -12,6 +12,7 @@
 //!
 //! Values are held as text: an array of many small objects takes a hundred times its text as values, and writers are not to be trusted.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::value::RawValue;
@@ -60,6 +61,19 @@ struct Node {
 struct Gains {
     added: BTreeMap<Stamp, i64>,
     appended: BTreeMap<Stamp, Box<str>>,
+}
+
+/// What shows at a place, as far as it matters to what is added or appended there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing.
+    Nothing,
+    /// A number, or a counter.
+    Number,
+    /// A list.
+    List,
+    /// Anything else.
+    Other,
 }
 
 /// A value and the stamp of the newest item that it comes of.
@@ -152,6 +166,41 @@ impl Fold {
         }
         node.shown(base, hidden).map(|(value, _)| value)
     }
+
+    /// Of what kind the thing is that [`Fold::get`] finds at a place, if that can be told from what stands there and above: it costs the way
+    /// to the place, however much was put or appended there.
+    pub fn kind(&self, below_root: &[String]) -> Option<Kind> {
+        let (mut node, mut base, mut hidden) = (&self.root, Some(Kind::Nothing), None);
+        for name in below_root {
+            (base, hidden) = node.seen_kind(base, hidden);
+            if node.gains.as_ref().is_some_and(|gains| gains.newest(hidden).is_some()) {
+                return None;
+            }
+            // What the fields of an object are would have to be read.
+            base = base.filter(|kind| *kind != Kind::Other).map(|_| Kind::Nothing);
+            let Some(child) = node.children.get(name.as_str()) else { return base };
+            node = child;
+        }
+        (base, hidden) = node.seen_kind(base, hidden);
+        let (added, appended) = node.gains.as_ref().map(|gains| gains.newest_of_each(hidden)).unwrap_or_default();
+        match added.cmp(&appended) {
+            _ if !node.children.is_empty() => None,
+            Ordering::Greater => Some(Kind::Number),
+            Ordering::Less => Some(Kind::List),
+            Ordering::Equal => base,
+        }
+    }
+}
+
+impl Kind {
+    /// That of a value by its text, whose first byte says it.
+    fn of(text: &str) -> Self {
+        match text.as_bytes().first() {
+            Some(b'-' | b'0'..=b'9') => Self::Number,
+            Some(b'[') => Self::List,
+            Some(_) | None => Self::Other,
+        }
+    }
 }
 
 impl Gains {
@@ -216,6 +265,14 @@ impl Node {
                 let value = self.value.as_ref().and_then(|text| serde_json::from_str(text).ok());
                 (value.map(|value| (value, reset)), self.reset)
             }
+            Some(_) | None => (base, hidden),
+        }
+    }
+
+    /// The same of what [`Kind`] it is, where that is known.
+    fn seen_kind(&self, base: Option<Kind>, hidden: Option<Stamp>) -> (Option<Kind>, Option<Stamp>) {
+        match self.reset {
+            Some(_) if self.reset > hidden => (Some(self.value.as_deref().map_or(Kind::Nothing, Kind::of)), self.reset),
             Some(_) | None => (base, hidden),
         }
     }
@@ -387,6 +444,38 @@ mod tests {
         }
         assert_eq!(fold.get(&["l".to_owned(), "b".to_owned()]), None, "a field that gave way is not there either");
         assert_eq!(fold.get(&["l".to_owned()]), Some(json!(["a"])));
+    }
+
+    /// What is appended one by one, or counted up, is not made anew for each.
+    #[test]
+    fn what_kind_a_place_is_of_is_told_from_the_place_alone() {
+        let kind = |items: &[Item]| {
+            let mut fold = Fold::default();
+            for (at, item) in (1..).zip(items) {
+                put(&mut fold, at, item);
+            }
+            fold.kind(&["a".to_owned(), "b".to_owned()])
+        };
+        for (items, expected) in [
+            (vec![], Kind::Nothing),
+            (vec![set("/a", 1)], Kind::Nothing),
+            (vec![set("/a/b", 1), Item::Del(path("/a"))], Kind::Nothing),
+            (vec![set("/a/b", -1.5)], Kind::Number),
+            (vec![set("/a/b", json!([1]))], Kind::List),
+            (vec![set("/a/b", "text")], Kind::Other),
+            (vec![set("/a/b", json!({}))], Kind::Other),
+            (vec![inc("/a/b", 1)], Kind::Number),
+            (vec![append("/a/b", 1)], Kind::List),
+            (vec![set("/a", json!({"b": []})), append("/a/b", 1)], Kind::List),
+            (vec![append("/a/b", 1), inc("/a/b", 1)], Kind::Number),
+            (vec![inc("/a/b", 1), append("/a/b", 1)], Kind::List),
+            (vec![append("/a/b", 1), set("/a/b", 1)], Kind::Number),
+        ] {
+            assert_eq!(kind(&items), Some(expected), "{items:?}");
+        }
+        assert_eq!(kind(&[set("/a", json!({"b": 1}))]), None, "a field of what was put above");
+        assert_eq!(kind(&[append("/a/b", 1), set("/a/b/c", 1)]), None, "it has fields of its own");
+        assert_eq!(kind(&[set("/a/b", 1), append("/a", 1)]), None, "what stands above may be a list");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use super::chain::{self, Chain, Step};
 use super::checkpoint::{Base, Merged, Source};
-use super::fold::{Fold, Stamp};
+use super::fold::{Fold, Kind, Stamp};
 use super::operations::{Entry, Operations};
 use super::park::Park;
 use crate::model::{ContextId, OperationId, Path, Principal, Timestamp};
@@ -377,9 +377,21 @@ impl Replica {
 
     /// What is at `path`, as far as `reader` may see it.
     pub fn get(&self, path: &Path, reader: Principal) -> Option<Value> {
+        let (memory, below) = self.memory(path, reader)?;
+        memory.get(below)
+    }
+
+    /// Of what kind that is, if it can be told at little cost ([`Fold::kind`]).
+    pub fn kind(&self, path: &Path, reader: Principal) -> Option<Kind> {
+        let (memory, below) = self.memory(path, reader)?;
+        memory.kind(below)
+    }
+
+    /// The memory in which `path` lies, as far as `reader` may see it, and the way there.
+    fn memory<'p>(&self, path: &'p Path, reader: Principal) -> Option<(&Fold, &'p [String])> {
         match (path.private_to(), path.segments()) {
-            (None, [_, below @ ..]) => self.shared.get(below),
-            (Some(owner), [_, _, below @ ..]) if owner == reader => self.private.get(&owner)?.get(below),
+            (None, [_, below @ ..]) => Some((&self.shared, below)),
+            (Some(owner), [_, _, below @ ..]) if owner == reader => Some((self.private.get(&owner)?, below)),
             _ => None,
         }
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::chain::{self, Step};
-use super::fold::{Fold, Stamp};
+use super::fold::{Fold, Kind, Stamp};
 use super::replica::{Refusal, Rights};
 use super::testing::{all_write, context, path, set, who};
 use crate::model::{OperationId, Path, Principal};
@@ -458,6 +458,18 @@ fn any_item() -> impl Strategy<Value = Item> {
     })
 }
 
+/// Places at, above, below and beside those of [`any_item`].
+const PLACES: [&str; 13] = ["/a", "/b", "/c", "/a/a", "/a/b", "/b/a", "/b/c", "/a/a/a", "/a/a/b", "/a/b/a", "/b/b/b", "/a/0", "/a/b/a/b"];
+
+fn kind_of(found: Option<Value>) -> Kind {
+    match found {
+        None => Kind::Nothing,
+        Some(Value::Number(_)) => Kind::Number,
+        Some(Value::Array(_)) => Kind::List,
+        Some(Value::Null | Value::Bool(_) | Value::String(_) | Value::Object(_)) => Kind::Other,
+    }
+}
+
 /// What is at a place that objects lead to; the entries of lists have none.
 fn object_at<'v>(value: &'v Value, below: &str) -> Option<&'v Value> {
     below.split('/').skip(1).try_fold(value, |value, name| value.as_object()?.get(name))
@@ -494,12 +506,18 @@ proptest! {
         let mut fold = Fold::default();
         for (stamp, item) in other.iter().chain(&stamped) {
             fold.apply(*stamp, &item.path().segments()[1..], item);
+            for below in PLACES {
+                let below = path(below);
+                let place = &below.segments()[1..];
+                let Some(kind) = fold.kind(place) else { continue };
+                prop_assert_eq!(kind, kind_of(fold.get(place)), "at {}", below);
+            }
             let before = fold.value();
             fold.sweep();
             prop_assert_eq!(fold.value(), before, "what is swept out was hidden");
         }
         prop_assert_eq!(&fold.value(), &expected, "told twice");
-        for below in ["/a", "/b", "/c", "/a/a", "/a/b", "/b/a", "/b/c", "/a/a/a", "/a/a/b", "/a/b/a", "/b/b/b", "/a/0", "/a/b/a/b"] {
+        for below in PLACES {
             let found = fold.get(&path(below).segments()[1..]);
             prop_assert_eq!(found.as_ref(), object_at(&expected, below), "{}", below);
         }
