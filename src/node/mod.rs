@@ -24,7 +24,7 @@ mod start;
 mod task;
 mod view;
 
-pub use context::{CheckpointRequest, ContextRequest, ForkRequest, MergeRequest, Rights};
+pub use context::{AccessRequest, CheckpointRequest, ContextRequest, ForkRequest, MergeRequest};
 pub use explain::Explanation;
 pub use handle::{AgentView, Handle, TrustView};
 pub use invocation::invoke::{InvokeReply, InvokeRequest};

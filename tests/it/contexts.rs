@@ -197,6 +197,11 @@ async fn faulty_requests_are_refused_with_their_place() {
         let answer = node.post("/v1/contexts", &body).await;
         assert_eq!(answer.body["error"]["details"]["path"], place, "{}", answer.body);
     }
+    let end = json!({ "access_control": { "expires_at": "2027-06-01T00:00:00Z" } });
+    for path in ["/v1/contexts".to_owned(), format!("/v1/contexts/{id}/fork")] {
+        let message = node.post(&path, &end).await.refused(400, "INVALID_REQUEST")["message"].to_string();
+        assert!(message.contains("unknown field `expires_at`"), "when a context ends is no part of who may: {message}");
+    }
     let large = set("/large", json!("x".repeat(70_000)));
     let before = node.get(&format!("/v1/contexts/{id}")).await.ok();
     for (body, status, code) in [

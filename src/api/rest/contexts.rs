@@ -19,7 +19,7 @@ use super::super::replay::{after, replay};
 use super::body::Body;
 use super::types::ErrorDocument;
 use crate::model::{ErrorCode, Failure};
-use crate::node::{CheckpointRequest, ContextRequest, ForkRequest, Handle, MergeRequest, Rights};
+use crate::node::{AccessRequest, CheckpointRequest, ContextRequest, ForkRequest, Handle, MergeRequest};
 
 /// As whom a client acts.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -115,7 +115,7 @@ pub(super) async fn share(
     State(handle): State<Handle>,
     Path(id): Path<String>,
     acting: Queried<Acting>,
-    Body(rights): Body<Rights>,
+    Body(rights): Body<AccessRequest>,
 ) -> Result<Json<Value>, ApiError> {
     let acting = query(acting)?;
     Ok(Json(handle.share_context(&id, rights, acting.agent.as_deref()).await?))

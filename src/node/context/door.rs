@@ -59,8 +59,20 @@ pub struct Rights {
     /// Who may write, and where; whoever may write may read as well.
     #[serde(default)]
     pub write: Vec<Grant>,
+}
+
+/// Who may read and write from now on.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessRequest {
+    /// As [`Rights::read`].
+    #[serde(default)]
+    read: Vec<String>,
+    /// As [`Rights::write`].
+    #[serde(default)]
+    write: Vec<Grant>,
     /// When the context ends, if it is to live longer.
-    pub expires_at: Option<String>,
+    expires_at: Option<String>,
 }
 
 /// Somebody who may write: everywhere, or below some paths.
@@ -285,10 +297,11 @@ impl Handle {
     ///
     /// # Errors
     /// `ACCESS_DENIED` unless the owner asks, `INVALID_REQUEST`, `CONFLICT` if access stands still.
-    pub async fn share_context(&self, which: &str, asked: Rights, agent: Option<&str>) -> Result<Value, Failure> {
+    pub async fn share_context(&self, which: &str, asked: AccessRequest, agent: Option<&str>) -> Result<Value, Failure> {
         let id = self.shared.contexts.named(which)?;
-        let rights = self.rights(&asked, "").await?;
-        let end = Self::end(asked.expires_at.as_deref(), "/expires_at", self.shared.clock.now())?;
+        let AccessRequest { read, write, expires_at } = asked;
+        let rights = self.rights(&Rights { read, write }, "").await?;
+        let end = Self::end(expires_at.as_deref(), "/expires_at", self.shared.clock.now())?;
         let agent = agent.map(str::to_owned);
         self.on_worker(move |handle, now| {
             let (answer, access) = handle.shared.contexts.with(&handle.shared, id, now, |hot| {

@@ -22,6 +22,6 @@ mod sync;
 pub(super) use book::Book;
 pub use branch::{ForkRequest, MergeRequest};
 pub use checkpoint::CheckpointRequest;
-pub use door::{ContextRequest, Rights};
+pub use door::{AccessRequest, ContextRequest};
 pub(super) use questions::Questions;
 pub(super) use sync::{answer, run};
