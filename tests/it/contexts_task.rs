@@ -184,6 +184,37 @@ async fn a_context_that_is_too_large_is_not_given() {
     assert_eq!(home.task_result(&task).await["result"]["given"]["value"], 1);
 }
 
+/// A step whose part of the context finds no room waits for it, and shows since when and why; with room it goes on, and writes once.
+#[tokio::test]
+async fn a_write_that_waits_for_room_is_shown() {
+    let home = Node::builder().config("[context]\nbytes_max = 1048576\n").agent(agent("first", "test.first")).spawn().await;
+    let id = create(&home, json!({}), json!({})).await;
+    let large = "x".repeat(60_000);
+    let filler = create(&home, (0..16).map(|at| (at.to_string(), json!(large))).collect(), json!({})).await;
+    let ops = json!([0, 1].map(|_| json!({ "op": "append", "path": "/shared_memory/log", "value": large })));
+    let task = home.submit(&with_context(json!({ "id": id, "access": "write" }), &[step("a", "test.first", json!({ "ops": ops }))])).await;
+    let waiting = async || {
+        let status = home.get(&format!("/aitp/tasks/{task}")).await.ok();
+        Some(status["progress"]["steps"][0].clone()).filter(|step| !step["context_write"].is_null())
+    };
+    let shown = eventually("the write waits", SETTLE, waiting).await;
+    let write = &shown["context_write"];
+    assert_eq!(
+        (&write["state"], &write["reason"], &shown["status"]),
+        (&json!("waiting"), &json!("INSUFFICIENT_RESOURCES"), &json!("COMPLETED"))
+    );
+    assert!(write["since"].as_u64() >= shown["started_at"].as_u64() && write["since"].is_u64(), "{shown}");
+    let told = home.cli(&["task", "status", &task]).await.stdout;
+    assert!(told.contains("waits for its context: ") && told.contains("(context.bytes_max)"), "{told}");
+
+    home.delete(&format!("/v1/contexts/{filler}")).await.ok();
+    let history = home.history(&task).await;
+    let names: Vec<&str> = history.iter().filter(|(_, event)| event["subtask_id"] == "a").map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["dispatched", "accepted", "result_received", "context_written", "validated"], "tries are no events");
+    assert_eq!(shared(&home, &id).await["log"], json!([large, large]));
+    assert_eq!(home.get(&format!("/aitp/tasks/{task}")).await.ok()["progress"]["steps"][0]["context_write"], Value::Null);
+}
+
 /// A right that is taken away while a step works is gone when it writes: the step fails for it, and nothing is written.
 #[tokio::test]
 async fn a_right_that_is_taken_away_meanwhile_is_gone() {

@@ -116,12 +116,12 @@ impl Write {
     /// Begins to write it; dropping the handle ends that.
     pub(super) fn begin(self, shared: &Arc<Shared>, blobs: &Blobs, reports: &mpsc::Sender<Report>) -> AbortOnDropHandle<()> {
         let (task, fence) = (self.task, self.fence);
-        let work = Box::pin(self.run(Arc::clone(shared), blobs.clone()));
+        let work = Box::pin(self.run(Arc::clone(shared), blobs.clone(), reports.clone()));
         guard::report(work, reports, task, move |failure| Input::ContextWritten(fence, Err(failure)))
     }
 
     /// A disk that is full, or a context that waits to be mended, is waited for; the task's deadline and a cancel end that.
-    async fn run(mut self, shared: Arc<Shared>, blobs: Blobs) -> Input {
+    async fn run(mut self, shared: Arc<Shared>, blobs: Blobs, reports: mpsc::Sender<Report>) -> Input {
         let (task, fence) = (self.task, self.fence);
         let mut pause = FULL_RETRY;
         loop {
@@ -130,6 +130,8 @@ impl Write {
                 // What a flush left unknown is looked up after the next start; until then the context is left alone.
                 Err(failure) if failure.retryable || failure.details.contains_key(UNFLUSHED) => {
                     tracing::warn!(%task, ?fence, %failure, "what a step writes to its context waits");
+                    // The book outlives what works for it; if it is gone, so is the node.
+                    let _ = reports.send(Report { task, input: Input::ContextWaits(fence, failure), output: None }).await;
                 }
                 written => return Input::ContextWritten(fence, written),
             }
@@ -148,5 +150,60 @@ impl Write {
         let used = used(&self.definition)?;
         let items = used.read(ContextAccess::Write, &ops)?;
         used.write(shared, &Step { task: self.task, subtask: subtask.id.clone() }, items, self.again)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::node::{ContextRequest, Node};
+    use crate::store::DataDir;
+
+    /// AITP-12: what finds no room is told to the task, tried again, and written once there is some; all of it once.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_write_that_finds_no_room_is_tried_until_there_is_some() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = crate::config::Config::default();
+        config.node.data_dir = folder.path().join("node");
+        config.mesh.listen = vec!["/ip4/127.0.0.1/tcp/0".to_owned()];
+        config.context.bytes_max = 100_000;
+        let node = Node::start(config).await.expect("a node");
+        let large = "x".repeat(40_000);
+        let create = async |value: Value| {
+            let shared_memory = value.as_object().cloned();
+            let created = node.handle.create_context(ContextRequest { shared_memory, ..ContextRequest::default() }).await;
+            created.expect("a context")["id"].as_str().expect("an id").to_owned()
+        };
+        let id = create(json!({})).await;
+        let filler = create(json!({ "a": large, "b": large })).await;
+
+        let document = json!({
+            "name": "n",
+            "context": { "id": id, "access": "write" },
+            "subtasks": [{ "subtask_id": "a", "agent_capability": "test.nobody" }],
+        });
+        let definition = Definition::read(&document, &Default::default(), node.handle.shared.clock.now().wall).expect("a definition");
+        let ops = json!([{ "op": "append", "path": "/shared_memory/log", "value": large }]).to_string();
+        let (task, fence) = (TaskId::from_random(7), Fence { subtask: 0, attempt: 1 });
+        let write = Write { task, fence, definition: Arc::new(definition), ops: Text::Inline(ops.into()), again: false };
+        let blobs = DataDir::open(&folder.path().join("blobs")).expect("a data directory").blobs();
+        let (reports, mut inbox) = mpsc::channel(8);
+        let _work = write.begin(&node.handle.shared, &blobs, &reports);
+
+        let waits = inbox.recv().await.expect("a report");
+        let Input::ContextWaits(about, failure) = waits.input else { panic!("not {:?}", waits.input) };
+        assert_eq!((waits.task, about, failure.code), (task, fence, ErrorCode::InsufficientResources));
+        node.handle.drop_context(&filler).await.expect("there is room again");
+        let written = loop {
+            if let Input::ContextWritten(about, written) = inbox.recv().await.expect("a report").input {
+                break (about, written);
+            }
+        };
+        assert_eq!(written, (fence, Ok(())));
+        let log = node.handle.context(&id, Some("/shared_memory/log"), None, None).await.expect("a list");
+        assert_eq!(log, json!([large]));
+        drop(node);
     }
 }

@@ -88,6 +88,8 @@ pub enum Input {
     Finished(Fence, Finish),
     /// The task that an attempt is on another node has come so far, in percent, as that node says. Nothing of it is kept.
     Progress(Fence, u8),
+    /// What a result brought for the context cannot be written now, and is tried again. Nothing of it is kept.
+    ContextWaits(Fence, Failure),
     /// The agent that would be asked once more is not, since the node has made its share of retries for now.
     PutOff(u32),
     /// What works on a subtask broke: a fault of this node, and no other attempt will mend it.
@@ -329,6 +331,10 @@ impl Machine {
                 if let Some(part) = part.filter(is_current) {
                     part.unkept.progress_percentage = percent.min(100);
                 }
+                Vec::new()
+            }
+            Input::ContextWaits(fence, failure) => {
+                result::waits(state, fence, failure, now);
                 Vec::new()
             }
             Input::PutOff(subtask) => {

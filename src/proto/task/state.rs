@@ -203,12 +203,14 @@ pub struct Part {
 }
 
 /// What is known of a subtask and not kept: a restart begins without it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Unkept {
     /// How far the task is that its attempt is on another node, as that node says.
     pub(super) progress_percentage: u8,
     /// How often in a row its retry was put off.
     pub(super) put_off: u32,
+    /// Since when what its result brings for the context cannot be written, and why.
+    pub(super) context_wait: Option<Box<(Timestamp, Failure)>>,
 }
 
 impl Part {

@@ -320,6 +320,9 @@ fn step(state: &State, index: usize, spent: Option<Decimal>, explain: bool, now:
         step["progress_percentage"] = if part.status == Status::Success { 100 } else { running_percent(part) }.into();
         step["child"] = child.map_or(Value::Null, |(task, node)| json!({"task_id": task, "node_id": node}));
     }
+    if let Some((since, failure)) = context_wait(state, index) {
+        step["context_write"] = json!({"state": "waiting", "reason": failure.code, "since": seconds(*since)});
+    }
     if explain {
         step["attempts"] = part.attempts.iter().map(|attempt| explained(state, index, attempt)).collect();
     }
@@ -376,8 +379,14 @@ fn waiting_for(state: &State, index: usize, now: Timestamp) -> Option<String> {
         }
         Phase::Held => Some("money that other subtasks hold back".to_owned()),
         Phase::Sent => Some("the agent to accept".to_owned()),
-        Phase::Running | Phase::Over => None,
+        Phase::Running | Phase::Over => context_wait(state, index).map(|(_, failure)| format!("its context: {}", failure.message)),
     }
+}
+
+/// Since when what the result of a step brings for the context cannot be written, and why.
+fn context_wait(state: &State, index: usize) -> Option<&(Timestamp, Failure)> {
+    let part = state.parts.get(index).filter(|part| !part.is_over())?;
+    part.unkept.context_wait.as_deref()
 }
 
 /// The first few of `count` names.

@@ -108,6 +108,15 @@ pub(in crate::proto::task) fn unwritten(state: &State, index: usize) -> Option<(
     Some((Fence { subtask: number(index), attempt: used.number }, ops))
 }
 
+/// It cannot be written now.
+pub(in crate::proto::task) fn waits(state: &mut State, fence: Fence, failure: Failure, now: Timestamp) {
+    let is_awaited = unwritten(state, place(fence.subtask)).is_some_and(|(awaited, _)| awaited == fence);
+    if let Some(part) = state.parts.get_mut(place(fence.subtask)).filter(|_| is_awaited) {
+        let since = part.unkept.context_wait.take().map_or(now, |before| before.0);
+        part.unkept.context_wait = Some(Box::new((since, failure)));
+    }
+}
+
 /// What follows once that is written, or cannot be.
 pub(in crate::proto::task) fn decide_written(state: &State, fence: Fence, written: Result<(), Failure>, now: Timestamp) -> Vec<Event> {
     if unwritten(state, place(fence.subtask)).is_none_or(|(awaited, _)| awaited != fence) {
@@ -198,8 +207,11 @@ pub(in crate::proto::task) fn duplicate(state: &mut State, fence: Fence, charge:
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::super::super::machine::{Finish, Input, Output};
     use super::super::super::testing::{Task, agent, budget, charge, definition, node, step, text};
+    use super::super::super::view;
     use super::*;
     use crate::model::ErrorCode;
     use crate::proto::task::definition::OnFailure;
@@ -369,6 +381,38 @@ mod tests {
         assert_eq!(task.choices().len(), 1, "the next is chosen for");
         task.takes(Input::ContextWritten(fence, Ok(())));
         assert_eq!(task.events(), [""; 0], "it is written once");
+    }
+
+    /// A write that has to wait is shown with its reason for as long as it does; nothing of that is kept.
+    #[test]
+    fn a_write_that_waits_is_shown_and_not_kept() {
+        let (mut task, fence) = wrote();
+        let kept = task.journal.clone();
+        let shown = |task: &Task| {
+            let status = view::status(task.machine.state(), node(1), false, task.now);
+            let step = &status["progress"]["steps"][0];
+            (step["context_write"].clone(), step["waiting_for"].clone())
+        };
+        let began_s = task.now.as_ms() / 1_000;
+        let full = || Failure::new(ErrorCode::InsufficientResources, "the disk is full");
+        task.takes(Input::ContextWaits(Fence { attempt: fence.attempt + 1, ..fence }, full()));
+        assert_eq!(shown(&task), (Value::Null, Value::Null), "of another attempt");
+        task.takes(Input::ContextWaits(fence, full()));
+        task.waits(5_000);
+        task.takes(Input::ContextWaits(fence, Failure::new(ErrorCode::Unavailable, "it is damaged")));
+        let expected = json!({ "state": "waiting", "reason": "UNAVAILABLE", "since": began_s });
+        assert_eq!(shown(&task), (expected, json!("its context: it is damaged")), "since the first, for the last reason");
+        assert_eq!(task.journal, kept);
+        task.restarts();
+        assert_eq!(shown(&task).0, Value::Null, "it is tried first");
+        task.takes(Input::ContextWaits(fence, full()));
+        assert_eq!(shown(&task).0["reason"], "INSUFFICIENT_RESOURCES");
+        let mut cancelled = wrote().0;
+        cancelled.takes(Input::ContextWaits(fence, full()));
+        cancelled.takes(Input::Cancel);
+        assert_eq!(shown(&cancelled), (Value::Null, Value::Null));
+        task.takes(Input::ContextWritten(fence, Ok(())));
+        assert_eq!((shown(&task), task.status(0)), ((Value::Null, Value::Null), Status::Success));
     }
 
     /// AITP-12: a node that comes back before it has kept that the context is written looks there first; one that has kept it writes nothing.
