@@ -214,7 +214,7 @@ mod tests {
     use super::super::super::view;
     use super::*;
     use crate::model::ErrorCode;
-    use crate::proto::task::definition::OnFailure;
+    use crate::proto::task::definition::{OnFailure, OnTimeout};
     use crate::wire::task::Outcome;
 
     /// A task of two steps, the second after the first, of which the first was lost with this agent.
@@ -484,6 +484,41 @@ mod tests {
             assert_eq!((&task.journal, task.end()), (&before, end));
             task.restarts();
             assert!(!task.orders().iter().any(|order| matches!(order, Output::WriteContext { .. })));
+        }
+    }
+
+    /// AITP-10: a result that comes after its attempt had timed out is written to the context if it is used, and not if the subtask was
+    /// given up meanwhile or another attempt has the work; neither then nor after a restart.
+    #[test]
+    fn a_late_result_is_written_only_if_it_is_used() {
+        let late = |is_over: bool| {
+            let mut first = step("a", &[]);
+            first.retry.retries_max = if is_over { 0 } else { 1 };
+            let mut definition = definition(vec![first, step("b", &[])]);
+            definition.fallback.on_timeout = OnTimeout::Retry;
+            definition.fallback.on_failure = OnFailure::Degrade;
+            let mut task = Task::of(definition);
+            task.runs(0);
+            let fence = task.fence(0);
+            task.loses(0, Loss::AttemptTimeout, Failure::new(ErrorCode::Timeout, "it took too long"));
+            assert_eq!((task.part(0).is_over(), task.end()), (is_over, None));
+            (task, fence)
+        };
+        let writes = |task: &mut Task| task.orders().iter().filter(|order| matches!(order, Output::WriteContext { .. })).count();
+        let (mut used, fence) = late(false);
+        used.answers_with(fence, None, Some(text("[1]")));
+        assert_eq!(used.orders().pop(), Some(order(fence, false)));
+        let (mut over, gave_up) = late(true);
+        let (mut redone, replaced) = late(false);
+        redone.waits(60_000);
+        redone.chosen(0, 2);
+        redone.accepts(0);
+        for (task, fence) in [(&mut over, gave_up), (&mut redone, replaced)] {
+            task.answers_with(fence, None, Some(text("[1]")));
+            assert_eq!((writes(task), task.part(0).context_ops.as_ref()), (0, None));
+            task.takes(Input::ContextWritten(fence, Ok(())));
+            task.restarts();
+            assert_eq!((writes(task), task.machine.state().output(0)), (0, None));
         }
     }
 
