@@ -212,14 +212,61 @@ mod tests {
         assert!(used.read(ContextAccess::Write, &json!(many)).is_err(), "small ones count for what they hold");
     }
 
+    async fn node(folder: &std::path::Path) -> Node {
+        let mut config = crate::config::Config::default();
+        config.node.data_dir = folder.to_owned();
+        config.mesh.listen = vec!["/ip4/127.0.0.1/tcp/0".to_owned()];
+        Node::start(config).await.expect("a node")
+    }
+
+    /// Threat T20: the steps of a task that another node gave away do there what that node may, whatever this one may, and no more; what it
+    /// may is looked at whenever they read or write.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_step_does_what_the_giver_of_its_task_may() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let node = node(folder.path()).await;
+        let created = node.handle.create_context(ContextRequest::default()).await.expect("a context");
+        let text = created["id"].as_str().expect("an id").to_owned();
+        let giver = PrincipalKey::from_seed(&[5; 32]).principal();
+        let plan: Path = "/shared_memory/plan".parse().expect("a path");
+        let context = TaskContext { id: text.parse().expect("an id"), access: ContextAccess::Write, path: plan.clone(), agent: None };
+        let own = Used { context: context.clone(), giver: None };
+        let given = Used { context, giver: Some(giver) };
+        let does = async |used: &Used| {
+            let (used, shared) = (used.clone(), Arc::clone(&node.handle.shared));
+            let did = tokio::task::spawn_blocking(move || {
+                let step = Step { task: TaskId::from_random(7), subtask: "s".parse().expect("a name") };
+                let place = |failure: Failure| (failure.code, failure.details["path"].clone());
+                let items = vec![Item::Append(used.context.path.clone(), json!("x"))];
+                let given = used.given(&shared, ContextAccess::Read).map(drop).map_err(place);
+                let checked = used.check(&shared).map_err(place);
+                (given, checked, used.write(&shared, &step, items, false).map_err(place))
+            });
+            did.await.expect("it is tried")
+        };
+        let may_not = |place: &str| Err((ErrorCode::AccessDenied, json!(place)));
+        for (access, read, write) in [
+            (json!({}), may_not("/context/id"), may_not("/context/id")),
+            (json!({ "read": [giver] }), Ok(()), may_not("/context/path")),
+            (json!({ "write": [{ "principal": giver, "paths": ["/shared_memory/plan/a"] }] }), Ok(()), may_not("/context/path")),
+            (json!({ "write": [{ "principal": giver, "paths": ["/shared_memory/plan"] }] }), Ok(()), Ok(())),
+            (json!({ "read": [giver] }), Ok(()), may_not("/context/path")),
+        ] {
+            let access = serde_json::from_value(access).expect("who may");
+            node.handle.share_context(&text, access, None).await.expect("the owner may");
+            assert_eq!(does(&given).await, (read, write.clone(), write));
+        }
+        assert_eq!(does(&own).await, (Ok(()), Ok(()), Ok(())), "a task of this node's own");
+        let log = node.handle.context(&text, Some("/shared_memory/plan"), None, None).await.expect("a list");
+        assert_eq!(log, json!(["x", "x"]), "what was refused wrote nothing");
+        drop(node);
+    }
+
     /// AITP-12: whatever part of a step's operations the disk had when the node went down, all of them are there once in the end.
     #[tokio::test(flavor = "multi_thread")]
     async fn what_was_written_in_part_is_completed_once() {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut config = crate::config::Config::default();
-        config.node.data_dir = folder.path().to_owned();
-        config.mesh.listen = vec!["/ip4/127.0.0.1/tcp/0".to_owned()];
-        let node = Node::start(config).await.expect("a node");
+        let node = node(folder.path()).await;
         let created = node.handle.create_context(ContextRequest::default()).await.expect("a context");
         let id = created["id"].as_str().and_then(|id| id.parse().ok()).expect("an id");
         let context = TaskContext { id, access: ContextAccess::Write, path: Path::shared(), agent: None };
