@@ -588,7 +588,12 @@ impl Book {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io::Write as _;
+    use std::path::{Path, PathBuf};
+
     use super::*;
+    use crate::node::{ContextRequest, Node};
 
     fn id(number: u8) -> ContextId {
         ContextId::from_bytes([number; 32])
@@ -652,5 +657,97 @@ mod tests {
         let mut notes = Vec::new();
         let book = Book::open(dir.contexts(), &config::Context::default(), now.wall, &mut notes).expect("opens");
         assert!(notes.len() == 1 && !book.is_gone(id(1), now), "{notes:?}");
+    }
+
+    /// A node with a context of its own, the context's id and its file.
+    async fn with_context(folder: &Path) -> (Node, ContextId, PathBuf) {
+        let mut config = config::Config::default();
+        config.node.data_dir = folder.to_owned();
+        config.mesh.listen = vec!["/ip4/127.0.0.1/tcp/0".to_owned()];
+        let node = Node::start(config).await.expect("a node");
+        let created = node.handle.create_context(ContextRequest::default()).await.expect("a context");
+        let id: ContextId = created["id"].as_str().and_then(|id| id.parse().ok()).expect("an id");
+        (node, id, folder.join("contexts").join(format!("{id}.log")))
+    }
+
+    /// Puts a pipe in the place of a file, which then stands at the path that is given back: whoever reads the pipe waits for what is written to it,
+    /// and it cannot be flushed.
+    fn pipe_for(file: &Path) -> PathBuf {
+        let aside = file.with_extension("aside");
+        std::fs::rename(file, &aside).expect("renames");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, file, rustix::fs::FileType::Fifo, mode, 0).expect("a pipe");
+        aside
+    }
+
+    fn write_end(pipe: &Path) -> File {
+        File::options().write(true).open(pipe).expect("somebody reads")
+    }
+
+    /// Fault F3: after a flush that failed while a context was read nobody knows what the disk holds, and a second one may succeed all the
+    /// same: the context is left alone until the node starts again.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_context_whose_flush_failed_while_it_was_read_is_left_alone() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (node, id, file) = with_context(folder.path()).await;
+        let shared = Arc::clone(&node.handle.shared);
+        let tried = tokio::task::spawn_blocking(move || {
+            let (book, now) = (&shared.contexts, shared.clock.now());
+            let read = || book.with(&shared, id, now, |_| Ok(()));
+            assert_eq!(read(), Ok(()));
+            book.reopen();
+            let aside = pipe_for(&file);
+            let failure = std::thread::scope(|scope| {
+                let reading = scope.spawn(read);
+                write_end(&file).write_all(&std::fs::read(&aside).expect("reads")).expect("writes");
+                // Whoever opens it to write waits for this.
+                let _flushed = File::open(&file).expect("somebody writes");
+                reading.join().expect("it ends").expect_err("a pipe has no disk")
+            });
+            assert!(failure.code == ErrorCode::Internal && failure.details.contains_key(UNFLUSHED), "{failure:?}");
+            std::fs::rename(&aside, &file).expect("renames");
+            assert_eq!(read(), Err(failure), "its file can be read and flushed again");
+            let started = Book::open(book.store.clone(), &config::Context::default(), now.wall, &mut Vec::new()).expect("opens");
+            assert_eq!(started.with(&shared, id, now, |_| Ok(())), Ok(()), "a start looks what is there");
+        });
+        tried.await.expect("it is tried");
+        drop(node);
+    }
+
+    /// A key that comes while a context is read was not there when that began: the context is read again, with it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_key_that_comes_while_a_context_is_read_opens_it_all_the_same() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (node, id, file) = with_context(folder.path()).await;
+        let handle = node.handle.clone();
+        let scribe =
+            || serde_json::from_value(json!({ "name": "scribe", "adapter": { "type": "builtin", "kind": "echo" } })).expect("an agent");
+        let agent = Principal::from(handle.attach(scribe(), false).await.expect("attached").entry.record.agent);
+        let rights = serde_json::from_value(json!({ "read": [agent] })).expect("who may");
+        handle.share_context(&id.to_string(), rights, None).await.expect("the owner may");
+        let note = json!({ "agent_memory": { agent.to_string(): { "mood": "curious" } } });
+        handle.change_context(&id.to_string(), &note, Some("scribe")).await.expect("its own memory");
+        handle.detach("scribe").await.expect("detached");
+        let runtime = tokio::runtime::Handle::current();
+        let tried = tokio::task::spawn_blocking(move || {
+            let shared = &handle.shared;
+            let (book, now) = (&shared.contexts, shared.clock.now());
+            let memory = || book.with(shared, id, now, |hot| Ok(hot.replica.private(agent)));
+            book.reopen();
+            let aside = pipe_for(&file);
+            let without = std::thread::scope(|scope| {
+                let reading = scope.spawn(memory);
+                // It has looked which keys there are.
+                let mut pipe = write_end(&file);
+                runtime.block_on(handle.attach(scribe(), false)).expect("attached");
+                pipe.write_all(&std::fs::read(&aside).expect("reads")).expect("writes");
+                std::fs::rename(&aside, &file).expect("renames");
+                drop(pipe);
+                reading.join().expect("it ends")
+            });
+            assert_eq!((without, memory()), (Ok(None), Ok(Some(json!({ "mood": "curious" })))));
+        });
+        tried.await.expect("it is tried");
+        drop(node);
     }
 }
