@@ -19,6 +19,7 @@ mod contexts_branch;
 mod contexts_checkpoint;
 mod contexts_hostile;
 mod contexts_partition;
+mod contexts_sync;
 mod contexts_task;
 mod delegation;
 mod directory;

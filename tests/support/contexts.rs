@@ -83,10 +83,19 @@ pub(crate) struct HostileMember {
 impl HostileMember {
     /// A member that is connected to `nodes`.
     pub(crate) async fn joined(nodes: &[&Node]) -> Self {
+        Self::of(Habits::default(), nodes).await
+    }
+
+    /// One that leaves every question about contexts without an answer.
+    pub(crate) async fn silent(nodes: &[&Node]) -> Self {
+        Self::of(Habits::default().ignores(|control| matches!(control, Control::Context(_))), nodes).await
+    }
+
+    async fn of(habits: Habits, nodes: &[&Node]) -> Self {
         let (forger, answer) = (Forger::new(), Arc::new(Mutex::new(None)));
         let key = forger.principal_key();
         let says = Arc::clone(&answer);
-        let habits = Habits::default().answers(move |control| {
+        let habits = habits.answers(move |control| {
             let Control::Context(_) = control else { return None };
             let statements: Option<Statements> = says.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let bytes = Told::Statements(statements?).encode().expect("an answer that fits");
