@@ -414,7 +414,7 @@ fn body_of_operation() -> context::Body {
         Item::Append(path("/shared_memory/list"), serde_json::json!([{}, -1])),
     ];
     let step = Step { task: TaskId::from_random(7), subtask: "extract".parse().expect("a name") };
-    context::Body { items, sources: vec![operation_id(1)], step: Some(step), source: Some(context_id()) }
+    context::Body { items, sources: vec![operation_id(1)], step: Some(step), source: Some(context_id()), again: Some(operation_id(2)) }
 }
 
 /// What [`context_operations`] say.
@@ -438,7 +438,7 @@ pub(crate) fn operations() -> Vec<Operation> {
 }
 
 pub(crate) fn context_bodies() -> Vec<Vec<u8>> {
-    let small = |item| context::Body { items: vec![item], sources: Vec::new(), step: None, source: None };
+    let small = |item| context::Body { items: vec![item], sources: Vec::new(), step: None, source: None, again: None };
     let memory = path(&format!("/agent_memory/{}", agent()));
     let bodies = [body_of_operation(), small(Item::Set(memory.clone(), serde_json::json!({"": {"": [[]]}}))), small(Item::Del(memory))];
     bodies.iter().map(|body| minicbor::to_vec(body).expect("a seed is well-formed")).collect()

@@ -202,7 +202,7 @@ impl HostileMember {
         change(&mut header);
         let access = replica.chain().at(header.acl_epoch).or_else(|| replica.chain().tip()).expect("a change of access");
         let context_key = ContextKey::of(access, &self.key).expect("it may read");
-        let body = Body { items, sources: Vec::new(), step: None, source: None };
+        let body = Body { items, sources: Vec::new(), step: None, source: None, again: None };
         let mut rng = StdRng::seed_from_u64(header.seq ^ header.lamport);
         Signed::sign(context_key.seal_operation(header, &body, &mut rng).expect("a body"), &self.key).expect("an operation")
     }

@@ -125,7 +125,8 @@ mod tests {
         replica.on_access(access).expect("it counts");
         let path: crate::model::Path = "/shared_memory/a".parse().expect("a path");
         for _ in 0..count {
-            let body = Body { items: vec![Item::Set(path.clone(), text.into())], sources: Vec::new(), step: None, source: None };
+            let body =
+                Body { items: vec![Item::Set(path.clone(), text.into())], sources: Vec::new(), step: None, source: None, again: None };
             let operation = replica.draft(&key, &body, begin, &mut rng).expect("the owner may");
             replica.on_operation(operation).expect("it counts");
         }

@@ -447,7 +447,7 @@ pub(super) fn bodies(items: Vec<Item>, origin: Option<&Origin>) -> Result<Vec<Bo
     // A context in which nothing was written has come nowhere.
     let source = origin.filter(|origin| !origin.frontier.is_empty()).map(|origin| origin.context);
     let portions = edit::portions(items, ITEMS_BYTES_MAX).into_iter();
-    let bodies: Vec<Body> = portions.map(|items| Body { items, sources: sources(), step: None, source }).collect();
+    let bodies: Vec<Body> = portions.map(|items| Body { items, sources: sources(), step: None, source, again: None }).collect();
     bodies.iter().try_for_each(Body::check).map_err(|error| refused(&Refusal::Malformed(error)))?;
     Ok(bodies)
 }

@@ -11,10 +11,11 @@ use bytes::Bytes;
 
 use super::book::{principals, refused};
 use crate::model::{ContextId, ErrorCode, Failure, OperationId, Principal, Timestamp};
-use crate::node::handle::disk_failure;
+use crate::node::handle::{UNFLUSHED, disk_failure};
 use crate::node::shared::lock;
 use crate::proto::context::chain::Step;
 use crate::proto::context::checkpoint::Base;
+use crate::proto::context::edit;
 use crate::proto::context::past::Past;
 use crate::proto::context::quota::Quotas;
 use crate::proto::context::replica::{Recalled, Refusal, Replica};
@@ -51,9 +52,8 @@ pub(super) struct Hot {
 /// How long after a checkpoint that could not be made the next is tried.
 const PUT_OFF: std::time::Duration = std::time::Duration::from_secs(24 * 3_600);
 
-/// What of eras that were let go of is still used.
-type Private = BTreeSet<OperationId>;
-
+/// What an operation takes beside its items, or a little more.
+const SPARE_BYTES: usize = 4 * 1024;
 /// How much of a base is one entry of a file.
 const PIECE_BYTES: usize = 64 * 1024;
 
@@ -187,10 +187,22 @@ impl Hot {
         if damage.is_some() {
             hot.written = written;
         }
-        let (taken, old) = hot.settle(recalled)?;
-        hot.append(&taken)?;
+        let (taken, gone) = hot.settle(recalled);
+        match hot.append(&taken) {
+            Ok(()) => {}
+            Err(failure) if failure.details.contains_key(UNFLUSHED) => return Err(failure),
+            // There is no room for what is to be written once more: it waits, and the rest is shown.
+            Err(failure) => {
+                tracing::warn!(context = %id, %failure, "what a checkpoint left behind is not written once more yet");
+                let contents = hot.stored()?;
+                hot.replica = contents.replica;
+                hot.replica.recall(&contents.bases, contents.operations);
+                hot.is_ahead = false;
+                return Ok(Some((hot, damage)));
+            }
+        }
         hot.is_ahead = false;
-        hot.let_go(old);
+        hot.let_go(&gone);
         Ok(Some((hot, damage)))
     }
 
@@ -200,7 +212,13 @@ impl Hot {
         for ((entry, kept), place) in entries.iter().zip(kept).zip(places) {
             match entry {
                 EntryName::Operation(id) => drop(self.places.insert(*id, place)),
-                EntryName::Base(checkpoint) => self.bases.entry(*checkpoint).or_default().push(place),
+                EntryName::Base(checkpoint, from) => {
+                    // A node that was killed may have left some of them, before it kept all.
+                    let pieces = self.bases.entry(*checkpoint).or_default();
+                    if u64::try_from(pieces.len().saturating_mul(PIECE_BYTES)) == Ok(*from) {
+                        pieces.push(place);
+                    }
+                }
                 EntryName::Dropped => self.dropped = self.dropped.saturating_add(kept.count()),
                 EntryName::Other => {}
             }
@@ -208,8 +226,8 @@ impl Hot {
     }
 
     /// Does what is to be done after a replica was made of a file: keeps what the context held at checkpoints, and drafts what is to be written
-    /// once more.
-    fn settle(&mut self, recalled: Recalled) -> Result<(Taken, Option<Private>), Failure> {
+    /// once more. Beside that, what the file has that is of no use any more.
+    fn settle(&mut self, recalled: Recalled) -> (Taken, BTreeSet<OperationId>) {
         for (era, base) in &recalled.bases {
             // Without it the replica makes it anew at the next start.
             let sealed = self.replica.seal_base(*era, base).zip(self.replica.chain().at(*era).map(Verified::name));
@@ -217,17 +235,29 @@ impl Hot {
                 tracing::warn!(context = %self.replica.id(), %failure, "what a context held at a checkpoint is not kept");
             }
         }
-        let mut taken = Taken::default();
-        for (author, body) in recalled.stranded {
-            let Some(key) = self.own.iter().find(|key| key.principal() == author && self.may_draft(author).is_ok()).cloned() else {
+        let (mut taken, mut gone, mut bytes) = (Taken::default(), recalled.gone, 0_u64);
+        for (stranded, author, body) in recalled.stranded {
+            let size = body.items.iter().map(edit::size).fold(SPARE_BYTES, usize::saturating_add);
+            bytes = bytes.saturating_add(u64::try_from(size).unwrap_or(u64::MAX));
+            let key = self.own.iter().find(|key| key.principal() == author).cloned();
+            let Some(key) = key.filter(|_| self.may_draft(author).is_ok() && self.has_room(bytes).is_ok()) else {
+                gone.remove(&stranded);
                 continue;
             };
             let drafted = self.replica.draft(&key, &body, self.now, &mut rand::rng());
-            if let Err(refusal) = drafted.and_then(|operation| self.take_drafted(operation, &mut taken)) {
-                tracing::info!(context = %self.replica.id(), %author, %refusal, "what a checkpoint left behind is not written once more");
+            match drafted.and_then(|operation| self.take_drafted(operation, &mut taken)) {
+                Ok(()) => {}
+                // Whoever wrote it may not any more, and nobody would take it.
+                Err(refusal @ (Refusal::Access | Refusal::NotReader)) => {
+                    tracing::info!(context = %self.replica.id(), %author, %refusal, "what a checkpoint left behind is not written once more");
+                }
+                Err(refusal) => {
+                    gone.remove(&stranded);
+                    tracing::info!(context = %self.replica.id(), %author, %refusal, "what a checkpoint left behind waits");
+                }
             }
         }
-        Ok((taken, recalled.has_old.then_some(recalled.private)))
+        (taken, gone)
     }
 
     fn keep_base(&mut self, checkpoint: [u8; 32], sealed: &[u8]) -> Result<(), Failure> {
@@ -267,32 +297,37 @@ impl Hot {
         }
         self.keep_base(checkpoint, sealed)?;
         self.is_ahead = true;
-        let (freed, old) = self.rebuild()?;
+        let (freed, gone) = self.rebuild()?;
         self.append(&freed)?;
         self.is_ahead = false;
-        self.let_go(old);
+        self.let_go(&gone);
         Ok(freed)
     }
 
-    /// Has the file let go of what nobody needs after the newest two checkpoints, if there is something: all of older eras but what is still
-    /// used. If the disk refuses, it does so after the next start.
-    fn let_go(&mut self, old: Option<Private>) {
-        let Some(private) = old.filter(|_| self.replica.is_whole()) else { return };
-        if let Err(failure) = self.keep_only(self.replica.first_era(), &private) {
+    /// Has the file let go of what is of no use any more, if there is something. If the disk refuses, it does so after the next start.
+    fn let_go(&mut self, gone: &BTreeSet<OperationId>) {
+        let chain = self.replica.chain();
+        let is_newer =
+            |base: &[u8; 32]| chain.changes().iter().any(|change| change.epoch >= self.replica.first_era() && change.name() == *base);
+        let old: Vec<[u8; 32]> = self.bases.keys().filter(|base| !is_newer(base)).copied().collect();
+        // What a damaged file has lost comes back first.
+        if gone.is_empty() && old.is_empty() || !self.replica.is_whole() || !self.written.is_empty() {
+            return;
+        }
+        if let Err(failure) = self.keep_but(gone, &old) {
             tracing::warn!(context = %self.replica.id(), %failure, "what was before a checkpoint is still kept");
         }
     }
 
-    fn keep_only(&mut self, first: u64, private: &Private) -> Result<(), Failure> {
+    fn keep_but(&mut self, gone: &BTreeSet<OperationId>, bases: &[[u8; 32]]) -> Result<(), Failure> {
         let loaded = self.log.read().map_err(disk_failure)?;
-        let Contents { entries, operations, .. } = Contents::of(self.replica.id(), &loaded.kept, Vec::new(), loaded.damage.is_some())?;
-        let chain = self.replica.chain();
-        let is_newer = |operation: &&Verified<Operation>| chain.era(operation.header.acl_epoch) >= first;
-        let newer: BTreeSet<OperationId> = operations.iter().filter(is_newer).map(Verified::<Operation>::id).collect();
-        let bases: BTreeSet<[u8; 32]> = chain.changes().iter().filter(|change| change.epoch >= first).map(Verified::name).collect();
+        if loaded.damage.is_some() {
+            return Ok(());
+        }
+        let entries = Contents::of(self.replica.id(), &loaded.kept, Vec::new(), false)?.entries;
         let stays = |entry: &EntryName| match entry {
-            EntryName::Operation(id) => private.contains(id) || newer.contains(id),
-            EntryName::Base(checkpoint) => bases.contains(checkpoint),
+            EntryName::Operation(id) => !gone.contains(id),
+            EntryName::Base(checkpoint, _) => !bases.contains(checkpoint),
             EntryName::Dropped => false,
             EntryName::Other => true,
         };
@@ -323,6 +358,8 @@ impl Hot {
     /// # Errors
     /// As [`super::door::refused`], or if the disk refuses.
     pub(super) fn draft_checkpoint(&self, key: &PrincipalKey) -> Result<Verified<Access>, Failure> {
+        // It would end the era without what a damaged file has lost.
+        self.may_draft(key.principal())?;
         let Contents { bases, operations, .. } = self.stored()?;
         self.replica.draft_checkpoint(key, &bases, operations, self.now).map_err(|refusal| super::door::refused(&refusal))
     }
@@ -372,7 +409,7 @@ impl Hot {
     /// # Errors
     /// `UNAVAILABLE` until another replica has given back what is missing.
     pub(super) fn may_draft(&self, author: Principal) -> Result<(), Failure> {
-        let (written, last) = (self.written.get(&author), self.replica.operations().last(author).map(|last| last.seq));
+        let (written, last) = (self.written.get(&author), self.replica.last(author).map(|last| last.seq));
         if written.is_none_or(|written| last.is_some_and(|last| last >= *written)) {
             return Ok(());
         }
@@ -381,15 +418,15 @@ impl Hot {
     }
 
     /// Makes the replica anew from the file, after a change of access that took something back or ended an era. What was parked is taken in again,
-    /// and may count by now. What of older eras is still used is told beside it.
-    fn rebuild(&mut self) -> Result<(Taken, Option<Private>), Failure> {
+    /// and may count by now. Beside that, what the file has that is of no use any more.
+    fn rebuild(&mut self) -> Result<(Taken, BTreeSet<OperationId>), Failure> {
         let contents = self.stored()?;
         let parked = self.replica.take_parked();
         self.replica = contents.replica;
         let recalled = self.replica.recall(&contents.bases, contents.operations);
-        let (mut taken, old) = self.settle(recalled)?;
+        let (mut taken, gone) = self.settle(recalled);
         parked.into_iter().for_each(|operation| self.take_operation(operation, &mut taken));
-        Ok((taken, old))
+        Ok((taken, gone))
     }
 
     /// These operations as they were kept, in this order, as far as they are here; no more than they is read of the file.
@@ -520,10 +557,10 @@ impl Hot {
     pub(super) fn keep(&mut self, mut taken: Taken) -> Result<Taken, Failure> {
         self.append(&taken)?;
         if self.replica.is_stale() {
-            let (freed, old) = self.rebuild()?;
+            let (freed, gone) = self.rebuild()?;
             self.append(&freed)?;
             taken.extend(freed);
-            self.let_go(old);
+            self.let_go(&gone);
         }
         self.is_ahead = false;
         Ok(taken)
@@ -555,8 +592,8 @@ impl Hot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum EntryName {
     Operation(OperationId),
-    /// A piece of what the context held at the checkpoint of that name.
-    Base([u8; 32]),
+    /// A piece of what the context held at the checkpoint of that name, and where it belongs.
+    Base([u8; 32], u64),
     /// Others that stood there.
     Dropped,
     Other,
@@ -571,7 +608,7 @@ struct Contents {
     operations: Vec<Verified<Operation>>,
     /// What each entry is.
     entries: Vec<EntryName>,
-    /// How far authors had written.
+    /// How far authors had written in the newest era.
     written: BTreeMap<Principal, u64>,
     /// What could not be used.
     damage: Option<String>,
@@ -591,7 +628,7 @@ impl Contents {
             return Err(damaged("its file is that of another context".to_owned()));
         }
         let mut replica = Replica::new(genesis, own);
-        let (mut operations, mut damage, mut written) = (Vec::new(), None, BTreeMap::new());
+        let (mut operations, mut damage) = (Vec::new(), None);
         let mut sealed: BTreeMap<[u8; 32], Vec<u8>> = BTreeMap::new();
         let mut unread = |error: crate::wire::Error| damage = damage.take().or_else(|| Some(error.to_string()));
         let mut entries = Vec::with_capacity(kept.len());
@@ -606,8 +643,6 @@ impl Contents {
                 },
                 KeptKind::Operation => match believed::<Operation>(&kept.bytes, is_damaged) {
                     Ok(operation) => {
-                        let seq = written.entry(operation.header.author).or_insert(operation.header.seq);
-                        *seq = operation.header.seq.max(*seq);
                         entry = EntryName::Operation(operation.id());
                         operations.push(operation);
                     }
@@ -620,12 +655,18 @@ impl Contents {
                         if usize::try_from(from) == Ok(text.len()) {
                             text.extend_from_slice(piece);
                         }
-                        entry = EntryName::Base(checkpoint);
+                        entry = EntryName::Base(checkpoint, from);
                     }
                 }
                 KeptKind::Dropped => entry = EntryName::Dropped,
             }
             entries.push(entry);
+        }
+        let mut written: BTreeMap<Principal, u64> = BTreeMap::new();
+        let is_newest = |operation: &&Verified<Operation>| replica.chain().era(operation.header.acl_epoch) == replica.chain().newest_era();
+        for header in operations.iter().filter(is_newest).map(|operation: &Verified<Operation>| &operation.header) {
+            let seq = written.entry(header.author).or_insert(header.seq);
+            *seq = header.seq.max(*seq);
         }
         let opened = |era: &u64| Some((*era, replica.open_base(*era, sealed.get(&replica.chain().at(*era)?.name())?)?));
         let bases = replica.chain().checkpoints().iter().filter_map(opened).collect();

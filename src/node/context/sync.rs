@@ -541,7 +541,8 @@ async fn answered(shared: &Arc<Shared>, node: NodeId, question: Question) -> Res
             let lacks = if is_member {
                 take(shared, node, statements).await?;
                 let (worker, now) = (Arc::clone(shared), shared.clock.now());
-                let waits = blocking(move || worker.contexts.with(&worker, id, now, |hot| Ok(hot.replica.parked() > 0)));
+                let waits =
+                    blocking(move || worker.contexts.with(&worker, id, now, |hot| Ok(hot.replica.parked() > 0 || !hot.replica.is_whole())));
                 waits.await?.unwrap_or(false)
             } else {
                 row.is_none()

@@ -398,7 +398,7 @@ mod tests {
 
         fn bring_as(&mut self, author: u8, items: Vec<Item>, source: ContextId, sources: &[OperationId]) {
             for items in edit::portions(items, 4_000) {
-                let body = Body { items, sources: sources.to_vec(), step: None, source: Some(source) };
+                let body = Body { items, sources: sources.to_vec(), step: None, source: Some(source), again: None };
                 let mut rng = StdRng::seed_from_u64(u64::try_from(self.replica.operations().len()).expect("few"));
                 let operation = self.replica.draft(&key(author), &body, BEGIN, &mut rng).expect("may write");
                 assert_eq!(self.on_operation(operation), Ok(1));

@@ -264,6 +264,78 @@ mod tests {
         assert!(bytes < 2 * u64::try_from(second.len_bytes()).expect("small"), "of the second alone");
     }
 
+    /// What was hidden when its era ended is not written again after a later checkpoint, when nobody can tell that any more.
+    #[test]
+    fn what_was_hidden_stays_hidden() {
+        let (mut here, mut there) = two();
+        there.write(2, [set("/a/b", "old")]);
+        here.write(1, [inc("/n", 1)]);
+        here.write(1, [set("/a/b", "newer")]);
+        let mut whole = here.join(&[2]);
+        whole.pull(&here);
+        whole.kept.extend(there.kept.clone());
+        whole.rebuild();
+        for by in 1..=2 {
+            here.checkpoint();
+            whole.pull(&here);
+            assert_eq!((whole.shared(), whole.replica.last(who(2))), (here.shared(), None), "after {by}");
+            here.write(1, [inc("/n", 1)]);
+            whole.pull(&here);
+        }
+    }
+
+    /// AMP-9: what is written once more says of what it was merged, as it did before.
+    #[test]
+    fn a_merge_that_is_written_once_more_is_still_one() {
+        let (mut here, mut there) = two();
+        let body = crate::wire::context::Body {
+            items: vec![inc("/n", 5)],
+            sources: vec![OperationId::from_bytes([5; 32])],
+            step: None,
+            source: Some(ContextId::from_bytes([6; 32])),
+            again: None,
+        };
+        there.write_body(2, &body).expect("may");
+        here.checkpoint();
+        there.pull(&here);
+        here.pull(&there);
+        for node in [&here, &there] {
+            assert_eq!(node.replica.merged().of(ContextId::from_bytes([6; 32])).count(), 1);
+            assert_eq!(node.shared()["n"], json!(7));
+        }
+    }
+
+    #[test]
+    fn an_era_of_which_something_is_missing_is_not_looked_back_at() {
+        let (mut here, mut there) = two();
+        there.write(2, [inc("/n", 1)]);
+        here.write(1, [inc("/n", 1)]);
+        here.checkpoint();
+        assert_eq!((here.replica.first_era(), here.replica.operations().len()), (0, 2));
+        there.pull(&here);
+        assert!(there.replica.is_whole());
+        assert_eq!((there.replica.first_era(), there.replica.operations().len()), (2, 1), "its own once more alone");
+    }
+
+    /// A replica that has nothing but the base goes back with the line of access as well.
+    #[test]
+    fn a_split_takes_the_newest_checkpoint_back_from_all() {
+        let (mut here, _) = two();
+        here.checkpoint();
+        here.write(1, [inc("/n", 1)]);
+        let rival = here.forge_access(&all_write([2]), |access| access.at = super::super::testing::END);
+        here.checkpoint();
+        let mut late = here.join(&[2]);
+        late.pull(&here);
+        assert!(late.replica.is_whole() && late.replica.operations().is_empty());
+        assert_eq!((late.on_access(rival.clone()), here.on_access(rival)), (Ok(Step::Split), Ok(Step::Split)));
+        assert!(!late.replica.is_whole() && here.replica.is_whole());
+        late.bases.extend(here.bases.clone());
+        late.pull(&here);
+        late.rebuild();
+        assert_eq!((late.shared(), late.replica.heads()), (here.shared(), here.replica.heads()));
+    }
+
     /// The last operation of `seed` on a node.
     fn last(node: &Node, seed: u8) -> OperationId {
         node.replica.operations().last(who(seed)).expect("wrote").id
@@ -326,7 +398,7 @@ mod tests {
             .expect("a change");
         assert_eq!(there.on_access(lie), Ok(Step::Added));
         assert!(!there.replica.is_whole() && there.replica.heads().epoch == 0);
-        assert_eq!(there.shared(), json!({}));
+        assert_eq!(there.shared(), here.shared(), "until it is given that, it shows what it has");
         assert!(Base::read("{}".to_owned(), &honest_of(&mut here)).is_none());
     }
 
@@ -439,11 +511,19 @@ mod tests {
                 node.pull(&nodes[0]);
                 nodes.push(node);
             }
-            let (mut total, mut entries, mut checkpoints) = (0_i64, 0_usize, 0);
+            let (mut total, mut entries, mut checkpoints, mut own) = (0_i64, 0_usize, 0, [Vec::new(), Vec::new(), Vec::new()]);
             for _ in 0..60 {
                 let (at, other) = (rng.random_range(0..3), rng.random_range(0..3));
-                match rng.random_range(0..11) {
+                match rng.random_range(0..13) {
                     10 => nodes[at].rebuild(),
+                    11..=12 => {
+                        let author = u8::try_from(at + 1).expect("small");
+                        own[at].push(entries);
+                        let path = |below: &str| -> Path { format!("/agent_memory/{}{below}", who(author)).parse().expect("a path") };
+                        let items = [Item::Append(path("/l"), entries.into()), Item::Set(path("/last"), entries.into())];
+                        nodes[at].write(author, items);
+                        entries += 1;
+                    }
                     0 => checkpoints += usize::from(nodes[0].draft_checkpoint().is_ok_and(|checkpoint| nodes[0].on_access(checkpoint).is_ok())),
                     1..=4 if at != other => {
                         let there = std::mem::replace(&mut nodes[other], context(&all_write([])));
@@ -471,8 +551,17 @@ mod tests {
                 prop_assert_eq!(node.shared().get("n").cloned().unwrap_or_else(|| json!(0)), json!(total), "after {} checkpoints", checkpoints);
                 let mut list: Vec<u64> = node.shared().get("l").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_u64).collect();
                 list.sort_unstable();
-                prop_assert_eq!(list.len(), entries);
-                prop_assert!(list.iter().enumerate().all(|(at, entry)| usize::try_from(*entry) == Ok(at)));
+                let own: Vec<u64> = own.iter().flatten().filter_map(|entry| u64::try_from(*entry).ok()).collect();
+                let expected: Vec<u64> = (0..u64::try_from(entries).expect("few")).filter(|entry| !own.contains(entry)).collect();
+                prop_assert_eq!(list, expected);
+            }
+            // What its author alone sees keeps its order as well.
+            for (at, own) in own.iter().enumerate() {
+                let memory = nodes[at].replica.private(who(u8::try_from(at + 1).expect("small")));
+                let expected = own.last().map(|last| json!({ "l": own, "last": last }));
+                prop_assert_eq!(&memory, &expected);
+                nodes[at].rebuild();
+                prop_assert_eq!(&nodes[at].replica.private(who(u8::try_from(at + 1).expect("small"))), &expected);
             }
             prop_assert_eq!(nodes[0].shared(), nodes[1].shared());
             prop_assert_eq!(nodes[0].shared(), nodes[2].shared());

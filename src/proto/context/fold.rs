@@ -145,6 +145,19 @@ impl Fold {
         self.swept = self.held;
     }
 
+    /// Whether an item of that stamp at a place would change nothing: something newer hides it.
+    pub(super) fn hides(&self, stamp: Stamp, below_root: &[String]) -> bool {
+        let mut at = Some(&self.root);
+        let mut names = below_root.iter();
+        while let Some(node) = at {
+            if node.hides(stamp) {
+                return true;
+            }
+            at = names.next().and_then(|name| node.children.get(name.as_str())).map(|child| &**child);
+        }
+        false
+    }
+
     /// What is in this memory.
     pub fn value(&self) -> Value {
         self.get(&[]).unwrap_or_else(|| Value::Object(Map::new()))

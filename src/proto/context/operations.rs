@@ -49,13 +49,15 @@ pub struct Operations {
     lines: BTreeMap<Principal, Line>,
     /// Those that count and that nothing which counts was built on.
     heads: BTreeSet<OperationId>,
+    /// How many bytes all of them have.
+    bytes: u64,
     /// How many came since the last checkpoint, and how many bytes they have.
     since: (usize, u64),
 }
 
 #[derive(Debug, Default)]
 struct Line {
-    /// How many there are on all branches, and how many bytes they have.
+    /// How many there are on all branches since the last checkpoint, and how many bytes they have.
     written: (u64, u64),
     /// By number; a second one of a number stands in `twins`.
     by_seq: BTreeMap<u64, OperationId>,
@@ -77,9 +79,8 @@ impl Operations {
 
     /// About how many bytes they take in memory at most, with what they left in the fold: what counts against their authors, and entries.
     pub fn held_bytes(&self) -> u64 {
-        let written: u64 = self.lines.values().map(|line| line.written.1).sum();
         let entries = u64::try_from(self.entries.len()).unwrap_or(u64::MAX);
-        written.saturating_add(entries.saturating_mul(HELD_BYTES))
+        self.bytes.saturating_add(entries.saturating_mul(HELD_BYTES))
     }
 
     /// Those whose names begin with these hexadecimal digits; of many the first two, which show that there are several.
@@ -137,7 +138,7 @@ impl Operations {
         line.by_seq.get(&entry.seq).into_iter().chain(others.map(|(_, id)| id)).find(|other| **other != id).copied()
     }
 
-    /// How many operations of `author` there are on all its branches, and how many bytes they have.
+    /// How many operations of `author` came since the last checkpoint on all its branches, and how many bytes they have.
     pub fn written(&self, author: Principal) -> (u64, u64) {
         self.lines.get(&author).map_or((0, 0), |line| line.written)
     }
@@ -163,10 +164,11 @@ impl Operations {
         self.lines.iter().filter_map(first).take(authors_max).collect()
     }
 
-    /// Begins an era at the checkpoint that stands for all that was before it.
+    /// Begins an era at the checkpoint that stands for all that was before it. What authors may write in it is counted anew.
     pub(super) fn begin(&mut self, root: Option<OperationId>) {
         self.heads = root.into_iter().collect();
         self.since = (0, 0);
+        self.lines.values_mut().for_each(|line| line.written = (0, 0));
     }
 
     /// The greatest clock of an era, and the last operation of each of its authors, in order.
@@ -190,6 +192,7 @@ impl Operations {
             }
             self.heads.insert(id);
         }
+        self.bytes = self.bytes.saturating_add(bytes);
         self.since = (self.since.0.saturating_add(1), self.since.1.saturating_add(bytes));
         let line = self.lines.entry(author).or_default();
         line.written = (line.written.0.saturating_add(1), line.written.1.saturating_add(bytes));
@@ -211,7 +214,8 @@ impl Operations {
             return id == last.id;
         }
         let ends_here = self.get(last.id).is_some_and(|end| end.author == author && end.seq == last.seq);
-        !ends_here || self.on_line(last.id, seq) == Some(id)
+        // Of a line with a hole, of which not all was kept, that is kept which lay on it.
+        !ends_here || self.on_line(last.id, seq).is_none_or(|on_line| on_line == id)
     }
 
     /// The operation with number `seq` on the line that ends with `last`.

@@ -37,7 +37,7 @@ pub(super) fn set(below: &str, value: impl Into<Value>) -> Item {
 }
 
 pub(super) fn body(items: impl IntoIterator<Item = Item>) -> Body {
-    Body { items: items.into_iter().collect(), sources: Vec::new(), step: None, source: None }
+    Body { items: items.into_iter().collect(), sources: Vec::new(), step: None, source: None, again: None }
 }
 
 /// Everybody may write everywhere.
@@ -119,7 +119,7 @@ impl Node {
         self.replica.draft(&key(seed), body, BEGIN, &mut rng)
     }
 
-    fn write_body(&mut self, seed: u8, body: &Body) -> Result<usize, Refusal> {
+    pub(super) fn write_body(&mut self, seed: u8, body: &Body) -> Result<usize, Refusal> {
         let operation = self.draft_body(seed, body)?;
         self.on_operation(operation)
     }
@@ -188,14 +188,15 @@ impl Node {
         let recalled = replica.recall(&self.bases, self.kept.values().cloned().collect());
         self.bases.extend(recalled.bases);
         // What a node lets go of.
-        self.kept
-            .retain(|_, operation| operation.header.is_private || replica.chain().era(operation.header.acl_epoch) >= replica.first_era());
+        if replica.is_whole() {
+            self.kept.retain(|_, operation| !recalled.gone.contains(&operation.id()));
+        }
         let parked = self.replica.take_parked();
         self.replica = replica;
         for operation in parked {
             let _ = self.on_operation(operation);
         }
-        for (author, body) in recalled.stranded {
+        for (_, author, body) in recalled.stranded {
             let seed = self.own.iter().copied().find(|seed| who(*seed) == author).expect("its own");
             self.write_body(seed, &body).expect("it still may");
         }

@@ -86,6 +86,9 @@ pub struct Body {
     /// The context that the sources belong to: an operation's name alone does not tell.
     #[cbor(n(3), with = "codec::maybe_context")]
     pub source: Option<ContextId>,
+    /// The author's own operation that this is once more: a checkpoint ended its era and does not have it.
+    #[cbor(n(4), with = "codec::maybe_operation")]
+    pub again: Option<OperationId>,
 }
 
 /// A step of a task.

@@ -125,7 +125,7 @@ fn header() -> Header {
 }
 
 fn body(items: Vec<Item>) -> Body {
-    Body { items, sources: Vec::new(), step: None, source: None }
+    Body { items, sources: Vec::new(), step: None, source: None, again: None }
 }
 
 fn full_body() -> Body {
@@ -136,7 +136,7 @@ fn full_body() -> Body {
         Item::Append(path("/list"), json!("x")),
     ];
     let step = Step { task: TaskId::from_random(7), subtask: "extract".parse().expect("a name") };
-    Body { items, sources: ids(2), step: Some(step), source: Some(context_id()) }
+    Body { items, sources: ids(2), step: Some(step), source: Some(context_id()), again: Some(OperationId::from_bytes([7; 32])) }
 }
 
 fn operation(header: Header) -> Operation {

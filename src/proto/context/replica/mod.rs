@@ -12,19 +12,21 @@
 //! A change of access can take back what counted. The fold cannot; the replica then says that it [is stale](Replica::is_stale), and the
 //! shell makes it anew from what it kept ([`Replica::recall`]). What it shows meanwhile is what it showed before.
 
+mod era;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand::CryptoRng;
 use serde_json::Value;
 
 use super::chain::{self, Chain, Step};
-use super::checkpoint::{Base, Merged, Source};
-use super::fold::{Fold, Kind, Stamp};
+use super::checkpoint::{Merged, Source};
+use super::fold::{Fold, Kind};
 use super::operations::{Entry, Operations};
 use super::park::Park;
 use crate::model::{ContextId, OperationId, Path, Principal, Timestamp};
 use crate::wire;
-use crate::wire::context::seal::{ContextKey, TAG_BYTES};
+use crate::wire::context::seal::ContextKey;
 use crate::wire::context::sync::{Heads, TIPS_MAX};
 use crate::wire::context::{
     Access, Body, Checkpoint, Cut, DEPENDENCIES_MAX, Genesis, Header, Item, Last, Operation, PrincipalKey, Reader, Signed, Statement as _,
@@ -42,6 +44,8 @@ const NAME_BYTES: u64 = 32;
 /// How many times that much is taken in of an author who signs several operations of one number, on all its branches together. Only such
 /// an author can reach it; what it then says reaches some replicas and not others, until its owner cuts it off.
 const BRANCHES_PER_AUTHOR_MAX: u64 = 2;
+
+pub use era::Recalled;
 
 /// A context as one node has it.
 #[derive(Debug)]
@@ -78,20 +82,6 @@ pub struct Taken {
     pub missing: BTreeSet<OperationId>,
     /// Operations that had been parked and do not count after all.
     pub refused: Vec<(Principal, Refusal)>,
-}
-
-/// What came of all that was kept.
-#[derive(Debug, Default)]
-pub struct Recalled {
-    /// What the context held at checkpoints, by their numbers, as far as it was not kept before.
-    pub bases: BTreeMap<u64, Base>,
-    /// What authors of this node wrote before the newest checkpoint and its owner had not seen, with those items that would still change
-    /// something: it is to be written once more.
-    pub stranded: Vec<(Principal, Body)>,
-    /// Whether something was kept of eras before the first that is here and is of no use any more.
-    pub has_old: bool,
-    /// What of them is: operations on private memories.
-    pub private: BTreeSet<OperationId>,
 }
 
 /// Why an operation does not count.
@@ -239,137 +229,6 @@ impl Replica {
         self.chain.at(era).map(|checkpoint| OperationId::from_bytes(checkpoint.name()))
     }
 
-    /// Takes in, as a fresh replica that has the whole line of access, all that one kept, in an order in which each operation builds on those
-    /// before it: what the context held at checkpoints, and what was written. Of eras before the last two only private memories are used.
-    pub fn recall(&mut self, bases: &BTreeMap<u64, Base>, kept: Vec<Verified<Operation>>) -> Recalled {
-        self.foresee(kept.iter());
-        let mut stranded = self.stranded(&kept);
-        let mut by_era: BTreeMap<u64, Vec<Verified<Operation>>> = BTreeMap::new();
-        for operation in kept {
-            by_era.entry(self.chain.era(operation.header.acl_epoch)).or_default().push(operation);
-        }
-        let (newest, settled) = (self.chain.newest_era(), self.chain.settled_era());
-        let begins = |era: &u64| *era == 0 || bases.contains_key(era);
-        let first = [settled, newest].into_iter().find(begins).unwrap_or(newest);
-        self.first_era = first;
-        let mut recalled = Recalled::default();
-        for era in std::iter::once(0).chain(self.chain.checkpoints().to_vec()) {
-            let operations = by_era.remove(&era).unwrap_or_default();
-            if era < first {
-                let used = operations.iter().filter(|operation| self.recall_private(era, operation));
-                recalled.private.extend(used.map(Verified::<Operation>::id));
-                recalled.has_old |=
-                    bases.contains_key(&era) || operations.iter().any(|operation| !recalled.private.contains(&operation.id()));
-                continue;
-            }
-            if era > 0 {
-                self.enter(era, bases, &mut recalled.bases, &mut stranded);
-            }
-            for operation in operations {
-                let _ = self.on_operation(operation);
-            }
-        }
-        let again = |(operation, body): (Verified<Operation>, Body)| {
-            (operation.header.author, Body { sources: vec![operation.id()], source: Some(self.id), ..body })
-        };
-        recalled.stranded = stranded.into_iter().map(again).collect();
-        self.foreseen = Operations::default();
-        self.is_stale = false;
-        recalled
-    }
-
-    /// What authors of this node wrote and no checkpoint has, although it ended the era; but for what they wrote once more since.
-    fn stranded(&self, kept: &[Verified<Operation>]) -> Vec<(Verified<Operation>, Body)> {
-        let is_behind = |operation: &&Verified<Operation>| {
-            let era = self.chain.era(operation.header.acl_epoch);
-            !self.is_before_end(era, operation.id(), &operation.header)
-        };
-        let opened = |operation: &Verified<Operation>| Some((operation.clone(), self.open_own(operation)?));
-        let mut stranded: Vec<_> = kept.iter().filter(is_behind).filter_map(opened).collect();
-        if !stranded.is_empty() {
-            let bodies = kept.iter().filter_map(|operation| self.open_own(operation)).filter(|body| body.source == Some(self.id));
-            let again: BTreeSet<OperationId> = bodies.flat_map(|body| body.sources).collect();
-            stranded.retain(|(operation, _)| !again.contains(&operation.id()));
-        }
-        stranded
-    }
-
-    /// Takes in what was kept of a private memory when the rest of an era was let go of; whether it is that.
-    fn recall_private(&mut self, era: u64, operation: &Verified<Operation>) -> bool {
-        let (id, Header { author, lamport, is_private, .. }) = (operation.id(), &operation.header);
-        let counts = *is_private && self.is_before_end(era, id, &operation.header);
-        if let Some(body) = self.open(operation).ok().flatten().filter(|_| counts) {
-            self.private.entry(*author).or_default().apply_all(id, *lamport, &body.items);
-        }
-        counts
-    }
-
-    fn open_own(&self, operation: &Operation) -> Option<Body> {
-        let is_own = self.own.iter().any(|own| own.principal() == operation.header.author);
-        self.open(operation).ok().flatten().filter(|_| is_own)
-    }
-
-    fn foresee<'k>(&mut self, kept: impl Iterator<Item = &'k Verified<Operation>>) {
-        let mut kept: Vec<_> = kept.collect();
-        kept.sort_by_key(|operation| operation.header.lamport);
-        for operation in kept {
-            let Header { author, seq, prev, lamport, acl_epoch, .. } = operation.header;
-            let entry = Entry { author, seq, prev, lamport, acl_epoch, line_bytes: 0, counts: false, skip: None };
-            self.foreseen.insert(operation.id(), entry, &operation.header);
-        }
-    }
-
-    /// Ends the era that is taken in and begins the one of checkpoint `era` with what the context held then: as it was kept, or as this replica
-    /// has it. If neither is what the checkpoint says, it is not whole. Of what the era left behind only that is left in `stranded` which
-    /// would still have changed something, as far as that can be told.
-    fn enter(
-        &mut self,
-        era: u64,
-        bases: &BTreeMap<u64, Base>,
-        made: &mut BTreeMap<u64, Base>,
-        stranded: &mut Vec<(Verified<Operation>, Body)>,
-    ) {
-        let Some(checkpoint) = self.chain.at(era).and_then(|access| access.checkpoint) else { return };
-        let mut base = bases.get(&era).cloned();
-        let is_next = self.chain.end_of(self.era).is_some_and(|end| end.epoch == era);
-        let ended = self.era;
-        if is_next && self.is_whole && (base.is_none() || !stranded.is_empty()) {
-            let own = Base::of(&self.shared, &self.merged).filter(|own| own.checkpoint(checkpoint.lamport) == checkpoint);
-            if own.is_some() {
-                stranded.retain_mut(|(operation, body)| {
-                    self.chain.era(operation.header.acl_epoch) != ended || self.would_change(operation, body)
-                });
-            }
-            if base.is_none() {
-                base = own;
-                made.extend(base.clone().map(|base| (era, base)));
-            }
-        }
-        let begun = base.and_then(|base| base.begin(checkpoint.lamport));
-        self.is_whole = begun.is_some();
-        (self.shared, self.merged) = begun.unwrap_or_default();
-        self.era = era;
-        self.operations.begin(self.root(era));
-    }
-
-    /// Leaves in the body of an operation that does not count those items that would change what is shown; whether there are any. Nobody looks
-    /// into a private memory here.
-    fn would_change(&mut self, operation: &Verified<Operation>, body: &mut Body) -> bool {
-        if operation.header.is_private {
-            return true;
-        }
-        let (id, lamport, items) = (operation.id(), operation.header.lamport, std::mem::take(&mut body.items));
-        for (at, item) in items.into_iter().enumerate() {
-            let [_, below @ ..] = item.path().segments() else { continue };
-            let before = self.shared.get(below);
-            self.shared.apply(Stamp { lamport, id, item: u16::try_from(at).unwrap_or(u16::MAX) }, below, &item);
-            if self.shared.get(below) != before {
-                body.items.push(item);
-            }
-        }
-        !body.items.is_empty()
-    }
-
     /// What its readers share.
     pub fn shared(&self) -> Value {
         self.shared.value()
@@ -425,7 +284,8 @@ impl Replica {
             }
             Step::Split => {
                 let epoch = self.chain.epoch();
-                self.is_stale |= !self.operations.is_empty() && before.is_some_and(|before| before.epoch > epoch);
+                let takes_back = before.is_some_and(|before| before.epoch > epoch) && !self.operations.is_empty();
+                self.is_stale |= takes_back || self.era > self.chain.newest_era();
             }
             Step::Known | Step::Early => {}
         }
@@ -540,13 +400,6 @@ impl Replica {
         Ok(One::Taken)
     }
 
-    /// Whether the checkpoint that ended an era, if one did, has an operation of it.
-    fn is_before_end(&self, era: u64, id: OperationId, header: &Header) -> bool {
-        let Some(end) = self.chain.end_of(era) else { return true };
-        let last = self.chain.last_before(end.epoch, header.author);
-        last.is_some_and(|last| self.foreseen.is_on_line(id, header.seq, header.author, last))
-    }
-
     /// Which paths an operation of `author`, written at change `epoch`, may speak for.
     pub fn limits(&self, author: Principal, epoch: u64) -> BTreeSet<Path> {
         let access = self.chain.at(epoch).filter(|access| access.owner != author);
@@ -556,8 +409,8 @@ impl Replica {
 
     fn note_merged(&mut self, header: &Header, body: &Body) {
         let Some(context) = body.source else { return };
-        // What stands in a private memory not everybody knows; what names this context was written once more after a checkpoint.
-        if context == self.id || header.is_private {
+        // What stands in a private memory not everybody knows.
+        if header.is_private {
             return;
         }
         let below: Vec<Path> = self.limits(header.author, header.acl_epoch).into_iter().collect();
@@ -621,24 +474,6 @@ impl Replica {
         let roots = self.chain.checkpoints().iter().filter(|era| **era >= self.first_era).filter_map(|era| self.root(*era));
         let roots = roots.filter(|root| range.as_ref().is_some_and(|range| range.contains(root)));
         self.operations.named(digits).into_iter().chain(roots).collect()
-    }
-
-    /// What the context held at checkpoint `era`, sealed for its readers.
-    pub fn seal_base(&self, era: u64, base: &Base) -> Option<Vec<u8>> {
-        Some(self.key_at(era)?.seal_base(&self.chain.at(era)?.name(), base.text()))
-    }
-
-    /// What was sealed so; `None` if it does not open, or is not what the checkpoint says.
-    pub fn open_base(&self, era: u64, sealed: &[u8]) -> Option<Base> {
-        let checkpoint = self.chain.at(era)?;
-        Base::read(self.key_at(era)?.open_base(&checkpoint.name(), sealed).ok()?, &checkpoint.checkpoint?)
-    }
-
-    /// How many bytes the base of the newest checkpoint has when it is sealed, with its number and the checkpoint's name; `None` if it is
-    /// here, or there is none.
-    pub fn wanted_base(&self) -> Option<(u64, [u8; 32], u64)> {
-        let checkpoint = self.chain.at(self.era).filter(|_| !self.is_whole)?;
-        Some((self.era, checkpoint.name(), checkpoint.checkpoint?.bytes.saturating_add(TAG_BYTES)))
     }
 
     fn key_at(&self, epoch: u64) -> Option<&ContextKey> {
@@ -757,70 +592,6 @@ impl Replica {
         };
         let operation = sealed_with.seal_operation(header, body, rng).map_err(Refusal::Malformed)?;
         Signed::sign(operation, key).map_err(Refusal::Malformed)
-    }
-
-    /// The clock from which the operations of this era count on.
-    fn clock(&self) -> u64 {
-        self.chain.at(self.era).and_then(|access| access.checkpoint).map_or(0, |checkpoint| checkpoint.lamport)
-    }
-
-    /// The checkpoint with which the owner ends the era, to be taken in like any other change, with what the context holds then. `bases` and
-    /// `kept` are what [`Replica::recall`] takes.
-    ///
-    /// # Errors
-    /// If `key` is not the owner's, access stands still, nothing was written since the last one, or there is too much to say.
-    pub fn draft_checkpoint(
-        &self,
-        key: &PrincipalKey,
-        bases: &BTreeMap<u64, Base>,
-        kept: Vec<Verified<Operation>>,
-        at: Timestamp,
-    ) -> Result<Verified<Access>, Refusal> {
-        if self.chain.split().is_some() {
-            return Err(Refusal::Frozen);
-        }
-        if key.principal() != self.genesis.owner {
-            return Err(Refusal::Access);
-        }
-        if !self.is_whole {
-            return Err(Refusal::Checkpoint("what the context held at the last one is not here yet"));
-        }
-        let before = self.chain.tip().ok_or(Refusal::NotReader)?;
-        let (lamport, cuts) = self.operations.ends(self.era);
-        if cuts.is_empty() {
-            return Err(Refusal::Checkpoint("nothing was written since the last one"));
-        }
-        // What it says of the state is found by taking it in where nobody sees it.
-        let mut access = Access {
-            epoch: self.chain.epoch().saturating_add(1),
-            prev: before.name(),
-            cuts,
-            at,
-            checkpoint: Some(Checkpoint { lamport, hash: [0; 32], bytes: 0 }),
-            ..(**before).clone()
-        };
-        let mut after = Self::new(self.genesis.clone(), self.own.clone());
-        for known in self.chain.changes().iter().cloned().chain([Signed::sign(access.clone(), key).map_err(Refusal::Malformed)?]) {
-            after.on_access(known).map_err(|_| Refusal::Checkpoint("it does not follow from what was before"))?;
-        }
-        let base = after.recall_until(bases, kept).ok_or(Refusal::Checkpoint("the context holds more than one may have"))?;
-        access.checkpoint = Some(base.checkpoint(lamport));
-        Signed::sign(access, key).map_err(Refusal::Malformed)
-    }
-
-    /// What the era before the newest checkpoint held, by what was kept of it.
-    fn recall_until(&mut self, bases: &BTreeMap<u64, Base>, kept: Vec<Verified<Operation>>) -> Option<Base> {
-        let era = self.chain.settled_era();
-        self.foresee(kept.iter());
-        if era > 0 {
-            self.enter(era, bases, &mut BTreeMap::new(), &mut Vec::new());
-        }
-        for operation in kept {
-            if self.chain.era(operation.header.acl_epoch) == era {
-                let _ = self.on_operation(operation);
-            }
-        }
-        Base::of(&self.shared, &self.merged).filter(|_| self.is_whole)
     }
 
     /// What the owner's next change of access says, to be taken in like any other.
