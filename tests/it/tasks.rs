@@ -597,7 +597,7 @@ async fn the_same_key_is_the_same_task() {
 #[tokio::test]
 async fn a_task_waits_for_those_on_which_it_depends() {
     let workshop = Workshop::new();
-    let node = planner().agent(workshop.worker("worker", "test.work", json!({}))).spawn().await;
+    let mut node = planner().agent(workshop.worker("worker", "test.work", json!({}))).spawn().await;
     node.knows("test.work", &["worker"]).await;
     let after = |id: &str, mark: &str| {
         with(task(&[step("a", "test.work", json!({ "mark": mark }))]), json!({ "metadata": { "dependencies": [id] } }))
@@ -624,7 +624,14 @@ async fn a_task_waits_for_those_on_which_it_depends() {
     let dependent = node.run_task(&after(&failed, "never")).await;
     assert_eq!((&dependent["status"], &dependent["reason"]), (&json!("FAILED"), &json!("DEPENDENCY_FAILED")), "{dependent}");
     assert_eq!(dependent["error"]["details"]["task_id"], failed, "{dependent}");
+    let belated = node.submit(&after(&failed, "never")).await;
+    let names = |history: Vec<(String, Value)>| history.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert_eq!(names(node.history(&belated).await), ["submitted", "ended"], "one that has failed is told of after the submission");
     assert!(workshop.notes("started").iter().all(|note| note["input"]["mark"] != "never"));
+
+    node.kill().await;
+    let node = node.restart().await;
+    assert_eq!(node.result(&belated).await["reason"], "DEPENDENCY_FAILED");
 }
 
 /// AITP-1: the more urgent task gets the next free place; AITP-3: among steps that are ready the smallest `priority` goes first.

@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, fmt, time::Duration};
 
+use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
 use serde_json::Value;
 
@@ -9,11 +10,13 @@ use super::wait::{SETTLE, within};
 
 /// An open stream of events.
 pub(crate) struct Events {
-    pieces: BoxStream<'static, Vec<u8>>,
+    pieces: BoxStream<'static, reqwest::Result<Bytes>>,
     /// Whether the last piece ended in a carriage return, which a line feed may follow.
     returned: bool,
     unread: Vec<u8>,
     parsed: VecDeque<(String, Value)>,
+    /// What broke the stream off, if anything did.
+    broken: Option<reqwest::Error>,
 }
 
 impl fmt::Debug for Events {
@@ -24,19 +27,21 @@ impl fmt::Debug for Events {
 
 impl Events {
     pub(super) fn new(response: reqwest::Response) -> Self {
-        let pieces = response.bytes_stream().filter_map(async |piece| piece.ok().map(|piece| piece.to_vec()));
-        Self { pieces: pieces.boxed(), returned: false, unread: Vec::new(), parsed: VecDeque::new() }
+        let pieces = response.bytes_stream().boxed();
+        Self { pieces, returned: false, unread: Vec::new(), parsed: VecDeque::new(), broken: None }
     }
 
     /// Waits for an event of this name that `fits`; earlier ones are passed over.
     pub(crate) async fn wait_for(&mut self, name: &str, limit: Duration, fits: impl Fn(&Value) -> bool) -> Value {
         let waiting = async {
-            loop {
-                let (found, data) = self.read().await.unwrap_or_else(|| panic!("the stream ended before `{name}`"));
+            let mut last = None;
+            while let Some((found, data)) = self.read().await {
                 if found == name && fits(&data) {
                     return data;
                 }
+                last = Some((found, data));
             }
+            panic!("the stream ended before `{name}`; the last event was {last:?}, what broke it off {:?}", self.broken);
         };
         within(&format!("an event `{name}`"), limit, waiting).await
     }
@@ -60,8 +65,10 @@ impl Events {
             if let Some(event) = self.parsed.pop_front() {
                 return Some(event);
             }
-            let piece = self.pieces.next().await?;
-            self.take(&piece);
+            match self.pieces.next().await? {
+                Ok(piece) => self.take(&piece),
+                Err(error) => self.broken = Some(error),
+            }
             self.parse();
         }
     }

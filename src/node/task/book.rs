@@ -84,7 +84,7 @@ pub(in crate::node) struct Book {
     /// Every task by when it was submitted, for lists.
     pub(super) by_age: BTreeSet<(Timestamp, TaskId)>,
     by_key: BTreeMap<Arc<str>, (TaskId, [u8; 32])>,
-    /// For each task those that depend on it.
+    /// For each task that has not ended those that depend on it and have not ended either.
     dependents: BTreeMap<TaskId, BTreeSet<TaskId>>,
     wakes: BTreeSet<(Timestamp, TaskId)>,
     pending: VecDeque<Pending>,
@@ -180,9 +180,6 @@ impl Book {
             self.by_key.insert(key.into(), (task, identity));
         }
         self.waiting.add_all(state);
-        for before in state.waiting_for() {
-            self.dependents.entry(*before).or_default().insert(task);
-        }
         self.live.insert(task, Live::new(machine, positions, outputs));
     }
 
@@ -391,11 +388,12 @@ impl Book {
         let subtasks = machine.state().parts().len();
         self.begin(task, machine, Vec::new(), vec![None; subtasks]);
         let mut outputs = vec![Output::Append(event)];
-        self.tell_dependencies(task);
         if let Some(live) = self.live.get_mut(&task) {
             live.machine.handle(Input::Resume, at, &mut self.rng, &mut outputs);
         }
         self.carry_out(task, outputs, at);
+        // Only now: what follows from one that has failed stands in the journal behind the submission.
+        self.tell_dependencies(task);
         Ok((task, true))
     }
 
@@ -415,19 +413,16 @@ impl Book {
         self.live.contains_key(task) || self.ended.contains(task)
     }
 
-    /// Tells a task how those ended on which it depends.
+    /// Tells a task how those ended on which it depends, and has it told of the others when they do.
     fn tell_dependencies(&mut self, task: TaskId) {
         let Some(live) = self.live.get(&task) else { return };
         let waiting: Vec<TaskId> = live.machine.state().waiting_for().iter().copied().collect();
         for before in waiting {
-            let outcome = match self.ended.outcome(&before) {
-                Some(outcome) => Some(outcome),
-                // One that is forgotten has ended, and nobody knows how.
-                None if !self.live.contains_key(&before) => Some(Outcome::Failed),
-                None => None,
-            };
-            if let Some(outcome) = outcome {
-                self.drive(task, Input::DependencyEnded(before, outcome));
+            // One that is forgotten has ended, and nobody knows how.
+            let forgotten = (!self.live.contains_key(&before)).then_some(Outcome::Failed);
+            match self.ended.outcome(&before).or(forgotten) {
+                Some(outcome) => self.drive(task, Input::DependencyEnded(before, outcome)),
+                None => drop(self.dependents.entry(before).or_default().insert(task)),
             }
         }
     }
@@ -699,6 +694,11 @@ impl Book {
             self.wakes.remove(&(at, task));
         }
         self.waiting.remove(live.machine.state());
+        for before in &live.machine.state().definition().dependencies {
+            if let Some(dependents) = self.dependents.get_mut(before) {
+                dependents.remove(&task);
+            }
+        }
         let summary = view::summary(live.machine.state());
         let Some(ended) = ended_as(&summary, live.machine.state(), &live.positions) else { return };
         live.tell(live.machine.state().events(), true);
@@ -825,7 +825,13 @@ mod tests {
     }
 
     fn submit(book: &mut Book, number: u128) -> Answer {
-        let document = json!({ "name": "n", "subtasks": [{ "subtask_id": "a", "agent_capability": "test.nobody" }] });
+        submit_after(book, number, &[])
+    }
+
+    fn submit_after(book: &mut Book, number: u128, before: &[u128]) -> Answer {
+        let before: Vec<String> = before.iter().map(|number| TaskId::from_random(*number).to_string()).collect();
+        let subtasks = json!([{ "subtask_id": "a", "agent_capability": "test.nobody" }]);
+        let document = json!({ "name": "n", "subtasks": subtasks, "metadata": { "dependencies": before } });
         let at = book.clock.now();
         let definition = Box::new(Definition::read(&document, &book.reader.defaults, at).expect("a definition"));
         let document = Text::Inline(document.to_string().into());
@@ -833,6 +839,40 @@ mod tests {
         let (reply, answer) = oneshot::channel();
         book.handle(Command::Submit { task: TaskId::from_random(number), definition, event, at, reply });
         answer
+    }
+
+    async fn until_all_is_durable(book: &mut Book) {
+        while !book.backlog.is_empty() || !book.pending.is_empty() {
+            book.committed.changed().await.expect("the writer runs");
+            book.on_committed();
+        }
+    }
+
+    /// AITP-2: a task that depends on one which has failed already ends at once, and can be read all the same; and who waits for whom is known
+    /// no longer than both are under way.
+    #[tokio::test]
+    async fn a_task_is_written_down_before_what_follows_from_those_on_which_it_depends() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (node, mut book) = book(folder.path()).await;
+        let [first, second, third] = [1, 2, 3].map(TaskId::from_random);
+        drop((submit(&mut book, 1), submit_after(&mut book, 2, &[1])));
+        assert_eq!(book.dependents, BTreeMap::from([(first, BTreeSet::from([second]))]));
+        book.drive(second, Input::Cancel);
+        until_all_is_durable(&mut book).await;
+        assert_eq!(book.dependents, BTreeMap::from([(first, BTreeSet::new())]));
+        book.drive(first, Input::Cancel);
+        until_all_is_durable(&mut book).await;
+        assert!(book.live.is_empty() && book.dependents.is_empty(), "{:?}", book.dependents);
+
+        let answer = submit_after(&mut book, 3, &[1]);
+        until_all_is_durable(&mut book).await;
+
+        assert!(answer.await.expect("an answer").is_ok_and(|(_, is_new)| is_new), "it was taken");
+        let place = book.ended.place(&third).expect("it has ended").expect("it can be read");
+        let state = book.reader.state(&book.reader.positions(&place).expect("its entries")).expect("a task");
+        assert_eq!((state.end().map(|end| end.outcome), book.dependents.len()), (Some(Outcome::Failed), 0));
+        book.reader.journal.close();
+        drop(node);
     }
 
     /// AITP-12, fault F3: while the journal has no room for what was decided, no task is taken, and who asks is told why and when to come
@@ -858,18 +898,12 @@ mod tests {
         assert_eq!((refused.code, refused.retryable, &refused.details["retry_after_ms"]), (ErrorCode::Busy, true, &json!(RETRY_AFTER_MS)));
         assert!(refused.message.contains("journal") && !refused.message.contains("task.live_max"), "{refused}");
         assert_eq!((book.live.len(), refused.details.get("limit")), (live, None));
-        while !book.backlog.is_empty() || !book.pending.is_empty() {
-            book.committed.changed().await.expect("the writer runs");
-            book.on_committed();
-        }
+        until_all_is_durable(&mut book).await;
         for answer in taken {
             assert!(answer.await.expect("an answer").is_ok_and(|(_, is_new)| is_new), "it was taken");
         }
         let next = submit(&mut book, 1 << 100);
-        while !book.pending.is_empty() {
-            book.committed.changed().await.expect("the writer runs");
-            book.on_committed();
-        }
+        until_all_is_durable(&mut book).await;
         assert!(next.await.expect("an answer").is_ok_and(|(_, is_new)| is_new), "there is room again");
         journal.close();
         drop(node);
