@@ -374,14 +374,16 @@ mod tests {
 
     #[test]
     fn a_checkpoint_changes_nobodys_rights_and_takes_no_clock_back() {
-        let (mut here, _) = two();
+        let (mut here, mut there) = two();
+        (0..2).for_each(|_| drop(there.write(2, [inc("/n", 1)])));
+        here.pull(&there);
         here.checkpoint();
         here.write(1, [inc("/n", 1)]);
         let checkpoint = (*here.draft_checkpoint().expect("the owner may")).clone();
         let sign = |access: Access| crate::wire::context::Signed::sign(access, &super::super::testing::key(1)).expect("by its own rules");
         let rights = sign(Access { writers: Vec::new(), ..checkpoint.clone() });
         assert_eq!(refused(&mut here, &rights), chain::Refusal::Checkpoint);
-        let before = Checkpoint { lamport: 0, ..checkpoint.checkpoint.expect("a checkpoint") };
+        let before = Checkpoint { lamport: 2, ..checkpoint.checkpoint.expect("a checkpoint") };
         let back = sign(Access { checkpoint: Some(before), ..checkpoint.clone() });
         assert_eq!(refused(&mut here, &back), chain::Refusal::Checkpoint);
         assert_eq!(here.on_access(sign(checkpoint)), Ok(Step::Added));

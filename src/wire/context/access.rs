@@ -176,7 +176,9 @@ impl Statement for Access {
         rule(cuts_ok, kind, "cuts", "has at most 128 authors, each once and in order")?;
         let base_ok = |checkpoint: &Checkpoint| checkpoint.bytes <= BASE_BYTES_MAX && checkpoint.lamport <= LAMPORT_MAX;
         rule(self.checkpoint.as_ref().is_none_or(base_ok), kind, "checkpoint", "has at most 16 MiB and leaves room for clocks")?;
-        let has_end = |cut: &Cut| cut.last.is_some();
-        rule(self.checkpoint.is_none() || self.cuts.iter().all(has_end), kind, "cuts", "of a checkpoint name operations")
+        // The clock of an operation is greater than its number, and of the last one it is at most that of the checkpoint.
+        let ends_before = |lamport: u64| self.cuts.iter().all(|cut| cut.last.is_some_and(|last| last.seq < lamport));
+        let cuts_end = self.checkpoint.as_ref().is_none_or(|checkpoint| ends_before(checkpoint.lamport));
+        rule(cuts_end, kind, "cuts", "of a checkpoint name operations, each of a number below the checkpoint's clock")
     }
 }

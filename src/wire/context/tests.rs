@@ -360,6 +360,9 @@ fn each_rule_of_an_access_change_holds_at_its_limit_and_not_past_it() {
     breaks(checkpoint(u64::MAX / 2 + 1, BASE_BYTES_MAX), 1, "checkpoint");
     breaks(checkpoint(1, BASE_BYTES_MAX + 1), 1, "checkpoint");
     breaks(Access { cuts: vec![Cut { author: who(3), last: None }], ..checkpoint(1, 1) }, 1, "cuts");
+    let ends_at = |seq| vec![Cut { author: who(3), last: Some(Last { seq, id: ids(1)[0] }) }];
+    keeps(Access { cuts: ends_at(8), ..checkpoint(9, 1) }, 1);
+    breaks(Access { cuts: ends_at(9), ..checkpoint(9, 1) }, 1, "cuts");
 }
 
 /// All lists may be full at once while paths are short; beyond that the error says how many bytes there may be.
