@@ -267,10 +267,7 @@ impl Log {
     /// # Errors
     /// [`Error::Io`]: nothing was appended. [`Error::Unflushed`]: nobody knows; the file must be opened anew.
     pub fn append(&mut self, statements: &[Kept]) -> Result<Vec<Place>, Error> {
-        if self.is_broken {
-            let source = std::io::Error::other("an earlier flush failed");
-            return Err(Error::Unflushed { path: self.path.clone(), source });
-        }
+        self.check_sound()?;
         let mut bytes = Vec::new();
         statements.iter().for_each(|kept| encode(kept, &mut bytes));
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
@@ -295,6 +292,7 @@ impl Log {
     /// # Errors
     /// [`Error::Io`]: what was there stands. [`Error::Unflushed`]: nobody knows; the file must be opened anew.
     pub fn replace(&mut self, statements: &[Kept]) -> Result<Vec<Place>, Error> {
+        self.check_sound()?;
         let bytes = whole(statements);
         write_durable(&self.path, &bytes, MODE_SECRET).inspect_err(|error| self.is_broken |= matches!(error, Error::Unflushed { .. }))?;
         self.bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
@@ -354,6 +352,14 @@ impl Log {
     /// How large the file is, in bytes.
     pub fn len_bytes(&self) -> u64 {
         self.bytes
+    }
+
+    fn check_sound(&self) -> Result<(), Error> {
+        if self.is_broken {
+            let source = std::io::Error::other("an earlier flush failed");
+            return Err(Error::Unflushed { path: self.path.clone(), source });
+        }
+        Ok(())
     }
 
     fn opened(&self) -> Result<File, Error> {
@@ -537,6 +543,19 @@ mod tests {
         assert_eq!((again.len_bytes(), loaded.kept.len(), loaded.damage), (log.len_bytes(), 5, None));
         assert_eq!((loaded.kept[..4].to_vec(), loaded.places.last()), (left.to_vec(), place.last()));
         assert_eq!(fs::read_dir(folder.path()).expect("lists").count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn nothing_is_written_to_a_file_of_which_a_flush_failed() {
+        let (_folder, contexts) = contexts();
+        let genesis = kept(Kind::Genesis, "genesis");
+        let mut log = contexts.create(id(1), std::slice::from_ref(&genesis)).expect("creates");
+        log.append(&three()).expect("appends");
+        log.is_broken = true;
+        assert!(matches!(log.append(&three()), Err(Error::Unflushed { .. })));
+        assert!(matches!(log.replace(std::slice::from_ref(&genesis)), Err(Error::Unflushed { .. })));
+        let (_, loaded) = contexts.open(id(1)).expect("opens").expect("is there");
+        assert_eq!(loaded.kept.len(), 4, "what was there stands");
     }
 
     /// Whatever else became of the file, what stands at a place is read there, and its checksum with it.
