@@ -22,7 +22,7 @@ use crate::node::shared::{Command, Shared};
 use crate::node::view::Event;
 use crate::proto::context::chain::EPOCHS_MAX;
 use crate::store::Kept;
-use crate::wire::context::sync::{ANSWER_BYTES_MAX, Answer, HEADS_MAX, Heads, Question, STATEMENTS_MAX, Statements};
+use crate::wire::context::sync::{ANSWER_BYTES_MAX, Answer, HEADS_MAX, Heads, PIECE_BYTES_MAX, Question, STATEMENTS_MAX, Statements};
 use crate::wire::context::{Access, Genesis, Operation, Signed, Verified};
 use crate::wire::directory::Reply;
 
@@ -351,6 +351,9 @@ async fn complete(shared: &Arc<Shared>, node: NodeId, id: ContextId) {
             return;
         }
         let Ok(Answer::Base(piece)) = ask(shared, node, &Question::Base { context: id, checkpoint, from }).await else { return };
+        if !is_full(piece.len(), length - from) {
+            return;
+        }
         sealed.extend_from_slice(&piece);
         from = u64::try_from(sealed.len()).unwrap_or(u64::MAX);
     }
@@ -363,6 +366,13 @@ async fn complete(shared: &Arc<Shared>, node: NodeId, id: ContextId) {
     if let Ok(Err(failure)) = taken.await {
         tracing::debug!(%node, context = %id, %failure, "what a context held at a checkpoint was not taken");
     }
+}
+
+/// Whether a piece of a base is all that is left of it, or as much as an answer carries: whoever gives it in drops holds a place for which
+/// others wait.
+fn is_full(piece_bytes: usize, left_bytes: u64) -> bool {
+    let length = usize::try_from(left_bytes).unwrap_or(usize::MAX).min(PIECE_BYTES_MAX);
+    piece_bytes == length
 }
 
 /// Takes in statements that `node` sent; says whether anything was new.
@@ -673,5 +683,23 @@ mod tests {
         let mut beginning = Beginning { bytes: LINE_BYTES_MAX - line[2].len() + 1, ..Beginning::default() };
         assert!(beginning.add(answer(&line[2..], true)).is_err(), "past it");
         assert!(Beginning::default().add(answer(&[ByteVec::from(vec![0])], true)).is_err(), "no change of access");
+    }
+
+    /// Threat T28: whoever gives in drops, or more than there is, is left.
+    #[test]
+    fn a_piece_of_a_base_is_as_long_as_it_can_be() {
+        let max = u64::try_from(PIECE_BYTES_MAX).expect("small");
+        for (piece, left, is_taken) in [
+            (0, 1, false),
+            (1, 2, false),
+            (2, 2, true),
+            (3, 2, false),
+            (PIECE_BYTES_MAX, max, true),
+            (PIECE_BYTES_MAX - 1, max + 1, false),
+            (PIECE_BYTES_MAX, max + 1, true),
+            (PIECE_BYTES_MAX + 1, max + 1, false),
+        ] {
+            assert_eq!(is_full(piece, left), is_taken, "{piece} bytes of {left}");
+        }
     }
 }
