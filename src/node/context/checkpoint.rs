@@ -47,9 +47,9 @@ pub(super) fn due(replica: &Replica) -> Option<Timestamp> {
 
 /// Ends the eras that are to end. Blocks.
 pub(super) fn sweep(shared: &Arc<Shared>, now: Now) {
+    let own = super::book::own_keys(shared);
+    let owner = |owner| own.iter().find(|key| key.principal() == owner);
     for id in shared.contexts.ids() {
-        let own = super::book::own_keys(shared);
-        let owner = |owner| own.iter().find(|key| key.principal() == owner);
         let is_due = |row: &super::book::Row| row.checkpoint_at.is_some_and(|at| at <= now.wall) && owner(row.owner).is_some();
         let Some(key) = shared.contexts.row_for(shared, id, now, is_due).and_then(|row| owner(row.owner)) else { continue };
         match shared.contexts.with(shared, id, now, |hot| end(hot, key).inspect_err(|_| hot.put_off_checkpoint())) {
