@@ -8,13 +8,17 @@
 //! Private memories are no part of it: nobody but their agents could say what they held.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::fold::Fold;
 use crate::model::{ContextId, OperationId, Path};
-use crate::wire::context::{BASE_BYTES_MAX, Checkpoint};
+use crate::wire::context::{BASE_BYTES_MAX, Checkpoint, PREFIXES_MAX};
 
 const HASH: &str = "meshwork 2026-11 context base";
 
@@ -25,8 +29,8 @@ const MERGED_MAX: usize = 1_024;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Merged {
     /// With the clock of the last operation that named it.
-    named: BTreeMap<Source, u64>,
-    by_clock: BTreeSet<(u64, Source)>,
+    named: BTreeMap<Arc<Source>, u64>,
+    by_clock: BTreeSet<(u64, Arc<Source>)>,
 }
 
 /// An operation of another context, below some paths.
@@ -37,19 +41,23 @@ pub struct Source {
     pub context: ContextId,
     /// The operation, which this one has with all that lies behind it.
     pub operation: OperationId,
-    /// Where.
+    /// Where: all that the author of an operation that named it could write.
+    #[serde(deserialize_with = "at_most::<_, _, PREFIXES_MAX>")]
     pub below: Vec<Path>,
 }
 
 impl Merged {
     /// Notes that an operation of clock `lamport` named a source. Of too many those stay that were named last, in whatever order they come.
     pub fn note(&mut self, source: Source, lamport: u64) {
-        let before = self.named.get(&source).copied();
-        if before.is_some_and(|before| before >= lamport) {
-            return;
-        }
-        before.and_then(|before| self.by_clock.take(&(before, source.clone())));
-        self.by_clock.insert((lamport, source.clone()));
+        let source = match self.named.get_key_value(&source) {
+            Some((_, before)) if *before >= lamport => return,
+            Some((known, before)) => {
+                self.by_clock.remove(&(*before, Arc::clone(known)));
+                Arc::clone(known)
+            }
+            None => Arc::new(source),
+        };
+        self.by_clock.insert((lamport, Arc::clone(&source)));
         self.named.insert(source, lamport);
         if self.named.len() > MERGED_MAX
             && let Some((_, oldest)) = self.by_clock.pop_first()
@@ -60,7 +68,7 @@ impl Merged {
 
     /// What it has of `context`.
     pub fn of(&self, context: ContextId) -> impl Iterator<Item = &Source> {
-        self.named.keys().filter(move |source| source.context == context)
+        self.named.keys().map(Arc::as_ref).filter(move |source| source.context == context)
     }
 }
 
@@ -73,16 +81,43 @@ pub struct Base {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written<'t> {
+    #[serde(deserialize_with = "at_most::<_, _, MERGED_MAX>")]
     merged: Vec<Source>,
     #[serde(borrow)]
     shared_memory: &'t RawValue,
+}
+
+/// A list of no more than `MAX`; one of more is not read to its end.
+fn at_most<'de, D: Deserializer<'de>, T: Deserialize<'de>, const MAX: usize>(list: D) -> Result<Vec<T>, D::Error> {
+    list.deserialize_seq(AtMost::<T, MAX>(PhantomData))
+}
+
+struct AtMost<T, const MAX: usize>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for AtMost<T, MAX> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "a list of at most {MAX}")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+        let mut read = Vec::new();
+        while let Some(next) = list.next_element()? {
+            if read.len() == MAX {
+                return Err(A::Error::custom("a list is too long"));
+            }
+            read.push(next);
+        }
+        Ok(read)
+    }
 }
 
 impl Base {
     /// What stands in these memories. `None` if it is more than a checkpoint may have.
     pub fn of(shared: &Fold, merged: &Merged) -> Option<Self> {
         let shared = RawValue::from_string(shared.value().to_string()).ok()?;
-        let written = Written { merged: merged.named.keys().cloned().collect(), shared_memory: &shared };
+        let written = Written { merged: merged.named.keys().map(|source| Source::clone(source)).collect(), shared_memory: &shared };
         let base = Self { text: serde_json::to_string(&written).ok()?.into() };
         base.begin(0).filter(|_| base.len_bytes() <= BASE_BYTES_MAX).is_some().then_some(base)
     }
@@ -102,7 +137,7 @@ impl Base {
     pub fn begin(&self, lamport: u64) -> Option<(Fold, Merged)> {
         let Written { merged: sources, shared_memory } = serde_json::from_str(&self.text).ok()?;
         let mut merged = Merged::default();
-        sources.into_iter().take(MERGED_MAX).for_each(|source| merged.note(source, lamport));
+        sources.into_iter().for_each(|source| merged.note(source, lamport));
         Some((Fold::based(shared_memory, lamport)?, merged))
     }
 
@@ -458,6 +493,26 @@ mod tests {
         };
         let forwards = noted(&mut named.iter());
         assert_eq!((forwards.named.len(), &forwards), (MERGED_MAX, &noted(&mut named.iter().rev())));
+    }
+
+    /// An owner may sign the hash of anything.
+    #[test]
+    fn what_names_more_sources_than_are_remembered_or_more_paths_than_a_writer_has_is_no_base() {
+        let begins = |sources: usize, paths: usize| {
+            let source = |at: usize| {
+                let operation = blake3::hash(&at.to_be_bytes());
+                json!({
+                    "context": ContextId::from_bytes([1; 32]),
+                    "operation": OperationId::from_bytes(operation.into()),
+                    "below": vec![Path::shared(); paths],
+                })
+            };
+            let written = json!({ "merged": (0..sources).map(source).collect::<Vec<_>>(), "shared_memory": {} });
+            let begun = Base { text: written.to_string().into() }.begin(1);
+            begun.map(|(_, merged)| merged.of(ContextId::from_bytes([1; 32])).count())
+        };
+        assert_eq!((begins(MERGED_MAX, 1), begins(MERGED_MAX + 1, 1)), (Some(MERGED_MAX), None));
+        assert_eq!((begins(1, PREFIXES_MAX), begins(1, PREFIXES_MAX + 1)), (Some(1), None));
     }
 
     #[test]
