@@ -75,7 +75,7 @@ impl Merged {
 /// What a context held at a checkpoint, as the text of a JSON object: what it was merged with in `merged`, in `shared_memory` what readers saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base {
-    text: Box<str>,
+    text: Arc<str>,
 }
 
 #[derive(Serialize, Deserialize)]
