@@ -520,6 +520,8 @@ mod tests {
         let many = |count: usize| format!("{{{}}}", (0..count).map(|at| format!("\"{at}\":0")).collect::<Vec<_>>().join(","));
         let based = |count| Fold::based(&RawValue::from_string(many(count)).expect("JSON"), 1);
         assert!(based(199_999).is_some() && based(200_000).is_none());
+        let again = |count: usize| format!("{{{}}}", vec!["\"a\":0"; count].join(","));
+        assert!(Fold::based(&RawValue::from_string(again(200_000)).expect("JSON"), 1).is_none(), "each is counted as it is read");
         assert!(Fold::based(&RawValue::from_string("[]".to_owned()).expect("JSON"), 1).is_none());
     }
 

@@ -14,7 +14,10 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
+use serde::Deserializer as _;
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -240,11 +243,8 @@ impl Node {
         if !is_object {
             return Some(Self { reset, value: Some(text.into()), ..Self::default() });
         }
-        let fields: BTreeMap<Box<str>, &RawValue> = serde_json::from_str(text).ok()?;
-        let place = |(name, field): (Box<str>, &RawValue)| {
-            Some((name, Box::new(Self::based(field.get(), lamport, depth.saturating_add(1), held)?)))
-        };
-        let children = fields.into_iter().map(place).collect::<Option<_>>()?;
+        let fields = Fields { lamport, depth: depth.saturating_add(1), held };
+        let children = serde_json::Deserializer::from_str(text).deserialize_map(fields).ok()?;
         Some(Self { reset, value: Some("{}".into()), gains: None, children })
     }
 
@@ -368,6 +368,30 @@ impl Node {
         });
         // The place itself, if something is there.
         held + usize::from(held > 0)
+    }
+}
+
+/// Makes places of the fields of an object, one after the other: those beyond what a memory may begin with are not read.
+struct Fields<'h> {
+    lamport: u64,
+    depth: u16,
+    held: &'h mut usize,
+}
+
+impl<'de> Visitor<'de> for Fields<'_> {
+    type Value = BTreeMap<Box<str>, Box<Node>>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
+        let mut children = BTreeMap::new();
+        while let Some((name, field)) = fields.next_entry::<Box<str>, &RawValue>()? {
+            let place = Node::based(field.get(), self.lamport, self.depth, self.held);
+            children.insert(name, Box::new(place.ok_or_else(|| A::Error::custom("the places are too many"))?));
+        }
+        Ok(children)
     }
 }
 
