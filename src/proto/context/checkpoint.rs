@@ -24,6 +24,9 @@ const HASH: &str = "meshwork 2026-11 context base";
 
 /// How many operations of other contexts are remembered: those that were named last.
 const MERGED_MAX: usize = 1_024;
+/// About what such an operation takes in memory, and a name on one of its paths, beside the name's text.
+const SOURCE_BYTES: usize = 512;
+const NAME_BYTES: usize = 48;
 
 /// Which operations of other contexts operations of this one named as their sources, and below which paths that counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,6 +34,7 @@ pub struct Merged {
     /// With the clock of the last operation that named it.
     named: BTreeMap<Arc<Source>, u64>,
     by_clock: BTreeSet<(u64, Arc<Source>)>,
+    held_bytes: usize,
 }
 
 /// An operation of another context, below some paths.
@@ -46,7 +50,19 @@ pub struct Source {
     pub below: Vec<Path>,
 }
 
+impl Source {
+    fn held_bytes(&self) -> usize {
+        let names = self.below.iter().flat_map(Path::segments).map(|name| NAME_BYTES.saturating_add(name.len()));
+        names.fold(SOURCE_BYTES, usize::saturating_add)
+    }
+}
+
 impl Merged {
+    /// About how many bytes it takes in memory.
+    pub fn held_bytes(&self) -> u64 {
+        u64::try_from(self.held_bytes).unwrap_or(u64::MAX)
+    }
+
     /// Notes that an operation of clock `lamport` named a source. Of too many those stay that were named last, in whatever order they come.
     pub fn note(&mut self, source: Source, lamport: u64) {
         let source = match self.named.get_key_value(&source) {
@@ -55,7 +71,10 @@ impl Merged {
                 self.by_clock.remove(&(*before, Arc::clone(known)));
                 Arc::clone(known)
             }
-            None => Arc::new(source),
+            None => {
+                self.held_bytes = self.held_bytes.saturating_add(source.held_bytes());
+                Arc::new(source)
+            }
         };
         self.by_clock.insert((lamport, Arc::clone(&source)));
         self.named.insert(source, lamport);
@@ -63,6 +82,7 @@ impl Merged {
             && let Some((_, oldest)) = self.by_clock.pop_first()
         {
             self.named.remove(&oldest);
+            self.held_bytes = self.held_bytes.saturating_sub(oldest.held_bytes());
         }
     }
 
@@ -371,6 +391,19 @@ mod tests {
         assert_eq!((late.shared(), late.replica.heads()), (here.shared(), here.replica.heads()));
     }
 
+    /// What an era began with is no operation of anybody, and takes memory all the same.
+    #[test]
+    fn a_replica_says_what_the_base_takes_that_it_began_with() {
+        let (mut here, _) = two();
+        let text = "x".repeat(10_000);
+        here.write(1, (0..5).map(|at| set(&format!("/o/{at}"), text.as_str())));
+        here.checkpoint();
+        here.write(1, [inc("/n", 1)]);
+        here.checkpoint();
+        assert_eq!(here.replica.operations().len(), 1);
+        assert!(here.replica.held_bytes() > 50_000, "{} bytes", here.replica.held_bytes());
+    }
+
     /// The last operation of `seed` on a node.
     fn last(node: &Node, seed: u8) -> OperationId {
         node.replica.operations().last(who(seed)).expect("wrote").id
@@ -493,6 +526,7 @@ mod tests {
         };
         let forwards = noted(&mut named.iter());
         assert_eq!((forwards.named.len(), &forwards), (MERGED_MAX, &noted(&mut named.iter().rev())));
+        assert_eq!(forwards.held_bytes(), u64::try_from(MERGED_MAX * SOURCE_BYTES).expect("small"), "of those that stay");
     }
 
     /// An owner may sign the hash of anything.

@@ -40,6 +40,9 @@ const SWEEP_SPARE: usize = 1_024;
 /// How many places a memory may begin with.
 const BASE_PLACES_MAX: usize = 200_000;
 
+/// About what such a place takes at most beside its text: itself, and a map that holds it alone.
+const PLACE_BYTES: usize = 512;
+
 /// One memory of a context: the shared one, or an agent's own.
 #[derive(Debug, Default)]
 pub struct Fold {
@@ -47,6 +50,8 @@ pub struct Fold {
     /// How many places and gains are held, and how many the last sweep left.
     held: usize,
     swept: usize,
+    /// What it began with takes about so many bytes.
+    based_bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -88,7 +93,8 @@ impl Fold {
     pub(super) fn based(text: &RawValue, lamport: u64) -> Option<Self> {
         let mut held = 0;
         let root = Node::based(text.get(), lamport, 0, &mut held).filter(|root| root.value.as_deref() == Some("{}"))?;
-        Some(Self { root, held, swept: held })
+        let based_bytes = held.saturating_mul(PLACE_BYTES).saturating_add(text.get().len());
+        Some(Self { root, held, swept: held, based_bytes })
     }
 
     /// What of it lies at these places, or below them.
@@ -96,6 +102,11 @@ impl Fold {
         let below_root: Vec<&[String]> = places.iter().filter_map(|path| path.segments().get(1..)).collect();
         self.root.keep_below(&below_root);
         self
+    }
+
+    /// About how many bytes at most that takes in memory which it began with. What was written since counts against those who wrote it.
+    pub fn held_bytes(&self) -> u64 {
+        u64::try_from(self.based_bytes).unwrap_or(u64::MAX)
     }
 
     /// Takes in the items of an operation that counts, all of which are of this memory.

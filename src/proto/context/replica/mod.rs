@@ -196,7 +196,9 @@ impl Replica {
     /// About how many bytes it takes in memory at most. What the fold has hidden meanwhile still counts.
     pub fn held_bytes(&self) -> u64 {
         let whole = self.chain.len_bytes().saturating_add(self.early.len_bytes()).saturating_mul(STATEMENT_COPIES);
-        REPLICA_BYTES.saturating_add(self.operations.held_bytes()).saturating_add(u64::try_from(whole).unwrap_or(u64::MAX))
+        let begun = self.shared.held_bytes().saturating_add(self.merged.held_bytes());
+        let held = self.operations.held_bytes().saturating_add(begun).saturating_add(u64::try_from(whole).unwrap_or(u64::MAX));
+        REPLICA_BYTES.saturating_add(held)
     }
 
     /// Gives back all that are parked, for a replica that is made anew.
