@@ -359,7 +359,12 @@ async fn complete(shared: &Arc<Shared>, node: NodeId, id: ContextId) {
     }
     let (worker, now) = (Arc::clone(shared), shared.clock.now());
     let taken = blocking(move || {
-        let taken = worker.contexts.with(&worker, id, now, |hot| hot.has_room(length).and_then(|()| hot.take_base(era, &sealed)))?;
+        let taken = worker.contexts.with(&worker, id, now, |hot| {
+            hot.has_room(length)?;
+            // The owner may have signed the hash of anything: what nothing can begin with is not kept.
+            let is_base = hot.replica.open_base(era, &sealed).is_some_and(|base| base.begin(0).is_some());
+            if is_base { hot.take_base(era, &sealed) } else { Err(Failure::new(ErrorCode::InvalidRequest, "it is no base")) }
+        })?;
         changed(&worker, id, &[], &taken.operations, Some(node));
         Ok::<_, Failure>(())
     });

@@ -147,13 +147,13 @@ impl Base {
         Checkpoint { lamport, hash: blake3::derive_key(HASH, self.text.as_bytes()), bytes: self.len_bytes() }
     }
 
-    /// The base whose text this is, if it is what `checkpoint` says.
+    /// What has this text, if that is what `checkpoint` says: a base, unless the owner signed the hash of something else.
     pub fn read(text: String, checkpoint: &Checkpoint) -> Option<Self> {
         let base = Self { text: text.into() };
-        (base.checkpoint(checkpoint.lamport) == *checkpoint && base.begin(checkpoint.lamport).is_some()).then_some(base)
+        (base.checkpoint(checkpoint.lamport) == *checkpoint).then_some(base)
     }
 
-    /// The memory that begins with it, and what it was merged with, before all that is written after `lamport`.
+    /// The memory that begins with it, and what it was merged with, before all that is written after `lamport`; `None` if it is no base.
     pub fn begin(&self, lamport: u64) -> Option<(Fold, Merged)> {
         let Written { merged: sources, shared_memory } = serde_json::from_str(&self.text).ok()?;
         let mut merged = Merged::default();
@@ -470,6 +470,21 @@ mod tests {
         assert!(!there.replica.is_whole() && there.replica.heads().epoch == 0);
         assert_eq!(there.shared(), here.shared(), "until it is given that, it shows what it has");
         assert!(Base::read("{}".to_owned(), &honest_of(&mut here)).is_none());
+    }
+
+    /// Whoever has the text of a hash that the owner signed, and nothing can begin with it, knows that it lacks the base.
+    #[test]
+    fn with_what_is_no_base_a_replica_is_not_whole() {
+        let (here, mut there) = two();
+        let (text, honest) = ("[]".to_owned(), (*here.draft_checkpoint().expect("the owner may")).clone());
+        let lie = Base { text: text.as_str().into() }.checkpoint(honest.checkpoint.expect("a checkpoint").lamport);
+        let lie = Access { checkpoint: Some(lie), ..honest };
+        let lie = crate::wire::context::Signed::sign(lie, &super::super::testing::key(1)).expect("a change");
+        assert_eq!(there.on_access(lie.clone()), Ok(Step::Added));
+        let read = Base::read(text, &lie.checkpoint.expect("a checkpoint")).expect("what was signed");
+        there.bases.insert(lie.epoch, read);
+        there.rebuild();
+        assert!(!there.replica.is_whole() && there.shared() == json!({}));
     }
 
     fn honest_of(here: &mut Node) -> Checkpoint {
