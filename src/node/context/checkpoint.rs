@@ -1,8 +1,9 @@
 //! When the owner of a context ends an era of it (design/contexts.md "Life").
 //!
 //! The owner's node looks once a minute. An era with a thousand operations, or a mebibyte of them, ends when it is a day old, so that what
-//! was written in the last day can always be looked back at; one that comes near to what authors may write ends at once. As long as the
-//! owner's node is away, eras are as long as authors' quotas last.
+//! was written in the last day can always be looked back at; one that comes near to what authors may write ends after an hour, so that nobody
+//! makes it end so often that no changes of access are left. A node that has just started, or meets no other reader's, waits: what others wrote
+//! meanwhile would have to be written once more. As long as the owner's node is away, eras are as long as authors' quotas last.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +11,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::book::{Row, own_keys, principals};
 use super::door::document;
 use super::hot::Hot;
-use super::sync::changed;
+use super::sync::{blocking, changed, nodes};
 use crate::model::{ErrorCode, Failure, Now, Timestamp};
 use crate::node::handle::Handle;
 use crate::node::shared::Shared;
@@ -23,9 +25,12 @@ use crate::wire::context::{Access, PrincipalKey, Verified};
 const OPERATIONS_MIN: usize = 1_000;
 const BYTES_MIN: u64 = 1024 * 1024;
 const AGE_MIN: Duration = Duration::from_secs(24 * 3_600);
-/// How much it has when it ends whatever its age: half of what its authors may write, if one of them wrote all of it.
+/// How much it has when it ends sooner: half of what its authors may write, if one of them wrote all of it.
 const OPERATIONS_MAX: usize = 50_000;
 const BYTES_MAX: u64 = 8 * 1024 * 1024;
+const FULL_AGE_MIN: Duration = Duration::from_secs(3_600);
+/// For how long a node that started hears from others first.
+pub(super) const HEARING: Duration = Duration::from_secs(600);
 
 /// Whose checkpoint it is to be.
 #[derive(Debug, Default, Deserialize)]
@@ -35,26 +40,39 @@ pub struct CheckpointRequest {
     pub agent: Option<String>,
 }
 
-/// When the era of a context is to end, if that is near; its owner is on this node.
+/// When the era of a context is to end, if that is near and its owner is on this node.
 pub(super) fn due(replica: &Replica) -> Option<Timestamp> {
     let (operations, bytes) = replica.operations().written_since();
     let began = replica.chain().at(replica.chain().newest_era()).map_or(replica.genesis().created_at, |checkpoint| checkpoint.at);
     let is_full = operations >= OPERATIONS_MAX || bytes >= BYTES_MAX;
     let is_large = operations >= OPERATIONS_MIN || bytes >= BYTES_MIN;
-    let end = if is_full { Timestamp::from_ms(0) } else { began.saturating_add(AGE_MIN) };
-    (is_large && replica.is_whole() && replica.chain().split().is_none()).then_some(end)
+    let age_min = if is_full { FULL_AGE_MIN } else { AGE_MIN };
+    (is_large && replica.is_whole() && replica.chain().split().is_none()).then_some(began.saturating_add(age_min))
 }
 
-/// Ends the eras that are to end. Blocks.
-pub(super) fn sweep(shared: &Arc<Shared>, now: Now) {
-    let own = super::book::own_keys(shared);
-    let owner = |owner| own.iter().find(|key| key.principal() == owner);
-    for id in shared.contexts.ids() {
-        let is_due = |row: &super::book::Row| row.checkpoint_at.is_some_and(|at| at <= now.wall) && owner(row.owner).is_some();
-        let Some(key) = shared.contexts.row_for(shared, id, now, is_due).and_then(|row| owner(row.owner)) else { continue };
-        match shared.contexts.with(shared, id, now, |hot| end(hot, key).inspect_err(|_| hot.put_off_checkpoint())) {
-            Ok(checkpoint) => changed(shared, id, &[checkpoint], &[], None),
-            Err(failure) => tracing::warn!(context = %id, %failure, "a context goes on without a checkpoint"),
+/// Ends the eras that are to end.
+pub(super) async fn sweep(shared: &Arc<Shared>, now: Now) {
+    let worker = Arc::clone(shared);
+    let due = blocking(move || {
+        let own = own_keys(&worker);
+        let owner = |owner| own.iter().find(|key| key.principal() == owner).cloned();
+        let is_due = |row: &Row| row.checkpoint_at.is_some_and(|at| at <= now.wall) && owner(row.owner).is_some();
+        let rows = worker.contexts.ids().into_iter().filter_map(|id| worker.contexts.row_for(&worker, id, now, is_due));
+        rows.filter_map(|row| Some((owner(row.owner)?, row))).collect::<Vec<_>>()
+    });
+    for (key, row) in due.await.unwrap_or_default() {
+        let own = principals(&own_keys(shared));
+        let is_alone = row.readers.iter().all(|reader| own.contains(reader));
+        if !is_alone && nodes(shared, &row.readers).await.is_ok_and(|nodes| nodes.is_empty()) {
+            continue;
+        }
+        let (worker, id) = (Arc::clone(shared), row.heads.context);
+        let ended = blocking(move || {
+            let ended = worker.contexts.with(&worker, id, now, |hot| end(hot, &key).inspect_err(|_| hot.put_off_checkpoint()));
+            ended.map(|checkpoint| changed(&worker, id, &[checkpoint], &[], None))
+        });
+        if let Ok(Err(failure)) = ended.await {
+            tracing::warn!(context = %id, %failure, "a context goes on without a checkpoint");
         }
     }
 }
@@ -139,6 +157,6 @@ mod tests {
         assert_eq!((due(&written(999, "x")), due(&written(1_000, "x"))), (None, day));
         let large = "x".repeat(60 * 1024);
         assert_eq!((due(&written(17, &large)), due(&written(18, &large))), (None, day));
-        assert_eq!(due(&written(137, &large)), Some(Timestamp::from_ms(0)));
+        assert_eq!(due(&written(137, &large)), Some(Timestamp::from_ms(1_000 + 3_600 * 1_000)));
     }
 }

@@ -15,6 +15,7 @@ use serde_bytes::ByteBuf;
 use tokio::sync::{broadcast, oneshot};
 
 use super::book::Row;
+use super::checkpoint::HEARING;
 use super::hot::Hot;
 use crate::model::{AgentId, ContextId, ErrorCode, Failure, NodeId, Principal, printable};
 use crate::node::handle::stopping;
@@ -55,7 +56,7 @@ async fn order<T>(shared: &Shared, make: impl FnOnce(oneshot::Sender<T>) -> Comm
     answer.await.map_err(|_| stopping())
 }
 
-async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+pub(super) async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     tokio::task::spawn_blocking(act).await.map_err(|_| stopping())
 }
 
@@ -67,7 +68,7 @@ async fn principals(shared: &Shared, node: NodeId) -> Result<BTreeSet<Principal>
 }
 
 /// The nodes through which `readers` read, but for this one.
-async fn nodes(shared: &Shared, readers: &[Principal]) -> Result<BTreeSet<NodeId>, Failure> {
+pub(super) async fn nodes(shared: &Shared, readers: &[Principal]) -> Result<BTreeSet<NodeId>, Failure> {
     let agents: Vec<AgentId> = readers.iter().copied().map(AgentId::from).collect();
     let hosts = order(shared, |reply| Command::HostsOf { agents, reply }).await?;
     let direct = readers.iter().filter_map(|reader| NodeId::from_public_key(reader.public_key()));
@@ -87,6 +88,7 @@ pub(in crate::node) async fn run(shared: Arc<Shared>) {
     let mut events = shared.events.subscribe();
     let worker = Arc::clone(&shared);
     let _ = blocking(move || worker.contexts.count()).await;
+    let began = tokio::time::Instant::now();
     let mut exchange = tokio::time::interval(EXCHANGE_PAUSE);
     let mut hint = tokio::time::interval(HINT_PAUSE);
     let mut sweep = tokio::time::interval(SWEEP_PAUSE);
@@ -113,10 +115,13 @@ pub(in crate::node) async fn run(shared: Arc<Shared>) {
                 }
             }
             _ = sweep.tick() => {
-                let (shared, now) = (Arc::clone(&shared), shared.clock.now());
-                tokio::task::spawn_blocking(move || {
-                    shared.contexts.sweep(&shared, now);
-                    super::checkpoint::sweep(&shared, now);
+                let (shared, now, has_heard) = (Arc::clone(&shared), shared.clock.now(), began.elapsed() >= HEARING);
+                tokio::spawn(async move {
+                    let worker = Arc::clone(&shared);
+                    let _ = blocking(move || worker.contexts.sweep(&worker, now)).await;
+                    if has_heard {
+                        super::checkpoint::sweep(&shared, now).await;
+                    }
                 });
             }
         }
