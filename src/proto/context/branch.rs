@@ -5,7 +5,7 @@
 //! a fork; all that an operation of the target names as its sources, and all that lies behind it; what the target's own line left behind
 //! when it was forked; and what the source took over from the target itself. So nothing is brought twice or back, whoever is the fork of
 //! whom and however often they are merged. What a source that is a fork found where it began is not its own work: it comes with a merge of
-//! its parent.
+//! its parent. Whoever has something of an era has all that counted before it, and at a checkpoint the base is settled as the source was.
 //!
 //! A counter that the source only added to brings the difference, a list that it only appended to what is new; both add up with what the
 //! target did meanwhile. Everything else is a leaf: changed on one side it is taken from there, changed on both sides differently it is a
@@ -18,11 +18,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
+use super::checkpoint::{Base, Merged};
 use super::fold::Fold;
 use super::past::Past;
 use super::replica::Replica;
 use crate::model::{ContextId, OperationId, Path, Principal};
-use crate::wire::context::{Genesis, Item, Parent};
+use crate::wire::context::{Genesis, Header, Item, Parent};
 
 /// How far back the forks of a line are followed.
 const LINE_MAX: usize = 64;
@@ -89,7 +90,7 @@ impl Had {
     /// What operations of `target` say that it has of `source`.
     pub fn of(target: &Past<'_>, source: ContextId, reader: Principal) -> Self {
         let mut had = Self::default();
-        for (_, operation, body) in target.counted(reader).filter(|(_, _, body)| body.source == Some(source)) {
+        for (_, operation, body) in target.counted(reader, |_| true).filter(|(_, _, body)| body.source == Some(source)) {
             let below = target.replica().limits(operation.header.author, operation.header.acl_epoch);
             had.0.entry(below).or_default().extend(body.sources);
         }
@@ -129,10 +130,10 @@ impl Work {
     /// # Errors
     /// If it cannot be told.
     pub fn of(source: &Past<'_>, target: ContextId, had: &Had, reader: Principal) -> Result<Self, Untold> {
-        let (replica, genesis) = (source.replica(), source.replica().genesis());
+        let (replica, genesis, chain) = (source.replica(), source.replica().genesis(), source.replica().chain());
         let (first, beginning) = source.beginning();
         let is_here = |id: OperationId| {
-            let is_newer = || replica.chain().checkpoints().iter().any(|era| *era >= first && replica.root(*era) == Some(id));
+            let is_newer = || chain.checkpoints().iter().any(|era| *era >= first && replica.root(*era) == Some(id));
             replica.operations().get(id).is_some() || is_newer()
         };
         if let Some(missing) = had.0.values().flatten().find(|id| !is_here(**id)) {
@@ -147,17 +148,30 @@ impl Work {
             }
             base = held.below(&below);
         }
-        let had: Vec<_> = had.0.iter().map(|(below, operations)| (below, source.behind(operations.iter().copied()))).collect();
-        for (id, operation, body) in source.counted(reader).filter(|(_, operation, _)| !operation.header.is_private) {
-            let is_copied = genesis.parent.as_ref().is_some_and(|parent| {
-                operation.header.author == genesis.owner && body.source == Some(parent.context) && body.sources == parent.frontier
-            });
-            let is_whole = is_copied || body.source == Some(target);
-            let behind: Vec<_> = had.iter().filter(|(_, operations)| operations.contains(&id)).map(|(below, _)| *below).collect();
-            let is_had = |item: &Item| is_whole || behind.iter().copied().flatten().any(|prefix| prefix.covers(item.path()));
-            base.apply_some(id, operation.header.lamport, &body.items, is_had);
-            let is_reset = |item: &&Item| matches!(item, Item::Set(..) | Item::Del(_)) && !is_had(item);
-            resets.extend(body.items.iter().filter(is_reset).map(|item| item.path().clone()));
+        let behind = |operations: &BTreeSet<OperationId>| {
+            let behind = source.behind(operations.iter().copied());
+            (source.era(&behind), behind)
+        };
+        let had: Vec<_> = had.0.iter().map(|(below, operations)| (below, behind(operations))).collect();
+        for era in std::iter::once(first).chain(chain.checkpoints().iter().copied().filter(|era| *era > first)) {
+            if let Some(checkpoint) = chain.at(era).and_then(|access| access.checkpoint).filter(|_| era > first) {
+                // What the source had hidden by then it does not know any more; nor does the base.
+                let settled = Base::of(&base, &Merged::default()).and_then(|base| base.begin(checkpoint.lamport));
+                base = settled.ok_or(Untold::Settled)?.0;
+            }
+            let of_era = |header: &Header| !header.is_private && chain.era(header.acl_epoch) == era;
+            for (id, operation, body) in source.counted(reader, of_era) {
+                let is_copied = genesis.parent.as_ref().is_some_and(|parent| {
+                    operation.header.author == genesis.owner && body.source == Some(parent.context) && body.sources == parent.frontier
+                });
+                let is_whole = is_copied || body.source == Some(target);
+                let behind = had.iter().filter(|(_, (newest, behind))| era < *newest || behind.contains(&id));
+                let behind: Vec<_> = behind.map(|(below, _)| *below).collect();
+                let is_had = |item: &Item| is_whole || behind.iter().copied().flatten().any(|prefix| prefix.covers(item.path()));
+                base.apply_some(id, operation.header.lamport, &body.items, is_had);
+                let is_reset = |item: &&Item| matches!(item, Item::Set(..) | Item::Del(_)) && !is_had(item);
+                resets.extend(body.items.iter().filter(is_reset).map(|item| item.path().clone()));
+            }
         }
         Ok(Self { base: base.value(), source: source.replica().shared(), resets })
     }
@@ -436,21 +450,25 @@ mod tests {
             fork
         }
 
-        fn work_for(&self, target: &Self) -> Work {
+        fn work_for(&self, target: &Self) -> Result<Work, Untold> {
             let (source, target) = (past(self), past(target));
             let (here, there) = (self.replica.id(), target.replica().id());
             let left = parting((here, self.replica.genesis()), (there, target.replica().genesis()), |_| None).expect("related");
             let mut had = Had::of(&target, here, who(1));
             had.add(left);
-            Work::of(&source, there, &had, who(1)).expect("all is here")
+            Work::of(&source, there, &had, who(1))
         }
 
         /// Merges this context into `target`.
         fn merge_into(&self, target: &mut Self, prefer: Prefer) -> Merge {
-            let merge = merge(&self.work_for(target), &target.shared(), prefer);
+            self.try_merge_into(target, prefer).expect("all is here")
+        }
+
+        fn try_merge_into(&self, target: &mut Self, prefer: Prefer) -> Result<Merge, Untold> {
+            let merge = merge(&self.work_for(target)?, &target.shared(), prefer);
             let frontier: Vec<OperationId> = self.replica.operations().heads().iter().copied().collect();
             target.bring(merge.items.clone(), self.replica.id(), &frontier);
-            merge
+            Ok(merge)
         }
     }
 
@@ -617,6 +635,31 @@ mod tests {
         parent.bring_as(2, vec![inc("/notes/n", 5)], fork.replica.id(), &frontier);
         let merge = fork.merge_into(&mut parent, Prefer::Source);
         assert_eq!((parent.shared(), merge.conflicts), (json!({"plan": 2, "notes": {"n": 6}}), Vec::new()));
+    }
+
+    /// What stood at the checkpoint where a fork began is not brought to it again, although what came before is still held one by one.
+    #[test]
+    fn what_was_before_a_checkpoint_that_the_target_has_is_had() {
+        let mut parent = begun([inc("/n", 5)]);
+        parent.checkpoint();
+        let mut fork = parent.fork(1);
+        fork.write(1, [inc("/n", 1)]);
+        assert!(is_nothing(&parent.merge_into(&mut fork, Prefer::Source)));
+        parent.write(1, [inc("/n", 10)]);
+        parent.merge_into(&mut fork, Prefer::Source);
+        assert_eq!(fork.shared(), json!({"n": 16}));
+    }
+
+    /// Numbers that give way to a list and are added to again are what a checkpoint says, not what lay hidden behind it.
+    #[test]
+    fn what_is_had_goes_through_checkpoints_as_the_source_did() {
+        let mut parent = begun([inc("/x", 5)]);
+        parent.write(1, [append("/x", 1)]);
+        parent.checkpoint();
+        parent.write(1, [inc("/x", 2)]);
+        let mut fork = parent.fork(1);
+        assert_eq!((parent.shared(), fork.shared()), (json!({"x": 2}), json!({"x": 2})));
+        assert!(is_nothing(&parent.merge_into(&mut fork, Prefer::Source)));
     }
 
     /// A context whose owner split its line of access takes no new readers; whoever reads it can go on in a fork, and bring that back.

@@ -48,10 +48,14 @@ impl<'r> Past<'r> {
         self.replica
     }
 
-    /// Those that count, in the order of their names, each with what stands in it as far as `reader` may see that.
-    pub fn counted(&self, reader: Principal) -> impl Iterator<Item = (OperationId, &Verified<Operation>, Body)> {
+    /// Those that count and are wanted, in the order of their names, each with what stands in it as far as `reader` may see that.
+    pub fn counted(
+        &self,
+        reader: Principal,
+        wanted: impl Fn(&Header) -> bool,
+    ) -> impl Iterator<Item = (OperationId, &Verified<Operation>, Body)> {
         let counts = |id: OperationId| self.replica.operations().get(id).is_some_and(|entry| entry.counts);
-        let counted = self.kept.iter().filter(move |(id, _)| counts(**id));
+        let counted = self.kept.iter().filter(move |(id, operation)| wanted(&operation.header) && counts(**id));
         counted.filter_map(move |(id, operation)| Some((*id, operation, self.replica.open_for(operation, reader)?)))
     }
 
@@ -72,7 +76,7 @@ impl<'r> Past<'r> {
     }
 
     /// The newest era of these operations; all that counted of eras before it is behind them.
-    fn era(&self, operations: &BTreeSet<OperationId>) -> u64 {
+    pub fn era(&self, operations: &BTreeSet<OperationId>) -> u64 {
         let chain = self.replica.chain();
         let begun =
             chain.checkpoints().iter().copied().filter(|era| self.replica.root(*era).is_some_and(|root| operations.contains(&root)));
@@ -108,14 +112,17 @@ impl<'r> Past<'r> {
         let (era, chain) = (self.era(operations), self.replica.chain());
         let shared = self.begin(era).map(|(shared, _)| shared).unwrap_or_default();
         let mut state = State { shared, private: None };
-        for (id, operation, body) in self.counted(reader) {
+        let is_shown = |header: &Header| match chain.era(header.acl_epoch).cmp(&era) {
+            Ordering::Equal => true,
+            // No checkpoint holds a private memory.
+            Ordering::Less => header.is_private,
+            Ordering::Greater => false,
+        };
+        for (id, operation, body) in self.counted(reader, is_shown) {
             let Header { is_private, lamport, acl_epoch, .. } = operation.header;
-            match chain.era(acl_epoch).cmp(&era) {
-                Ordering::Equal if operations.contains(&id) && !is_private => state.shared.apply_all(id, lamport, &body.items),
-                Ordering::Equal if operations.contains(&id) => state.private.get_or_insert_default().apply_all(id, lamport, &body.items),
-                // No checkpoint holds a private memory.
-                Ordering::Less if is_private => state.private.get_or_insert_default().apply_all(id, lamport, &body.items),
-                Ordering::Less | Ordering::Equal | Ordering::Greater => {}
+            if operations.contains(&id) || chain.era(acl_epoch) < era {
+                let memory = if is_private { state.private.get_or_insert_default() } else { &mut state.shared };
+                memory.apply_all(id, lamport, &body.items);
             }
         }
         for operation in self.settled.iter().filter(|operation| chain.era(operation.header.acl_epoch) < era) {
