@@ -140,10 +140,12 @@ impl Work {
             return Err(Untold::Missing(*missing));
         }
         let (mut base, mut resets) = (Fold::default(), BTreeSet::new());
-        // Whoever has something that was written since the first checkpoint has all that it says.
         if let Some((held, merged)) = beginning {
-            let below: BTreeSet<&Path> = had.0.keys().flatten().collect();
-            if below.is_empty() && (genesis.parent.is_some() || merged.of(target).next().is_some()) {
+            // Whoever has something that was written since has all that stood there.
+            let below: BTreeSet<&Path> =
+                had.0.iter().filter(|(_, operations)| !operations.is_empty()).flat_map(|(below, _)| below).collect();
+            let is_mixed = genesis.parent.is_some() || merged.of(target).next().is_some();
+            if is_mixed && !below.contains(&Path::shared()) {
                 return Err(Untold::Settled);
             }
             base = held.below(&below);
@@ -648,6 +650,35 @@ mod tests {
         parent.write(1, [inc("/n", 10)]);
         parent.merge_into(&mut fork, Prefer::Source);
         assert_eq!(fork.shared(), json!({"n": 16}));
+    }
+
+    /// A fork of `parent` that added 10, 1 and 2 and ended an era after each of the first two.
+    fn fork_of_three_eras(parent: &Node) -> Node {
+        let mut fork = parent.fork(1);
+        for by in [10, 1] {
+            fork.write(1, [inc("/n", by)]);
+            fork.checkpoint();
+        }
+        fork.write(1, [inc("/n", 2)]);
+        fork
+    }
+
+    #[test]
+    fn what_is_not_told_apart_any_more_is_not_merged() {
+        let mut parent = begun([set("/plan", 1), inc("/n", 5)]);
+        parent.change_access(&super::super::replica::Rights {
+            write: BTreeMap::from([(who(2), BTreeSet::from([path("/notes")]))]),
+            ..super::super::replica::Rights::default()
+        });
+        let fork = fork_of_three_eras(&parent);
+        assert_eq!(fork.work_for(&parent), Err(Untold::Settled), "its own work and what it began with");
+        let frontier: Vec<OperationId> = fork.replica.operations().heads().iter().copied().collect();
+        parent.bring_as(2, vec![set("/notes/x", 1)], fork.replica.id(), &frontier);
+        assert_eq!(fork.work_for(&parent), Err(Untold::Settled), "who writes below a part speaks for that alone");
+        parent.write(1, [inc("/n", 1)]);
+        let mut fork = fork;
+        parent.merge_into(&mut fork, Prefer::Source);
+        assert_eq!(fork.shared(), json!({"plan": 1, "n": 19}), "the other way nothing is unclear");
     }
 
     /// Numbers that give way to a list and are added to again are what a checkpoint says, not what lay hidden behind it.
