@@ -64,12 +64,13 @@ impl Older {
     /// The context after the operations `at` and all that they build on, as `reader` sees it.
     pub(super) fn of(hot: &Hot, at: &[String], reader: Principal) -> Result<Self, Failure> {
         let past = hot.past()?;
-        Ok(Self::after(&past, operations(hot, at)?, reader))
+        Self::after(&past, operations(hot, at)?, reader)
     }
 
-    fn after(past: &Past<'_>, frontier: impl IntoIterator<Item = OperationId>, reader: Principal) -> Self {
+    fn after(past: &Past<'_>, frontier: impl IntoIterator<Item = OperationId>, reader: Principal) -> Result<Self, Failure> {
         let behind = past.behind(frontier);
-        Self { state: past.state(&behind, reader), frontier: past.heads(&behind), operations: behind.len() }
+        let state = past.state(&behind, reader).ok_or_else(|| incomplete(past.replica().id()))?;
+        Ok(Self { state, frontier: past.heads(&behind), operations: behind.len() })
     }
 
     /// Puts what it held into the object of the context; who may read and write is as it is now.
@@ -138,8 +139,8 @@ impl Handle {
                 let key = handle.reading(hot, agent.as_deref())?;
                 let past = hot.past()?;
                 let older = match &at {
-                    Some(at) => Older::after(&past, operations(hot, at)?, key.principal()),
-                    None => Older::after(&past, hot.replica.operations().heads().iter().copied(), key.principal()),
+                    Some(at) => Older::after(&past, operations(hot, at)?, key.principal())?,
+                    None => Older::after(&past, hot.replica.operations().heads().iter().copied(), key.principal())?,
                 };
                 named(id, &older.frontier)?;
                 let genesis = Genesis {
@@ -248,6 +249,11 @@ fn refused(source: ContextId, target: ContextId, apart: &Apart) -> Failure {
     }
 }
 
+fn incomplete(context: ContextId) -> Failure {
+    let message = format!("what context {} held at a checkpoint is not here yet", context.short());
+    Failure::new(ErrorCode::Unavailable, message).with("suggestion", "it comes from another reader's node; try again then")
+}
+
 fn behind(source: ContextId, target: ContextId, untold: Untold) -> Failure {
     match untold {
         Untold::Missing(missing) => {
@@ -259,6 +265,7 @@ fn behind(source: ContextId, target: ContextId, untold: Untold) -> Failure {
             let failure = Failure::new(ErrorCode::Unavailable, message).with("operation", missing.to_string());
             failure.with("suggestion", "it comes from another reader's node; if it is lost, a fork of the target can be merged instead")
         }
+        Untold::Incomplete => incomplete(source),
         Untold::Settled => {
             let message = format!("what context {} had before its own work was let go of after a checkpoint", source.short());
             let failure = Failure::new(ErrorCode::Conflict, message).with("path", "/source");

@@ -19,7 +19,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value};
 
 use super::checkpoint::{Base, Merged};
-use super::fold::Fold;
 use super::past::Past;
 use super::replica::Replica;
 use crate::model::{ContextId, OperationId, Path, Principal};
@@ -113,6 +112,8 @@ pub enum Untold {
     Missing(OperationId),
     /// What the source had before its own work was let go of after a checkpoint.
     Settled,
+    /// What the source held at a checkpoint is not here.
+    Incomplete,
 }
 
 /// What a source did that its target does not have.
@@ -131,7 +132,8 @@ impl Work {
     /// If it cannot be told.
     pub fn of(source: &Past<'_>, target: ContextId, had: &Had, reader: Principal) -> Result<Self, Untold> {
         let (replica, genesis, chain) = (source.replica(), source.replica().genesis(), source.replica().chain());
-        let (first, beginning) = source.beginning();
+        let first = replica.first_era();
+        let Some((held, merged)) = source.begin(first).filter(|_| replica.is_whole()) else { return Err(Untold::Incomplete) };
         let is_here = |id: OperationId| {
             let is_newer = || chain.checkpoints().iter().any(|era| *era >= first && replica.root(*era) == Some(id));
             replica.operations().get(id).is_some() || is_newer()
@@ -139,17 +141,13 @@ impl Work {
         if let Some(missing) = had.0.values().flatten().find(|id| !is_here(**id)) {
             return Err(Untold::Missing(*missing));
         }
-        let (mut base, mut resets) = (Fold::default(), BTreeSet::new());
-        if let Some((held, merged)) = beginning {
-            // Whoever has something that was written since has all that stood there.
-            let below: BTreeSet<&Path> =
-                had.0.iter().filter(|(_, operations)| !operations.is_empty()).flat_map(|(below, _)| below).collect();
-            let is_mixed = genesis.parent.is_some() || merged.of(target).next().is_some();
-            if is_mixed && !below.contains(&Path::shared()) {
-                return Err(Untold::Settled);
-            }
-            base = held.below(&below);
+        // Whoever has something that was written since has all that stood there.
+        let below: BTreeSet<&Path> = had.0.iter().filter(|(_, operations)| !operations.is_empty()).flat_map(|(below, _)| below).collect();
+        let is_mixed = first > 0 && (genesis.parent.is_some() || merged.of(target).next().is_some());
+        if is_mixed && !below.contains(&Path::shared()) {
+            return Err(Untold::Settled);
         }
+        let (mut base, mut resets) = (held.below(&below), BTreeSet::new());
         let behind = |operations: &BTreeSet<OperationId>| {
             let behind = source.behind(operations.iter().copied());
             (source.era(&behind), behind)
@@ -427,7 +425,7 @@ mod tests {
 
         fn fork_at(&self, nonce: u8, frontier: BTreeSet<OperationId>) -> Self {
             let past = past(self);
-            let state = past.state(&past.behind(frontier.iter().copied()), who(1));
+            let state = past.state(&past.behind(frontier.iter().copied()), who(1)).expect("all is here");
             let parent = leave(&self.replica, &frontier, state.hash());
             let genesis = Genesis {
                 v: VERSION,
@@ -679,6 +677,26 @@ mod tests {
         let mut fork = fork;
         parent.merge_into(&mut fork, Prefer::Source);
         assert_eq!(fork.shared(), json!({"plan": 1, "n": 19}), "the other way nothing is unclear");
+    }
+
+    /// What is not known is not taken for nothing, of which all would be new.
+    #[test]
+    fn what_a_source_held_at_a_checkpoint_must_be_here() {
+        let mut parent = begun([inc("/n", 5)]);
+        let fork = parent.fork(1);
+        parent.checkpoint();
+        parent.write(1, [inc("/n", 1)]);
+        let mut late = parent.join(&[2]);
+        for access in &parent.accesses {
+            late.on_access(access.clone()).expect("it counts");
+        }
+        assert_eq!(late.work_for(&fork), Err(Untold::Incomplete));
+        parent.write(1, [inc("/n", 1)]);
+        parent.checkpoint();
+        parent.write(1, [inc("/n", 1)]);
+        parent.checkpoint();
+        parent.bases.clear();
+        assert_eq!(parent.work_for(&fork), Err(Untold::Incomplete), "although what it shows is here");
     }
 
     /// Numbers that give way to a list and are added to again are what a checkpoint says, not what lay hidden behind it.

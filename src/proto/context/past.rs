@@ -84,13 +84,11 @@ impl<'r> Past<'r> {
         written.chain(begun).max().unwrap_or(0)
     }
 
-    /// What stands before the first era that is here, if it is not the very first: in which it is, and what it was.
-    pub fn beginning(&self) -> (u64, Option<(Fold, Merged)>) {
-        let first = self.replica.first_era();
-        (first, self.begin(first))
-    }
-
-    fn begin(&self, era: u64) -> Option<(Fold, Merged)> {
+    /// What stood where an era begins, and what had been merged by then; `None` if that is not here.
+    pub fn begin(&self, era: u64) -> Option<(Fold, Merged)> {
+        if era == 0 {
+            return Some(Default::default());
+        }
         self.bases.get(&era)?.begin(self.replica.chain().at(era)?.checkpoint?.lamport)
     }
 
@@ -107,11 +105,10 @@ impl<'r> Past<'r> {
         heads
     }
 
-    /// What the context holds after `operations` and no others, as `reader` sees it.
-    pub fn state(&self, operations: &BTreeSet<OperationId>, reader: Principal) -> State {
+    /// What the context holds after `operations` and no others, as `reader` sees it; `None` if what stood where their era begins is not here.
+    pub fn state(&self, operations: &BTreeSet<OperationId>, reader: Principal) -> Option<State> {
         let (era, chain) = (self.era(operations), self.replica.chain());
-        let shared = self.begin(era).map(|(shared, _)| shared).unwrap_or_default();
-        let mut state = State { shared, private: None };
+        let mut state = State { shared: self.begin(era)?.0, private: None };
         let is_shown = |header: &Header| match chain.era(header.acl_epoch).cmp(&era) {
             Ordering::Equal => true,
             // No checkpoint holds a private memory.
@@ -130,7 +127,7 @@ impl<'r> Past<'r> {
                 state.private.get_or_insert_default().apply_all(operation.id(), operation.header.lamport, &body.items);
             }
         }
-        state
+        Some(state)
     }
 }
 
@@ -174,7 +171,7 @@ mod tests {
 
     fn at(node: &Node, operations: &[&Verified<Operation>]) -> Value {
         let past = past(node);
-        past.state(&past.behind(operations.iter().map(|operation| operation.id())), who(1)).shared()
+        past.state(&past.behind(operations.iter().map(|operation| operation.id())), who(1)).expect("all is here").shared()
     }
 
     #[test]
@@ -195,7 +192,7 @@ mod tests {
         let past = past(&here);
         let all = past.behind(here.replica.operations().heads().iter().copied());
         assert_eq!(&past.heads(&all), here.replica.operations().heads());
-        let state = past.state(&all, who(1));
+        let state = past.state(&all, who(1)).expect("all is here");
         assert_eq!(state.hash(), here.replica.state_hash());
         assert_eq!(state.get(&path("/n"), who(1)), Some(json!(7)));
     }
@@ -210,10 +207,10 @@ mod tests {
         node.write(2, [Item::Set(mine.clone(), json!(2))]);
         let past = past(&node);
         let operations = past.behind([first.id()]);
-        let state = past.state(&operations, who(2));
+        let state = past.state(&operations, who(2)).expect("all is here");
         assert_eq!((state.private(), state.get(&mine, who(2))), (Some(json!({"x": 1})), Some(json!(1))));
         assert_eq!(state.get(&mine, who(1)), None);
-        assert_eq!(past.state(&operations, who(1)).private(), None);
+        assert_eq!(past.state(&operations, who(1)).and_then(|state| state.private()), None);
     }
 
     /// A writer who was cut off is not shown by looking back.
@@ -234,7 +231,23 @@ mod tests {
 
     fn at_of(node: &Node, operation: &Verified<Operation>, reader: u8) -> Value {
         let past = past(node);
-        past.state(&past.behind([operation.id()]), who(reader)).shared()
+        past.state(&past.behind([operation.id()]), who(reader)).expect("all is here").shared()
+    }
+
+    #[test]
+    fn a_state_whose_beginning_is_not_here_is_not_shown() {
+        let mut here = context(&all_write([2]));
+        here.write(1, [set("/a", 1)]);
+        here.checkpoint();
+        let second = here.write(1, [Item::Inc(path("/n"), 1)]);
+        assert_eq!(at(&here, &[&second]), json!({"a": 1, "n": 1}));
+        let mut late = here.join(&[2]);
+        for access in &here.accesses {
+            late.on_access(access.clone()).expect("it counts");
+        }
+        late.on_operation(second.clone()).expect("it builds on the checkpoint");
+        let past = past(&late);
+        assert!(past.state(&past.behind([second.id()]), who(2)).is_none());
     }
 
     #[test]
