@@ -124,7 +124,8 @@ impl Handle {
     ///
     /// # Errors
     /// `CONTEXT_NOT_FOUND`, `ACCESS_DENIED` if whoever asks may not read the parent, `INVALID_REQUEST` with the path of the fault,
-    /// `INSUFFICIENT_RESOURCES`, `OVER_BUDGET` if it holds more than one author may write.
+    /// `INSUFFICIENT_RESOURCES`, `UNAVAILABLE` if what the parent held at a checkpoint is not here yet, `OVER_BUDGET` if it holds more than
+    /// one author may write.
     pub async fn fork_context(&self, which: &str, request: ForkRequest) -> Result<Value, Failure> {
         let id = self.shared.contexts.named(which)?;
         let now = self.shared.clock.now();
@@ -137,6 +138,9 @@ impl Handle {
         self.on_worker(move |handle, now| {
             let (key, genesis, rights, items) = handle.shared.contexts.with(&handle.shared, id, now, |hot| {
                 let key = handle.reading(hot, agent.as_deref())?;
+                if !hot.replica.is_whole() {
+                    return Err(incomplete(id));
+                }
                 let past = hot.past()?;
                 let older = match &at {
                     Some(at) => Older::after(&past, operations(hot, at)?, key.principal())?,
@@ -165,7 +169,7 @@ impl Handle {
     /// # Errors
     /// `CONTEXT_NOT_FOUND`, also for a context on the way from one to the other; `ACCESS_DENIED` if whoever asks may not read the source or not
     /// write what changed; `CONFLICT` if they have no common ancestor; `UNAVAILABLE` if the source has not come here as far as the target
-    /// knows it; `PAYLOAD_TOO_LARGE`, `OVER_BUDGET`.
+    /// knows it, or what one of them held at a checkpoint has not; `PAYLOAD_TOO_LARGE`, `OVER_BUDGET`.
     pub async fn merge_context(&self, which: &str, request: MergeRequest) -> Result<Value, Failure> {
         let id = self.shared.contexts.named(which)?;
         let MergeRequest { source, prefer, agent } = request;
@@ -178,7 +182,8 @@ impl Handle {
             let _alone = lock(&book.merging);
             let (mut had, target) = book.with(shared, id, now, |hot| {
                 let reader = handle.reading(hot, agent.as_deref())?.principal();
-                Ok((Had::of(&hot.past()?, source, reader), (**hot.replica.genesis()).clone()))
+                let had = Had::of(&hot.past()?, source, reader).ok_or_else(|| incomplete(id))?;
+                Ok((had, (**hot.replica.genesis()).clone()))
             })?;
             let genesis_of = |id| book.with(shared, id, now, |hot| Ok((**hot.replica.genesis()).clone()));
             let parting = branch::parting((source, &genesis_of(source)?), (id, &target), |id| genesis_of(id).ok());

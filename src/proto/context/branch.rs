@@ -86,8 +86,11 @@ pub fn leave(replica: &Replica, frontier: &BTreeSet<OperationId>, state_hash: [u
 pub struct Had(BTreeMap<BTreeSet<Path>, BTreeSet<OperationId>>);
 
 impl Had {
-    /// What operations of `target` say that it has of `source`.
-    pub fn of(target: &Past<'_>, source: ContextId, reader: Principal) -> Self {
+    /// What operations of `target` say that it has of `source`; `None` if what it held at a checkpoint is not here, which may say more.
+    pub fn of(target: &Past<'_>, source: ContextId, reader: Principal) -> Option<Self> {
+        if !target.replica().is_whole() {
+            return None;
+        }
         let mut had = Self::default();
         for (_, operation, body) in target.counted(reader, |_| true).filter(|(_, _, body)| body.source == Some(source)) {
             let below = target.replica().limits(operation.header.author, operation.header.acl_epoch);
@@ -96,7 +99,7 @@ impl Had {
         for source in target.replica().merged().of(source) {
             had.0.entry(source.below.iter().cloned().collect()).or_default().insert(source.operation);
         }
-        had
+        Some(had)
     }
 
     /// It has these, wherever they are.
@@ -454,7 +457,7 @@ mod tests {
             let (source, target) = (past(self), past(target));
             let (here, there) = (self.replica.id(), target.replica().id());
             let left = parting((here, self.replica.genesis()), (there, target.replica().genesis()), |_| None).expect("related");
-            let mut had = Had::of(&target, here, who(1));
+            let mut had = Had::of(&target, here, who(1)).expect("the target is whole");
             had.add(left);
             Work::of(&source, there, &had, who(1))
         }
@@ -691,6 +694,7 @@ mod tests {
             late.on_access(access.clone()).expect("it counts");
         }
         assert_eq!(late.work_for(&fork), Err(Untold::Incomplete));
+        assert!(Had::of(&past(&late), fork.replica.id(), who(2)).is_none(), "nor is known what it was merged with");
         parent.write(1, [inc("/n", 1)]);
         parent.checkpoint();
         parent.write(1, [inc("/n", 1)]);
