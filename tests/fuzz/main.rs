@@ -132,3 +132,27 @@ fn operations_of_contexts_hold_against_any_bytes() {
 fn bodies_of_operations_hold_against_any_bytes() {
     engine::run(&targets::CONTEXT_BODY);
 }
+
+/// Questions of other replicas.
+#[test]
+fn questions_about_contexts_hold_against_any_bytes() {
+    engine::run(&targets::CONTEXT_QUESTION);
+}
+
+/// Answers of other replicas.
+#[test]
+fn answers_about_contexts_hold_against_any_bytes() {
+    engine::run(&targets::CONTEXT_ANSWER);
+}
+
+/// Threat T28: what a context held at a checkpoint, when its owner signed the hash of anything.
+#[test]
+fn bases_of_contexts_hold_against_any_text() {
+    engine::run(&targets::CONTEXT_BASE);
+}
+
+/// Threat T28: a base of more places, sources or paths than there may be is left where it has too many.
+#[test]
+fn what_a_base_has_too_much_of_is_not_held() {
+    assert_eq!(targets::bases_past_their_bounds(), Ok(()));
+}

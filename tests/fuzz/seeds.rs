@@ -8,10 +8,13 @@ use meshwork::model::{
     AgentId, Claims, Constraints, ContextId, Currency, ErrorCode, Fact, Failure, Framework, InvocationId, NodeId, OperationId, Path, Price,
     Principal, Priority, Shard, TaskId, Timestamp,
 };
+use meshwork::proto::context::checkpoint::{Base, Merged, Source};
+use meshwork::proto::context::fold::Fold;
 use meshwork::wire::blob::{Head, Part};
 use meshwork::wire::context::seal::{ContextKey, SEALED_KEY_BYTES};
+use meshwork::wire::context::sync::{Answer, Heads, Question, Statements};
 use meshwork::wire::context::{
-    Access, Checkpoint, Cut, Genesis, Header, Item, Last, Operation, Parent, PrincipalKey, Reader, Statement, Step, Writer,
+    Access, Checkpoint, Cut, Genesis, Header, Item, Last, Operation, Parent, PrincipalKey, Reader, Statement, Step, Tip, Writer,
 };
 use meshwork::wire::directory::{
     AgentPulse, BUCKETS, Capability, Control, Gossip, GossipContent, LIFETIME_MS_MAX, Pulse, Query, Record, Reply, SchemaHash, Wanted,
@@ -21,6 +24,7 @@ use meshwork::wire::offer::{Inquiry, Offer, Offers, Refusal, SPAN_MS_MAX, VALID_
 use meshwork::wire::outbox::{KeptResult, Word};
 use meshwork::wire::receipt::{RECEIPT_LIFETIME_MS_MAX, Receipt, WINDOW_MS_MAX};
 use meshwork::wire::{self, AgentKey, Document, NodeKey, Signed, context};
+use minicbor::bytes::ByteVec;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_bytes::ByteBuf;
@@ -459,4 +463,54 @@ pub(crate) fn context_accesses() -> Vec<Vec<u8>> {
 
 pub(crate) fn context_operations() -> Vec<Vec<u8>> {
     stated(operations())
+}
+
+fn heads() -> Heads {
+    let tip = Tip { author: principal_key().principal(), seq: 4, id: operation_id(1) };
+    Heads { context: context_id(), epoch: 3, access: [9; 32], tips: vec![tip, Tip { seq: 5, id: operation_id(2), ..tip }] }
+}
+
+fn statements() -> Statements {
+    let of = |statements: Vec<Vec<u8>>| statements.into_iter().map(ByteVec::from).collect();
+    let genesis = context_geneses().into_iter().next().map(ByteVec::from);
+    Statements { context: context_id(), genesis, accesses: of(context_accesses()), operations: of(context_operations()), more: true }
+}
+
+fn few() -> Statements {
+    Statements { genesis: None, accesses: Vec::new(), operations: vec![ByteVec::from(vec![1, 2]); 3], more: false, ..statements() }
+}
+
+pub(crate) fn context_questions() -> Vec<Vec<u8>> {
+    let questions = [
+        Question::Heads(vec![heads(), Heads { epoch: 0, access: [0; 32], tips: Vec::new(), ..heads() }]),
+        Question::Heads(Vec::new()),
+        Question::Pull { heads: heads(), knows_genesis: false },
+        Question::Push(statements()),
+        Question::Push(few()),
+        Question::Base { context: context_id(), checkpoint: [13; 32], from: 1_048_576 },
+    ];
+    questions.iter().map(|question| question.encode().expect("a seed is well-formed")).collect()
+}
+
+pub(crate) fn context_answers() -> Vec<Vec<u8>> {
+    let answers = [
+        Answer::Heads(vec![heads()]),
+        Answer::Statements(statements()),
+        Answer::Statements(few()),
+        Answer::Taken,
+        Answer::Refused("no such context is shared with this node".to_owned()),
+        Answer::Base(ByteVec::from(vec![7; 40])),
+    ];
+    answers.iter().map(|answer| answer.encode().expect("a seed is well-formed")).collect()
+}
+
+pub(crate) fn context_bases() -> Vec<Vec<u8>> {
+    let (mut shared, mut merged) = (Fold::default(), Merged::default());
+    let empty = Base::of(&shared, &merged);
+    shared.apply_all(operation_id(1), 1, &body_of_operation().items);
+    let below = vec![path("/shared_memory/a"), path("/shared_memory/b~1c")];
+    merged.note(Source { context: context_id(), operation: operation_id(2), below }, 1);
+    merged.note(Source { context: context_id(), operation: operation_id(3), below: Vec::new() }, 2);
+    let text = |base: Option<Base>| base.expect("a seed is well-formed").text().as_bytes().to_vec();
+    [empty, Base::of(&shared, &merged)].map(text).to_vec()
 }

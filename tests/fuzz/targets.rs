@@ -6,8 +6,10 @@ use std::fmt::Debug;
 use allocation_counter::measure;
 use bytes::Bytes;
 use meshwork::model::Failure;
+use meshwork::proto::context::checkpoint::Base;
 use meshwork::wire::blob::{BLOB_BYTES_MAX, HEAD_BYTES, Head};
-use meshwork::wire::context::{self, Access, Body, Genesis, Operation, Statement};
+use meshwork::wire::context::sync::{ANSWER_BYTES_MAX, Answer, QUESTION_BYTES_MAX, Question};
+use meshwork::wire::context::{self, Access, BASE_BYTES_MAX, Body, Checkpoint, Genesis, Operation, Statement};
 use meshwork::wire::directory::{Control, Gossip, Pulse, Query, Record, Reply};
 use meshwork::wire::invocation::{FRAME_BYTES_MAX, Frame, LENGTH_BYTES};
 use meshwork::wire::offer::{Inquiry, Offers};
@@ -49,6 +51,30 @@ pub(crate) const CONTEXT_OPERATION: Target =
     statement_target::<Operation>("context-operation", seeds::context_operations, |input| statement(input, seeds::operations));
 pub(crate) const CONTEXT_BODY: Target =
     Target { name: "context-body", bytes_max: Operation::BYTES_MAX, seeds: seeds::context_bodies, check: context_body };
+
+pub(crate) const CONTEXT_QUESTION: Target = Target {
+    name: "context-question",
+    bytes_max: QUESTION_BYTES_MAX,
+    seeds: seeds::context_questions,
+    check: |input| message(input, Question::decode, Question::encode),
+};
+pub(crate) const CONTEXT_ANSWER: Target = Target {
+    name: "context-answer",
+    bytes_max: ANSWER_BYTES_MAX,
+    seeds: seeds::context_answers,
+    check: |input| message(input, Answer::decode, Answer::encode),
+};
+pub(crate) const CONTEXT_BASE: Target =
+    Target { name: "context-base", bytes_max: 64 * 1024, seeds: seeds::context_bases, check: context_base };
+
+/// Bytes that a message between replicas may hold for each byte of its encoding: empty statements take the most.
+const MESSAGE_FACTOR: u64 = 96;
+/// Bytes that what a context begins with may hold for each byte of its text: objects of one field in each other take the most.
+const BASE_FACTOR: u64 = 160;
+/// Bytes that it may hold however long its text is.
+const BASE_HELD_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// The domain of the hashes of bases.
+const BASE_HASH: &str = "meshwork 2026-11 context base";
 
 /// Bytes that the body of an operation may hold for each byte of its encoding: an array of small objects takes the most.
 const BODY_FACTOR: u64 = 160;
@@ -206,4 +232,72 @@ fn context_body(input: &[u8]) -> Result<String, String> {
         Ok(again) if again == read => Ok(kind(&read)),
         Ok(_) | Err(_) => Err(format!("written and read again it is another: {read:?}")),
     }
+}
+
+/// What replicas ask and tell each other: for each message there is one way to write it.
+fn message<M: Debug>(
+    input: &[u8],
+    decode: fn(&[u8]) -> Result<M, Error>,
+    encode: fn(&M) -> Result<Vec<u8>, Error>,
+) -> Result<String, String> {
+    let read = match bounded(input, MESSAGE_FACTOR, || decode(input))? {
+        Ok(read) => read,
+        Err(error) => return refusal(&error),
+    };
+    match encode(&read) {
+        Ok(bytes) if bytes == input => Ok(kind(&read)),
+        Ok(_) => Err(format!("it is written in another way: {read:?}")),
+        Err(error) => Err(format!("it was read and cannot be written: {error}")),
+    }
+}
+
+/// The text, as if an owner had signed its hash.
+fn base(text: &str) -> Result<Base, String> {
+    let bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
+    let checkpoint = Checkpoint { lamport: 9, hash: blake3::derive_key(BASE_HASH, text.as_bytes()), bytes };
+    Base::read(text.to_owned(), &checkpoint).ok_or_else(|| "it is not what its own hash says".to_owned())
+}
+
+/// What a context held at a checkpoint. Whatever an owner signed, all begin with the same, and that is what the next one holds.
+fn context_base(input: &[u8]) -> Result<String, String> {
+    let Ok(text) = std::str::from_utf8(input) else { return Ok("no text".to_owned()) };
+    let base = base(text)?;
+    let Some((shared, merged)) = bounded(input, BASE_FACTOR, || base.begin(9))? else { return Ok("no base".to_owned()) };
+    let again = Base::of(&shared, &merged).and_then(|base| base.begin(9));
+    if again.is_some_and(|(again, also)| again.value() == shared.value() && also == merged) {
+        Ok(format!("{} {}", kind(&shared.value()), kind(&merged)))
+    } else {
+        Err("written and read again it is another".to_owned())
+    }
+}
+
+/// Texts as long as a base may be, made of as much as possible of what is bounded in one.
+pub(crate) fn bases_past_their_bounds() -> Result<(), String> {
+    let length = usize::try_from(BASE_BYTES_MAX).map_err(|error| error.to_string())?;
+    let repeated = |before: &str, part: &dyn Fn(usize) -> String, after: &str| {
+        let mut text = format!("{before}{}", part(0));
+        for next in (1..).map(part) {
+            if text.len() + next.len() + after.len() >= length {
+                break;
+            }
+            text.push(',');
+            text.push_str(&next);
+        }
+        text + after
+    };
+    let path = format!("\"/shared_memory{}\"", "/a".repeat(30));
+    let source = |at: usize| format!(r#"{{"context":"{at:064x}","operation":"{at:064x}","below":["#);
+    let texts = [
+        repeated(r#"{"merged":[],"shared_memory":{"#, &|at| format!("\"{at:x}\":0"), "}}"),
+        repeated(&format!(r#"{{"merged":[{}"#, source(0)), &|_| path.clone(), r#"]}],"shared_memory":{}}"#),
+        repeated(r#"{"merged":["#, &|at| source(at) + "]}", r#"],"shared_memory":{}}"#),
+    ];
+    texts.iter().try_for_each(|text| {
+        let (base, mut begun) = (base(text)?, None);
+        let held = measure(|| begun = Some(base.begin(9))).bytes_max;
+        match begun {
+            Some(None) if held <= BASE_HELD_BYTES_MAX => Ok(()),
+            _ => Err(format!("{}...: {held} bytes of memory were held, {BASE_HELD_BYTES_MAX} are allowed, or it is a base", &text[..40])),
+        }
+    })
 }
