@@ -38,7 +38,13 @@ impl<'r> Past<'r> {
     /// passed over.
     pub fn new(replica: &'r Replica, bases: BTreeMap<u64, Base>, kept: impl IntoIterator<Item = Verified<Operation>>) -> Self {
         let (kept, left): (Vec<_>, Vec<_>) = kept.into_iter().partition(|operation| replica.operations().get(operation.id()).is_some());
-        let is_settled = |operation: &Verified<Operation>| operation.header.is_private && operation.header.acl_epoch < replica.first_era();
+        let chain = replica.chain();
+        let is_settled = |operation: &Verified<Operation>| {
+            let Header { author, seq, is_private, acl_epoch, .. } = operation.header;
+            // What the end of its era left behind was written once more.
+            let last = || chain.last_before(chain.end_of(chain.era(acl_epoch))?.epoch, author);
+            is_private && acl_epoch < replica.first_era() && last().is_some_and(|last| seq <= last.seq)
+        };
         let settled = left.into_iter().filter(is_settled).collect();
         Self { replica, bases, kept: kept.into_iter().map(|operation| (operation.id(), operation)).collect(), settled }
     }
@@ -232,6 +238,27 @@ mod tests {
     fn at_of(node: &Node, operation: &Verified<Operation>, reader: u8) -> Value {
         let past = past(node);
         past.state(&past.behind([operation.id()]), who(reader)).expect("all is here").shared()
+    }
+
+    /// What a checkpoint left behind of a private memory was written once more, and is not counted twice.
+    #[test]
+    fn what_was_written_once_more_is_shown_once() {
+        let mut here = context(&all_write([2]));
+        let mut there = here.join(&[2]);
+        there.pull(&here);
+        let mine: Path = format!("/agent_memory/{}/n", who(2)).parse().expect("a path");
+        there.write(2, [Item::Inc(mine.clone(), 1)]);
+        here.write(1, [set("/a", 1)]);
+        for _ in 0..3 {
+            here.checkpoint();
+            there.pull(&here);
+            there.write(2, [Item::Inc(mine.clone(), 1)]);
+            here.pull(&there);
+        }
+        assert!(there.replica.first_era() > 0);
+        let past = past(&there);
+        let state = past.state(&past.behind(there.replica.operations().heads().iter().copied()), who(2)).expect("all is here");
+        assert_eq!((state.private(), there.replica.private(who(2))), (Some(json!({"n": 4})), Some(json!({"n": 4}))));
     }
 
     #[test]
