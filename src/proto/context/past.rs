@@ -70,12 +70,12 @@ impl<'r> Past<'r> {
         let mut behind = BTreeSet::new();
         let mut next: Vec<OperationId> = frontier.into_iter().collect();
         while let Some(id) = next.pop() {
-            if self.replica.is_checkpoint(id) {
+            if let Some(operation) = self.kept.get(&id) {
+                if behind.insert(id) {
+                    next.extend(operation.header.parents());
+                }
+            } else if self.replica.is_checkpoint(id) {
                 behind.insert(id);
-            } else if let Some(operation) = self.kept.get(&id)
-                && behind.insert(id)
-            {
-                next.extend(operation.header.parents());
             }
         }
         behind
@@ -100,8 +100,8 @@ impl<'r> Past<'r> {
 
     /// Those of `operations` that count and that nothing which counts of them was built on, in order.
     pub fn heads(&self, operations: &BTreeSet<OperationId>) -> BTreeSet<OperationId> {
-        let is_counted = |id: OperationId| self.replica.operations().get(id).is_some_and(|entry| entry.counts);
-        let counts = |id: &&OperationId| is_counted(**id) || self.replica.is_checkpoint(**id);
+        let entry = |id: OperationId| self.replica.operations().get(id);
+        let counts = |id: &&OperationId| entry(**id).map_or_else(|| self.replica.is_checkpoint(**id), |entry| entry.counts);
         let mut heads: BTreeSet<OperationId> = operations.iter().filter(counts).copied().collect();
         for operation in operations.iter().filter(counts).filter_map(|id| self.kept.get(id)) {
             for parent in operation.header.parents() {
