@@ -139,7 +139,8 @@ impl Work {
         let Some((held, merged)) = source.begin(first).filter(|_| replica.is_whole()) else { return Err(Untold::Incomplete) };
         let is_here = |id: OperationId| {
             let is_newer = || chain.checkpoints().iter().any(|era| *era >= first && replica.root(*era) == Some(id));
-            replica.operations().get(id).is_some() || is_newer()
+            // Of an era before the first that is here only some operations may be.
+            replica.operations().get(id).is_some_and(|entry| chain.era(entry.acl_epoch) >= first) || is_newer()
         };
         if let Some(missing) = had.0.values().flatten().find(|id| !is_here(**id)) {
             return Err(Untold::Missing(*missing));

@@ -114,7 +114,7 @@ impl<'r> Past<'r> {
     /// What the context holds after `operations` and no others, as `reader` sees it; `None` if what stood where their era begins is not here.
     pub fn state(&self, operations: &BTreeSet<OperationId>, reader: Principal) -> Option<State> {
         let (era, chain) = (self.era(operations), self.replica.chain());
-        let mut state = State { shared: self.begin(era)?.0, private: None };
+        let mut state = State { shared: self.begin(era).filter(|_| era >= self.replica.first_era())?.0, private: None };
         let is_shown = |header: &Header| match chain.era(header.acl_epoch).cmp(&era) {
             Ordering::Equal => true,
             // No checkpoint holds a private memory.
