@@ -394,10 +394,11 @@ fn difference(base: &serde_json::Number, source: &serde_json::Number) -> Option<
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rand::SeedableRng;
     use rand::rngs::StdRng;
+    use rand::{Rng as _, SeedableRng as _};
     use serde_json::json;
 
+    use super::super::chain::Step;
     use super::super::testing::{BEGIN, END, Node, all_write, context, key, path, set, who};
     use super::super::{edit, replica};
     use super::*;
@@ -771,8 +772,8 @@ mod tests {
         assert_eq!(Work::of(&past(&child), id(&root), &unknown, who(1)), Err(Untold::Missing(OperationId::from_bytes([9; 32]))));
     }
 
-    /// Something that a client does, below `root`.
-    fn edits(root: &'static str, count: usize) -> impl Strategy<Value = Vec<Item>> {
+    /// Something that a client does, below `root`, or the owner, who ends an era.
+    fn edits(root: &'static str, count: usize) -> impl Strategy<Value = Vec<Option<Item>>> {
         let leaf = prop_oneof![Just("/a"), Just("/o"), Just("/o/x"), Just("/o/y"), Just("/o/p/q")];
         let value = prop_oneof![
             (0..3_i64).prop_map(Value::from),
@@ -782,16 +783,36 @@ mod tests {
             Just(json!([1]))
         ];
         let one = prop_oneof![
-            4 => (leaf.clone(), value).prop_map(move |(leaf, value)| set(&format!("{root}{leaf}"), value)),
-            2 => leaf.prop_map(move |leaf| del(&format!("{root}{leaf}"))),
-            2 => (-3..4_i64).prop_map(move |by| inc(&format!("{root}/n"), by)),
-            2 => (0..3_i64).prop_map(move |value| append(&format!("{root}/l"), value)),
+            4 => (leaf.clone(), value).prop_map(move |(leaf, value)| Some(set(&format!("{root}{leaf}"), value))),
+            2 => leaf.prop_map(move |leaf| Some(del(&format!("{root}{leaf}")))),
+            2 => (-3..4_i64).prop_map(move |by| Some(inc(&format!("{root}/n"), by))),
+            2 => (0..3_i64).prop_map(move |value| Some(append(&format!("{root}/l"), value))),
+            1 => Just(None),
         ];
         proptest::collection::vec(one, 0..count)
     }
 
-    fn wrote(node: &mut Node, items: Vec<Item>) {
-        items.into_iter().for_each(|item| drop(node.write(1, [item])));
+    fn wrote(node: &mut Node, edits: Vec<Option<Item>>) {
+        for edit in edits {
+            match edit {
+                Some(item) => drop(node.write(1, [item])),
+                None => ended(node),
+            }
+        }
+    }
+
+    /// The owner ends the era, if anything was written in it.
+    fn ended(node: &mut Node) {
+        if let Ok(checkpoint) = node.draft_checkpoint() {
+            assert_eq!(node.on_access(checkpoint), Ok(Step::Added));
+        }
+    }
+
+    /// Merges one into the other, unless that is refused, which nobody is who has all that the source ever wrote.
+    fn merged(source: &Node, target: &mut Node) -> Option<Merge> {
+        let merge = source.try_merge_into(target, Prefer::Source);
+        assert!(merge.is_ok() || source.replica.first_era() > 0, "{merge:?}");
+        merge.ok()
     }
 
     /// What one side took away of an object is not hidden by what the other took away of it.
@@ -799,8 +820,8 @@ mod tests {
     fn an_object_that_both_empty_is_empty_on_both() {
         let mut parent = begun([set("/o", json!({"p": {"q": 2}, "y": null}))]);
         let mut fork = parent.fork(1);
-        wrote(&mut parent, vec![Item::Del(path("/o/y"))]);
-        wrote(&mut fork, vec![Item::Del(path("/o/p/q"))]);
+        wrote(&mut parent, vec![Some(del("/o/y"))]);
+        wrote(&mut fork, vec![Some(del("/o/p/q"))]);
         parent.merge_into(&mut fork, Prefer::Source);
         fork.merge_into(&mut parent, Prefer::Source);
         assert_eq!(parent.shared().pointer("/o/p/q"), None);
@@ -822,12 +843,14 @@ mod tests {
             late.pull(&parent);
             prop_assert!(is_nothing(&fork.merge_into(&mut parent, Prefer::Source)) && is_nothing(&parent.merge_into(&mut fork, Prefer::Source)));
             wrote(&mut fork, then.clone());
-            let merge = fork.merge_into(&mut late, Prefer::Source);
-            prop_assert_eq!((late.shared(), merge.conflicts), (fork.shared(), Vec::new()));
-            prop_assert!(is_nothing(&fork.merge_into(&mut late, Prefer::Source)), "merged twice is merged once");
+            if let Some(merge) = merged(&fork, &mut late) {
+                prop_assert_eq!((late.shared(), merge.conflicts), (fork.shared(), Vec::new()));
+                prop_assert!(is_nothing(&fork.merge_into(&mut late, Prefer::Source)), "merged twice is merged once");
+            }
             wrote(&mut parent, then);
-            let merge = parent.merge_into(&mut early, Prefer::Source);
-            prop_assert_eq!((early.shared(), merge.conflicts), (parent.shared(), Vec::new()));
+            if let Some(merge) = merged(&parent, &mut early) {
+                prop_assert_eq!((early.shared(), merge.conflicts), (parent.shared(), Vec::new()));
+            }
         }
 
         /// What both change in different places is there afterwards, whichever is merged into which.
@@ -844,9 +867,12 @@ mod tests {
             }
             let mut other = fork.join(&[1]);
             other.pull(&fork);
-            prop_assert_eq!(parent.merge_into(&mut other, Prefer::Source).conflicts, Vec::new());
-            prop_assert_eq!(fork.merge_into(&mut parent, Prefer::Source).conflicts, Vec::new());
-            prop_assert_eq!((other.shared(), parent.shared()), (expected.clone(), expected));
+            if let Some(merge) = merged(&parent, &mut other) {
+                prop_assert_eq!((other.shared(), merge.conflicts), (expected.clone(), Vec::new()));
+            }
+            if let Some(merge) = merged(&fork, &mut parent) {
+                prop_assert_eq!((parent.shared(), merge.conflicts), (expected, Vec::new()));
+            }
         }
 
         /// Merged to and fro both hold the same, whatever each did; counters are the sum of all that was added, and lists have all entries.
@@ -859,14 +885,15 @@ mod tests {
             wrote(&mut fork, there);
             for (what, by) in &adds {
                 match what {
-                    0 => wrote(&mut parent, vec![inc("/sum", *by), append("/all", *by)]),
-                    1 => wrote(&mut fork, vec![inc("/sum", *by), append("/all", *by)]),
-                    2 => drop(parent.merge_into(&mut fork, Prefer::Source)),
-                    _ => drop(fork.merge_into(&mut parent, Prefer::Source)),
+                    0 => wrote(&mut parent, vec![Some(inc("/sum", *by)), Some(append("/all", *by))]),
+                    1 => wrote(&mut fork, vec![Some(inc("/sum", *by)), Some(append("/all", *by))]),
+                    2 => drop(merged(&parent, &mut fork)),
+                    _ => drop(merged(&fork, &mut parent)),
                 }
             }
-            parent.merge_into(&mut fork, Prefer::Source);
-            fork.merge_into(&mut parent, Prefer::Source);
+            if merged(&parent, &mut fork).is_none() || merged(&fork, &mut parent).is_none() {
+                return Ok(());
+            }
             let sorted = |node: &Node| {
                 let mut shared = node.shared();
                 for list in ["all", "l"] {
@@ -880,6 +907,46 @@ mod tests {
             let added: Vec<i64> = adds.iter().filter(|(what, _)| *what < 2).map(|(_, by)| *by).collect();
             let all = sorted(&parent)["all"].as_array().map_or(0, Vec::len);
             prop_assert_eq!((parent.shared()["sum"].as_i64().unwrap_or_default(), all), (added.iter().sum(), added.len()));
+        }
+
+        /// Whoever adds what where, whenever eras end, and whoever is read anew: what is merged is there once, what is refused
+        /// is as it was.
+        #[test]
+        fn what_is_added_is_there_once_over_checkpoints(seed in any::<u64>()) {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let mut nodes = vec![(begun([set("/first", 1)]), BTreeSet::new())];
+            for step in 0..40_i64 {
+                let at = rng.random_range(0..nodes.len());
+                match rng.random_range(0..12) {
+                    0..=3 => {
+                        nodes[at].0.write(1, [inc("/n", 1 + step), append("/l", step)]);
+                        nodes[at].1.insert(step);
+                    }
+                    4..=6 => ended(&mut nodes[at].0),
+                    7 => nodes[at].0.rebuild(),
+                    9 if nodes.len() < 3 => {
+                        let fork = (nodes[0].0.fork(u8::try_from(nodes.len()).expect("few")), nodes[0].1.clone());
+                        nodes.push(fork);
+                    }
+                    // Forks are merged with their parent alone: of a third all would be brought that both merged.
+                    what if at > 0 => {
+                        let (parents, forks) = nodes.split_at_mut(at);
+                        let (source, target) =
+                            if what == 10 { (&mut parents[0], &mut forks[0]) } else { (&mut forks[0], &mut parents[0]) };
+                        if merged(&source.0, &mut target.0).is_some() {
+                            target.1.extend(&source.1);
+                        }
+                    }
+                    _ => {}
+                }
+                for (node, steps) in &nodes {
+                    let shared = node.shared();
+                    prop_assert_eq!(shared.get("n").and_then(Value::as_i64).unwrap_or_default(), steps.iter().map(|step| 1 + step).sum::<i64>());
+                    let mut list: Vec<i64> = shared.get("l").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_i64).collect();
+                    list.sort_unstable();
+                    prop_assert!(list.iter().eq(steps), "{:?} rather than {:?}", list, steps);
+                }
+            }
         }
     }
 }
