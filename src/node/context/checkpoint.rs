@@ -156,7 +156,7 @@ mod tests {
         let day = Some(Timestamp::from_ms(1_000 + 24 * 3_600 * 1_000));
         assert_eq!((due(&written(999, "x")), due(&written(1_000, "x"))), (None, day));
         let large = "x".repeat(60 * 1024);
-        assert_eq!((due(&written(17, &large)), due(&written(18, &large))), (None, day));
+        assert_eq!((due(&written(16, &large)), due(&written(17, &large))), (None, day));
         assert_eq!(due(&written(137, &large)), Some(Timestamp::from_ms(1_000 + 3_600 * 1_000)));
     }
 }

@@ -15,7 +15,7 @@ use crate::proto::context::checkpoint::Base;
 use crate::proto::context::fold::Stamp;
 use crate::proto::context::operations::{Entry, Operations};
 use crate::wire::context::seal::TAG_BYTES;
-use crate::wire::context::{Access, Body, Header, Item, Operation, PrincipalKey, Signed, Verified};
+use crate::wire::context::{Access, Body, Header, Item, Operation, PRINCIPALS_MAX, PrincipalKey, Signed, Verified};
 
 /// How many checkpoints a context may have: they must leave changes of access for those who give and take rights.
 const CHECKPOINTS_MAX: usize = 512;
@@ -194,6 +194,9 @@ impl Replica {
         let (lamport, cuts) = self.operations.ends(self.era);
         if cuts.is_empty() {
             return Err(Refusal::Checkpoint("nothing was written since the last one"));
+        }
+        if cuts.len() > 2 * PRINCIPALS_MAX {
+            return Err(Refusal::Checkpoint("more authors wrote since the last one than a checkpoint can name"));
         }
         // What it says of the state is found by taking it in where nobody sees it.
         let mut access = Access {
