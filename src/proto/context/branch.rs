@@ -909,7 +909,7 @@ mod tests {
             prop_assert_eq!((parent.shared()["sum"].as_i64().unwrap_or_default(), all), (added.iter().sum(), added.len()));
         }
 
-        /// Whoever adds what where, whenever eras end, and whoever is read anew: what is merged is there once, what is refused
+        /// Whoever adds what where, whenever eras end, and whoever is read anew or comes late: what is merged is there once, what is refused
         /// is as it was.
         #[test]
         fn what_is_added_is_there_once_over_checkpoints(seed in any::<u64>()) {
@@ -924,6 +924,11 @@ mod tests {
                     }
                     4..=6 => ended(&mut nodes[at].0),
                     7 => nodes[at].0.rebuild(),
+                    8 => {
+                        let mut late = nodes[at].0.join(&[1, 2]);
+                        late.pull(&nodes[at].0);
+                        nodes[at].0 = late;
+                    }
                     9 if nodes.len() < 3 => {
                         let fork = (nodes[0].0.fork(u8::try_from(nodes.len()).expect("few")), nodes[0].1.clone());
                         nodes.push(fork);
