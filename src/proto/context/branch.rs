@@ -642,6 +642,27 @@ mod tests {
         assert_eq!((parent.shared(), merge.conflicts), (json!({"plan": 2, "notes": {"n": 6}}), Vec::new()));
     }
 
+    /// What was merged and written once more after a checkpoint is not brought once more.
+    #[test]
+    fn what_a_checkpoint_left_behind_of_a_merge_is_merged_once() {
+        let mut parent = begun([inc("/n", 1)]);
+        let mut other = parent.join(&[2]);
+        other.pull(&parent);
+        let mut fork = parent.fork(1);
+        fork.write(1, [inc("/n", 10)]);
+        let brought = merge(&fork.work_for(&other).expect("all is here"), &other.shared(), Prefer::Source);
+        let frontier: Vec<OperationId> = fork.replica.operations().heads().iter().copied().collect();
+        other.bring_as(2, brought.items, fork.replica.id(), &frontier);
+        parent.write(1, [set("/unmerged", 1)]);
+        parent.checkpoint();
+        other.pull(&parent);
+        parent.pull(&other);
+        assert_eq!(parent.shared()["n"], 11);
+        assert!(is_nothing(&fork.merge_into(&mut parent, Prefer::Source)));
+        parent.merge_into(&mut fork, Prefer::Source);
+        assert_eq!(fork.shared(), json!({"n": 11, "unmerged": 1}));
+    }
+
     /// What stood at the checkpoint where a fork began is not brought to it again, although what came before is still held one by one.
     #[test]
     fn what_was_before_a_checkpoint_that_the_target_has_is_had() {
