@@ -286,11 +286,11 @@ pub(crate) fn bases_past_their_bounds() -> Result<(), String> {
         text + after
     };
     let path = format!("\"/shared_memory{}\"", "/a".repeat(30));
-    let source = |at: usize| format!(r#"{{"context":"{at:064x}","operation":"{at:064x}","below":["#);
+    let source = |at: usize| format!(r#"[1,{{"context":"{at:064x}","operation":"{at:064x}","below":["#);
     let texts = [
         repeated(r#"{"merged":[],"shared_memory":{"#, &|at| format!("\"{at:x}\":0"), "}}"),
-        repeated(&format!(r#"{{"merged":[{}"#, source(0)), &|_| path.clone(), r#"]}],"shared_memory":{}}"#),
-        repeated(r#"{"merged":["#, &|at| source(at) + "]}", r#"],"shared_memory":{}}"#),
+        repeated(&format!(r#"{{"merged":[{}"#, source(0)), &|_| path.clone(), r#"]}]],"shared_memory":{}}"#),
+        repeated(r#"{"merged":["#, &|at| source(at) + "]}]", r#"],"shared_memory":{}}"#),
     ];
     texts.iter().try_for_each(|text| {
         let (base, mut begun) = (base(text)?, None);

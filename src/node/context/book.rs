@@ -161,6 +161,8 @@ struct Seen {
 #[derive(Debug, Clone)]
 pub(super) struct Row {
     pub(super) heads: Heads,
+    /// Whether what it held at its newest checkpoint is here.
+    pub(super) is_whole: bool,
     pub(super) owner: Principal,
     pub(super) readers: Vec<Principal>,
     pub(super) session_id: String,
@@ -173,6 +175,11 @@ pub(super) struct Row {
 }
 
 impl Row {
+    /// How far it has come, as others are told: one that lacks what a checkpoint says tells of no access, so that they differ.
+    pub(super) fn told(&self) -> Heads {
+        if self.is_whole { self.heads.clone() } else { Heads { epoch: 0, access: [0; 32], ..self.heads.clone() } }
+    }
+
     pub(super) fn document(&self) -> Value {
         json!({
             "id": self.heads.context,
@@ -191,6 +198,7 @@ fn row(hot: &Hot) -> Row {
     let (replica, genesis) = (&hot.replica, hot.replica.genesis());
     Row {
         heads: replica.heads(),
+        is_whole: replica.is_whole(),
         owner: genesis.owner,
         readers: replica.chain().tip().map(|access| access.readers.iter().map(|reader| reader.principal).collect()).unwrap_or_default(),
         session_id: genesis.session_id.clone(),

@@ -79,10 +79,10 @@ pub(super) async fn sweep(shared: &Arc<Shared>, now: Now) {
 
 fn end(hot: &mut Hot, key: &PrincipalKey) -> Result<Verified<Access>, Failure> {
     let checkpoint = hot.draft_checkpoint(key)?;
-    match hot.take_own_access(checkpoint.clone())?.refused {
-        Some(reason) => Err(Failure::new(ErrorCode::Conflict, reason)),
-        None => Ok(checkpoint),
-    }
+    let refused = hot.take_own_access(checkpoint.clone())?.refused;
+    // What waited and comes too late for it is no fault of the checkpoint.
+    let is_taken = hot.replica.chain().tip().is_some_and(|tip| tip.name() == checkpoint.name());
+    if is_taken { Ok(checkpoint) } else { Err(Failure::new(ErrorCode::Conflict, refused.unwrap_or_default())) }
 }
 
 /// The newest checkpoint, as people see it.

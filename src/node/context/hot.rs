@@ -310,8 +310,10 @@ impl Hot {
         let is_newer =
             |base: &[u8; 32]| chain.changes().iter().any(|change| change.epoch >= self.replica.first_era() && change.name() == *base);
         let old: Vec<[u8; 32]> = self.bases.keys().filter(|base| !is_newer(base)).copied().collect();
-        // What a damaged file has lost comes back first.
-        if gone.is_empty() && old.is_empty() || !self.replica.is_whole() || !self.written.is_empty() {
+        let first = chain.at(self.replica.first_era()).map(Verified::name);
+        let begins = first.is_none_or(|first| self.bases.contains_key(&first));
+        // What a damaged file has lost comes back first, and what it is to begin with is in it.
+        if gone.is_empty() && old.is_empty() || !self.replica.is_whole() || !begins || !self.written.is_empty() {
             return;
         }
         if let Err(failure) = self.keep_but(gone, &old) {

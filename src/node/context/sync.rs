@@ -151,7 +151,7 @@ async fn pass_on(shared: Arc<Shared>, fresh: BTreeSet<ContextId>) {
         let Ok(members) = nodes(&shared, &row.readers).await else { return };
         let members: Vec<NodeId> = members.into_iter().collect();
         for node in members.choose_multiple(&mut rand::rng(), HINTED) {
-            heads_by_node.entry(*node).or_default().push(row.heads.clone());
+            heads_by_node.entry(*node).or_default().push(row.told());
         }
     }
     let tell = |(node, heads)| compare(Arc::clone(&shared), node, heads);
@@ -173,7 +173,7 @@ async fn shared_with(shared: &Arc<Shared>, node: NodeId, ids: Vec<ContextId>) ->
 /// Tells `node` how far this one has come with all that they share, and pulls what it has and this one lacks.
 async fn greet(shared: Arc<Shared>, node: NodeId) {
     let Ok(rows) = shared_with(&shared, node, shared.contexts.ids()).await else { return };
-    compare(shared, node, rows.into_iter().map(|row| row.heads).collect()).await;
+    compare(shared, node, rows.iter().map(Row::told).collect()).await;
 }
 
 /// Tells `node` how far this one has come with contexts that they share, and pulls what it has and this one lacks.
@@ -343,9 +343,7 @@ async fn complete(shared: &Arc<Shared>, node: NodeId, id: ContextId) {
     let (worker, now) = (Arc::clone(shared), shared.clock.now());
     let wanted = blocking(move || {
         let row = worker.contexts.row_for(&worker, id, now, |row| row.readers.iter().any(|reader| readers.contains(reader)))?;
-        // One that is whole says how far its access has come.
-        let lacks = row.heads.epoch == 0;
-        lacks.then(|| worker.contexts.with(&worker, id, now, |hot| Ok(hot.replica.wanted_base())).ok().flatten()).flatten()
+        (!row.is_whole).then(|| worker.contexts.with(&worker, id, now, |hot| Ok(hot.replica.wanted_base())).ok().flatten()).flatten()
     });
     let Ok(Some((era, checkpoint, length))) = wanted.await else { return };
     // Memory for a few of them alone; the others come with a later exchange.
@@ -515,7 +513,8 @@ async fn answered(shared: &Arc<Shared>, node: NodeId, question: Question) -> Res
         Question::Heads(theirs) if theirs.is_empty() => Ok(Answer::Heads(Vec::new())),
         Question::Heads(theirs) => {
             let rows = shared_with(shared, node, theirs.iter().map(|heads| heads.context).collect()).await?;
-            let own = |id: ContextId| rows.iter().find(|row| row.heads.context == id).map(|row| &row.heads);
+            let rows: Vec<Heads> = rows.iter().map(Row::told).collect();
+            let own = |id: ContextId| rows.iter().find(|heads| heads.context == id);
             let differing: Vec<Heads> = theirs.iter().filter_map(|heads| own(heads.context).filter(|own| *own != heads)).cloned().collect();
             let lacking: Vec<Heads> = theirs.into_iter().filter(|heads| own(heads.context) != Some(heads)).collect();
             if !lacking.is_empty() {

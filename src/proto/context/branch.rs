@@ -81,9 +81,13 @@ pub fn leave(replica: &Replica, frontier: &BTreeSet<OperationId>, state_hash: [u
 }
 
 /// What a target has of its source: some of its operations and all that lies behind them, each below the paths where whoever says so could
-/// write. Whoever may write to a part of a context must not keep changes from the rest of it.
+/// write. Whoever may write to a part of a context must not keep changes from the rest of it. With each stands when the target was last told that
+/// it has it, by its own clock.
 #[derive(Debug, Clone, Default)]
-pub struct Had(BTreeMap<BTreeSet<Path>, BTreeSet<OperationId>>);
+pub struct Had(BTreeMap<BTreeSet<Path>, BTreeMap<OperationId, u64>>);
+
+/// Operations, and where they count.
+type Below<'h> = (&'h BTreeSet<Path>, Vec<OperationId>);
 
 impl Had {
     /// What operations of `target` say that it has of `source`; `None` if what it held at a checkpoint is not here, which may say more.
@@ -94,17 +98,41 @@ impl Had {
         let mut had = Self::default();
         for (_, operation, body) in target.counted(reader, |_| true).filter(|(_, _, body)| body.source == Some(source)) {
             let below = target.replica().limits(operation.header.author, operation.header.acl_epoch);
-            had.0.entry(below).or_default().extend(body.sources);
+            body.sources.into_iter().for_each(|source| had.note(below.clone(), source, operation.header.lamport));
         }
-        for source in target.replica().merged().of(source) {
-            had.0.entry(source.below.iter().cloned().collect()).or_default().insert(source.operation);
+        for (source, clock) in target.replica().merged().of(source) {
+            had.note(source.below.iter().cloned().collect(), source.operation, clock);
         }
         Some(had)
     }
 
-    /// It has these, wherever they are.
+    fn note(&mut self, below: BTreeSet<Path>, source: OperationId, clock: u64) {
+        let told = self.0.entry(below).or_default().entry(source).or_default();
+        *told = clock.max(*told);
+    }
+
+    /// It has had these from its beginning, wherever they are.
     pub fn add(&mut self, operations: Vec<OperationId>) {
-        self.0.entry(BTreeSet::from([Path::shared()])).or_default().extend(operations);
+        operations.into_iter().for_each(|operation| self.note(BTreeSet::from([Path::shared()]), operation, 0));
+    }
+
+    /// What of it is here. Whoever merges has all that was merged before; so of a source that has let go of older eras what was named before
+    /// something that is here lies behind that.
+    ///
+    /// # Errors
+    /// One that is not here, and may not have come yet.
+    fn here(&self, has_let_go: bool, is_here: impl Fn(OperationId) -> bool) -> Result<Vec<Below<'_>>, OperationId> {
+        let everywhere = self.0.get(&BTreeSet::from([Path::shared()])).into_iter().flatten();
+        let newest = everywhere.filter(|(id, _)| has_let_go && is_here(**id)).map(|(_, clock)| *clock).max().unwrap_or(0);
+        let of = |(below, operations)| {
+            let operations: &BTreeMap<OperationId, u64> = operations;
+            let (here, missing): (Vec<OperationId>, Vec<OperationId>) = operations.keys().partition(|id| is_here(**id));
+            match missing.into_iter().find(|id| operations.get(id).is_none_or(|clock| *clock >= newest)) {
+                Some(missing) => Err(missing),
+                None => Ok((below, here)),
+            }
+        };
+        self.0.iter().map(of).collect()
     }
 }
 
@@ -142,21 +170,19 @@ impl Work {
             // Of an era before the first that is here only some operations may be.
             replica.operations().get(id).is_some_and(|entry| chain.era(entry.acl_epoch) >= first) || is_newer()
         };
-        if let Some(missing) = had.0.values().flatten().find(|id| !is_here(**id)) {
-            return Err(Untold::Missing(*missing));
-        }
+        let had = had.here(first > 0, is_here).map_err(Untold::Missing)?;
         // Whoever has something that was written since has all that stood there.
-        let below: BTreeSet<&Path> = had.0.iter().filter(|(_, operations)| !operations.is_empty()).flat_map(|(below, _)| below).collect();
+        let below: BTreeSet<&Path> = had.iter().filter(|(_, operations)| !operations.is_empty()).flat_map(|(below, _)| *below).collect();
         let is_mixed = first > 0 && (genesis.parent.is_some() || merged.of(target).next().is_some());
         if is_mixed && !below.contains(&Path::shared()) {
             return Err(Untold::Settled);
         }
         let (mut base, mut resets) = (held.below(&below), BTreeSet::new());
-        let behind = |operations: &BTreeSet<OperationId>| {
-            let behind = source.behind(operations.iter().copied());
+        let behind = |operations: Vec<OperationId>| {
+            let behind = source.behind(operations);
             (source.era(&behind), behind)
         };
-        let had: Vec<_> = had.0.iter().map(|(below, operations)| (below, behind(operations))).collect();
+        let had: Vec<_> = had.into_iter().map(|(below, operations)| (below, behind(operations))).collect();
         for era in std::iter::once(first).chain(chain.checkpoints().iter().copied().filter(|era| *era > first)) {
             if let Some(checkpoint) = chain.at(era).and_then(|access| access.checkpoint).filter(|_| era > first) {
                 // What the source had hidden by then it does not know any more; nor does the base.

@@ -86,9 +86,9 @@ impl Merged {
         }
     }
 
-    /// What it has of `context`.
-    pub fn of(&self, context: ContextId) -> impl Iterator<Item = &Source> {
-        self.named.keys().map(Arc::as_ref).filter(move |source| source.context == context)
+    /// What it has of `context`, each with the clock of the last operation that named it.
+    pub fn of(&self, context: ContextId) -> impl Iterator<Item = (&Source, u64)> {
+        self.named.iter().map(|(source, clock)| (&**source, *clock)).filter(move |(source, _)| source.context == context)
     }
 }
 
@@ -101,8 +101,9 @@ pub struct Base {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written<'t> {
+    /// Each with the clock of the last operation that named it.
     #[serde(deserialize_with = "at_most::<_, _, MERGED_MAX>")]
-    merged: Vec<Source>,
+    merged: Vec<(u64, Source)>,
     #[serde(borrow)]
     shared_memory: &'t RawValue,
 }
@@ -137,7 +138,8 @@ impl Base {
     /// What stands in these memories. `None` if it is more than a checkpoint may have.
     pub fn of(shared: &Fold, merged: &Merged) -> Option<Self> {
         let shared = RawValue::from_string(shared.value().to_string()).ok()?;
-        let written = Written { merged: merged.named.keys().map(|source| Source::clone(source)).collect(), shared_memory: &shared };
+        let merged = merged.named.iter().map(|(source, clock)| (*clock, Source::clone(source))).collect();
+        let written = Written { merged, shared_memory: &shared };
         let base = Self { text: serde_json::to_string(&written).ok()?.into() };
         base.begin(0).filter(|_| base.len_bytes() <= BASE_BYTES_MAX).is_some().then_some(base)
     }
@@ -157,7 +159,7 @@ impl Base {
     pub fn begin(&self, lamport: u64) -> Option<(Fold, Merged)> {
         let Written { merged: sources, shared_memory } = serde_json::from_str(&self.text).ok()?;
         let mut merged = Merged::default();
-        sources.into_iter().for_each(|source| merged.note(source, lamport));
+        sources.into_iter().for_each(|(clock, source)| merged.note(source, clock.min(lamport)));
         Some((Fold::based(shared_memory, lamport)?, merged))
     }
 
@@ -233,8 +235,8 @@ mod tests {
         }
         assert!(!late.replica.is_whole());
         assert_eq!(
-            (late.replica.heads().epoch, here.replica.beyond(&late.replica.tips()).len()),
-            (0, 1),
+            (late.replica.wanted_base().is_some(), here.replica.beyond(&late.replica.tips()).len()),
+            (true, 1),
             "it is told what it lacks, and no more"
         );
         late.pull(&here);
@@ -337,6 +339,57 @@ mod tests {
             here.write(1, [inc("/n", 1)]);
             whole.pull(&here);
         }
+    }
+
+    /// Threat: an author who signs two operations of one number. What others built on the branch that the checkpoint does not name they write
+    /// once more, and nobody is left without.
+    #[test]
+    fn what_was_built_on_the_other_branch_of_a_liar_is_written_once_more() {
+        let mut here = context(&all_write([2, 3]));
+        here.write(1, [inc("/n", 1)]);
+        let mut there = here.join(&[3]);
+        there.pull(&here);
+        let liar = here.join(&[2]);
+        let mut branches: Vec<Node> = (0..2).map(|_| liar.join(&[2])).collect();
+        for (node, by) in branches.iter_mut().zip([10, 20]) {
+            node.pull(&here);
+            node.write(2, [inc("/liar", by)]);
+        }
+        for at in 0..2 {
+            // Whichever of the two is named, the third builds on the other in one of the rounds.
+            let mut third = there.join(&[3]);
+            third.pull(&here);
+            third.pull(&branches[at]);
+            third.write(3, [inc("/n", 100)]);
+            let mut owner = here.join(&[1]);
+            owner.pull(&here);
+            for node in [&branches[0], &branches[1], &third] {
+                owner.pull(node);
+            }
+            assert!(owner.replica.operations().has_twins(who(2)));
+            owner.checkpoint();
+            assert!(owner.replica.is_whole());
+            third.pull(&owner);
+            owner.pull(&third);
+            assert!(third.replica.is_whole());
+            assert_eq!((owner.shared()["n"].clone(), owner.shared()), (json!(101), third.shared()), "branch {at}");
+        }
+    }
+
+    /// What its author wrote in the new era is not undone by what waited from the old one.
+    #[test]
+    fn what_has_taken_its_place_since_stays() {
+        let (mut here, mut there) = two();
+        there.write(2, [set("/a/b", "old"), set("/c", "old")]);
+        here.write(1, [inc("/n", 1)]);
+        here.checkpoint();
+        here.write(1, [set("/a/b", "newer")]);
+        let kept = there.kept.clone();
+        let mut late = here.join(&[2]);
+        late.pull(&here);
+        late.kept.extend(kept);
+        late.rebuild();
+        assert_eq!((late.shared()["a"]["b"].clone(), late.shared()["c"].clone()), (json!("newer"), json!("old")));
     }
 
     /// AMP-9: what is written once more says of what it was merged, as it did before.
@@ -467,7 +520,7 @@ mod tests {
         let lie = crate::wire::context::Signed::sign(Access { checkpoint: Some(lie), ..honest }, &super::super::testing::key(1))
             .expect("a change");
         assert_eq!(there.on_access(lie), Ok(Step::Added));
-        assert!(!there.replica.is_whole() && there.replica.heads().epoch == 0);
+        assert!(!there.replica.is_whole() && there.replica.wanted_base().is_some());
         assert_eq!(there.shared(), here.shared(), "until it is given that, it shows what it has");
         assert!(Base::read("{}".to_owned(), &honest_of(&mut here)).is_none());
     }
@@ -550,11 +603,9 @@ mod tests {
         let begins = |sources: usize, paths: usize| {
             let source = |at: usize| {
                 let operation = blake3::hash(&at.to_be_bytes());
-                json!({
-                    "context": ContextId::from_bytes([1; 32]),
-                    "operation": OperationId::from_bytes(operation.into()),
-                    "below": vec![Path::shared(); paths],
-                })
+                let below = vec![Path::shared(); paths];
+                let operation = OperationId::from_bytes(operation.into());
+                json!([1, { "context": ContextId::from_bytes([1; 32]), "operation": operation, "below": below }])
             };
             let written = json!({ "merged": (0..sources).map(source).collect::<Vec<_>>(), "shared_memory": {} });
             let begun = Base { text: written.to_string().into() }.begin(1);

@@ -49,6 +49,8 @@ pub struct Operations {
     lines: BTreeMap<Principal, Line>,
     /// Those that count and that nothing which counts was built on.
     heads: BTreeSet<OperationId>,
+    /// The change of access with which the newest era began.
+    era: u64,
     /// How many bytes all of them have.
     bytes: u64,
     /// How many came since the last checkpoint, and how many bytes they have.
@@ -165,7 +167,8 @@ impl Operations {
     }
 
     /// Begins an era at the checkpoint that stands for all that was before it. What authors may write in it is counted anew.
-    pub(super) fn begin(&mut self, root: Option<OperationId>) {
+    pub(super) fn begin(&mut self, era: u64, root: Option<OperationId>) {
+        self.era = era;
         self.heads = root.into_iter().collect();
         self.since = (0, 0);
         self.lines.values_mut().for_each(|line| line.written = (0, 0));
@@ -183,7 +186,9 @@ impl Operations {
     /// Takes in an operation whose parents are all here.
     pub(super) fn insert(&mut self, id: OperationId, entry: Entry, header: &Header) {
         let Entry { author, seq, prev, line_bytes, counts, .. } = entry;
-        let bytes = line_bytes.saturating_sub(prev.and_then(|prev| self.get(prev)).map_or(0, |prev| prev.line_bytes));
+        // Each era counts from nothing.
+        let before = prev.and_then(|prev| self.get(prev)).filter(|prev| prev.acl_epoch >= self.era);
+        let bytes = line_bytes.saturating_sub(before.map_or(0, |prev| prev.line_bytes));
         let skip = prev.and_then(|prev| self.skip_behind(prev));
         self.entries.insert(id, Entry { skip, ..entry });
         if counts {

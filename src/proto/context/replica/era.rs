@@ -20,6 +20,9 @@ use crate::wire::context::{Access, Body, Header, Item, Operation, PRINCIPALS_MAX
 /// How many checkpoints a context may have: they must leave changes of access for those who give and take rights.
 const CHECKPOINTS_MAX: usize = 512;
 
+/// How often a checkpoint is drafted with less in it.
+const DRAFTS_MAX: usize = 16;
+
 /// An operation that is stranded, and what is left of it to do.
 type Stranded = (Verified<Operation>, Body);
 
@@ -63,6 +66,10 @@ impl Replica {
                 let _ = self.on_operation(operation);
             }
         }
+        stranded.retain_mut(|(operation, body)| {
+            body.items.retain(|item| operation.header.is_private || body.step.is_some() || !self.is_replaced(item));
+            !body.items.is_empty()
+        });
         let again = |(operation, body): Stranded| (operation.id(), operation.header.author, Body { again: Some(operation.id()), ..body });
         recalled.stranded = stranded.into_iter().map(again).collect();
         self.foreseen = Operations::default();
@@ -93,7 +100,7 @@ impl Replica {
         for operation in operations {
             let (id, Header { author, lamport, is_private, .. }) = (operation.id(), &operation.header);
             let counts = *is_private && self.is_before_end(era, id, &operation.header);
-            match self.open_own(operation).filter(|_| counts) {
+            match if counts { self.open_own(operation) } else { None } {
                 Some(body) => self.private.entry(*author).or_default().apply_all(id, *lamport, &body.items),
                 None => drop(gone.insert(id)),
             }
@@ -102,7 +109,7 @@ impl Replica {
 
     fn open_own(&self, operation: &Operation) -> Option<Body> {
         let is_own = self.own.iter().any(|own| own.principal() == operation.header.author);
-        self.open(operation).ok().flatten().filter(|_| is_own)
+        if is_own { self.open(operation).ok().flatten() } else { None }
     }
 
     fn foresee<'k>(&mut self, kept: impl Iterator<Item = &'k Verified<Operation>>) {
@@ -145,13 +152,19 @@ impl Replica {
             (self.operations, self.first_era) = (Operations::default(), era);
         }
         self.era = era;
-        self.operations.begin(self.root(era));
+        self.operations.begin(era, self.root(era));
     }
 
     /// Whether an item of an operation that does not count would change what is shown. Nobody looks into a private memory here.
     fn would_change(&self, operation: &Verified<Operation>, item: &Item) -> bool {
         let stamp = Stamp { lamport: operation.header.lamport, id: operation.id(), item: 0 };
         operation.header.is_private || !item.path().segments().get(1..).is_some_and(|below| self.shared.hides(stamp, below))
+    }
+
+    /// Whether something of the newest era has taken the place of what an item of an older one would do.
+    fn is_replaced(&self, item: &Item) -> bool {
+        let stamp = Stamp { lamport: self.clock(), id: OperationId::from_bytes([u8::MAX; 32]), item: u16::MAX };
+        item.path().segments().get(1..).is_some_and(|below| self.shared.hides(stamp, below))
     }
 
     /// Whether the checkpoint that ended an era, if one did, has an operation of it.
@@ -191,29 +204,37 @@ impl Replica {
             return Err(Refusal::Checkpoint("the context has as many as one may have"));
         }
         let before = self.chain.tip().ok_or(Refusal::NotReader)?;
-        let (lamport, cuts) = self.operations.ends(self.era);
-        if cuts.is_empty() {
-            return Err(Refusal::Checkpoint("nothing was written since the last one"));
+        let (lamport, mut cuts) = self.operations.ends(self.era);
+        // What it says of the state is found by taking it in where nobody sees it. There it shows as well whether all is taken in that it names:
+        // what builds on another branch of somebody who signed two operations of one number is not.
+        for _ in 0..DRAFTS_MAX {
+            if cuts.is_empty() {
+                return Err(Refusal::Checkpoint("nothing was written since the last one"));
+            }
+            if cuts.len() > 2 * PRINCIPALS_MAX {
+                return Err(Refusal::Checkpoint("more authors wrote since the last one than a checkpoint can name"));
+            }
+            let mut access = Access {
+                epoch: self.chain.epoch().saturating_add(1),
+                prev: before.name(),
+                cuts: cuts.clone(),
+                at,
+                checkpoint: Some(Checkpoint { lamport, hash: [0; 32], bytes: 0 }),
+                ..(**before).clone()
+            };
+            let mut after = Self::new(self.genesis.clone(), self.own.clone());
+            for known in self.chain.changes().iter().cloned().chain([Signed::sign(access.clone(), key).map_err(Refusal::Malformed)?]) {
+                after.on_access(known).map_err(|_| Refusal::Checkpoint("it does not follow from what was before"))?;
+            }
+            let base = after.recall_until(bases, kept.clone()).ok_or(Refusal::Checkpoint("the context holds more than one may have"))?;
+            let taken = after.operations.ends(self.era).1;
+            if taken == cuts {
+                access.checkpoint = Some(base.checkpoint(lamport));
+                return Signed::sign(access, key).map_err(Refusal::Malformed);
+            }
+            cuts = taken;
         }
-        if cuts.len() > 2 * PRINCIPALS_MAX {
-            return Err(Refusal::Checkpoint("more authors wrote since the last one than a checkpoint can name"));
-        }
-        // What it says of the state is found by taking it in where nobody sees it.
-        let mut access = Access {
-            epoch: self.chain.epoch().saturating_add(1),
-            prev: before.name(),
-            cuts,
-            at,
-            checkpoint: Some(Checkpoint { lamport, hash: [0; 32], bytes: 0 }),
-            ..(**before).clone()
-        };
-        let mut after = Self::new(self.genesis.clone(), self.own.clone());
-        for known in self.chain.changes().iter().cloned().chain([Signed::sign(access.clone(), key).map_err(Refusal::Malformed)?]) {
-            after.on_access(known).map_err(|_| Refusal::Checkpoint("it does not follow from what was before"))?;
-        }
-        let base = after.recall_until(bases, kept).ok_or(Refusal::Checkpoint("the context holds more than one may have"))?;
-        access.checkpoint = Some(base.checkpoint(lamport));
-        Signed::sign(access, key).map_err(Refusal::Malformed)
+        Err(Refusal::Checkpoint("authors who signed two operations of one number keep it from being told what counted"))
     }
 
     /// What the era before the newest checkpoint held, by what was kept of it.

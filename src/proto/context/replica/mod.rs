@@ -668,16 +668,13 @@ impl Replica {
     ///
     /// A context in which more than [`TIPS_MAX`] authors ever wrote is told of in part. What the others wrote is then sent anew in each
     /// exchange; if that is more than an answer holds, two replicas complete each other no further. Its owner forks such a context.
-    ///
-    /// One that lacks what a checkpoint says tells of no access, so that it is told again.
     pub fn heads(&self) -> Heads {
         let is_longest = |tip: &Tip| self.last(tip.author).is_some_and(|last| last.id == tip.id);
         let (mut tips, branches): (Vec<Tip>, Vec<Tip>) = self.tips().into_iter().partition(is_longest);
         tips.extend(branches);
         tips.truncate(TIPS_MAX);
         tips.sort_unstable();
-        let tip = self.chain.tip().filter(|_| self.is_whole);
-        Heads { context: self.id, epoch: tip.map_or(0, |tip| tip.epoch), access: tip.map_or([0; 32], Verified::name), tips }
+        Heads { context: self.id, epoch: self.chain.epoch(), access: self.chain.tip().map_or([0; 32], Verified::name), tips }
     }
 
     /// The last operations of all authors in this era.
