@@ -54,9 +54,9 @@ async fn a_peer_that_never_answers_holds_up_nobody_else() {
     let silent = HostileMember::silent(&[&reader]).await;
     let is_pull =
         |control: &Control| matches!(control, Control::Context(bytes) if matches!(Question::decode(bytes), Ok(Question::Pull { .. })));
-    // All at once: a pull that is given up after a while leaves its place to a later one.
     let tell = async |number| silent.push(&reader, ContextId::from_bytes([number; 32]), &[], &[]).await;
-    // One after the other: a node takes few questions of one peer at once.
+    // One after the other, since a node takes few questions of one peer at once; and soon, since a pull that is given up after a while leaves
+    // its place to a later one.
     let mut told = Vec::new();
     for number in 0..24 {
         told.push(tell(number).await);
