@@ -204,13 +204,11 @@ Example:
         limit: Option<u32>,
     },
     /// End what was written so far: what the context holds is kept, and what was written before the checkpoint before is let go of.
-    #[command(
-        after_help = "For the owner alone. Nodes make checkpoints by themselves: once a context has 1,000 new operations or 1 MiB of them and
-the last checkpoint is a day old, or sooner if very much is written. `history` and `get --at` reach back to the checkpoint before the last.
+    #[command(after_help = "For the owner alone. Nodes make checkpoints by themselves, once a day where much is written.
+`history` and `get --at` reach back to the checkpoint before the last.
 
 Example:
-  meshwork context checkpoint 1f3a9c02"
-    )]
+  meshwork context checkpoint 1f3a9c02")]
     Checkpoint {
         /// The context.
         id: String,
