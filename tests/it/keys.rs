@@ -92,7 +92,9 @@ async fn a_step_outlives_the_node_that_it_is_for() {
     assert_eq!(workshop.notes("started").len(), 2, "each step was begun once");
     assert!(workshop.notes("cancelled").is_empty());
     let long = desk.step(&id, "long").await;
-    assert_eq!((&long["attempt"], &long["attempts"][0]["outcome"]), (&json!(2), &json!("requeued")), "{long}");
+    // The answer to the first attempt may still come after the second was sent, and is then known as a duplicate.
+    let is_given_up = ["requeued", "duplicate"].iter().any(|outcome| long["attempts"][0]["outcome"] == *outcome);
+    assert!(long["attempt"] == 2 && is_given_up, "{long}");
 }
 
 /// AITP-6: a step that stood in an agent's line when its owner died has not begun, and begins under the attempt that follows.
