@@ -468,14 +468,7 @@ mod tests {
                 parent: Some(parent.clone()),
             };
             let genesis = replica::begin(&key(1), genesis).expect("a valid genesis");
-            let mut fork = Self {
-                replica: Replica::new(genesis, vec![key(1)]),
-                own: vec![1],
-                accesses: Vec::new(),
-                kept: BTreeMap::new(),
-                bases: BTreeMap::new(),
-                rebuilds: 0,
-            };
+            let mut fork = Self::new(genesis, &[1]);
             fork.change_access(&all_write([2]));
             fork.bring(copy(&state.shared()), parent.context, &parent.frontier);
             fork

@@ -8,16 +8,13 @@
 //! Private memories are no part of it: nobody but their agents could say what they held.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::marker::PhantomData;
 use std::sync::Arc;
 
-use serde::de::{Error as _, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::fold::Fold;
-use crate::model::{ContextId, OperationId, Path};
+use crate::model::{ContextId, OperationId, Path, at_most};
 use crate::wire::context::{BASE_BYTES_MAX, Checkpoint, PREFIXES_MAX};
 
 const HASH: &str = "meshwork 2026-11 context base";
@@ -46,7 +43,7 @@ pub struct Source {
     /// The operation, which this one has with all that lies behind it.
     pub operation: OperationId,
     /// Where: all that the author of an operation that named it could write.
-    #[serde(deserialize_with = "at_most::<_, _, PREFIXES_MAX>")]
+    #[serde(deserialize_with = "at_most::<PREFIXES_MAX, _, _>")]
     pub below: Vec<Path>,
 }
 
@@ -102,36 +99,10 @@ pub struct Base {
 #[serde(deny_unknown_fields)]
 struct Written<'t> {
     /// Each with the clock of the last operation that named it.
-    #[serde(deserialize_with = "at_most::<_, _, MERGED_MAX>")]
+    #[serde(deserialize_with = "at_most::<MERGED_MAX, _, _>")]
     merged: Vec<(u64, Source)>,
     #[serde(borrow)]
     shared_memory: &'t RawValue,
-}
-
-/// A list of no more than `MAX`; one of more is not read to its end.
-fn at_most<'de, D: Deserializer<'de>, T: Deserialize<'de>, const MAX: usize>(list: D) -> Result<Vec<T>, D::Error> {
-    list.deserialize_seq(AtMost::<T, MAX>(PhantomData))
-}
-
-struct AtMost<T, const MAX: usize>(PhantomData<T>);
-
-impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for AtMost<T, MAX> {
-    type Value = Vec<T>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "a list of at most {MAX}")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
-        let mut read = Vec::new();
-        while let Some(next) = list.next_element()? {
-            if read.len() == MAX {
-                return Err(A::Error::custom("a list is too long"));
-            }
-            read.push(next);
-        }
-        Ok(read)
-    }
 }
 
 impl Base {

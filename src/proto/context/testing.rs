@@ -68,24 +68,21 @@ pub(super) fn context(rights: &Rights) -> Node {
         parent: None,
     };
     let genesis = replica::begin(&key(1), genesis).expect("a valid genesis");
-    let mut node = Node {
-        replica: Replica::new(genesis, vec![key(1)]),
-        own: vec![1],
-        accesses: Vec::new(),
-        kept: BTreeMap::new(),
-        bases: BTreeMap::new(),
-        rebuilds: 0,
-    };
+    let mut node = Node::new(genesis, &[1]);
     node.change_access(rights);
     node
 }
 
 impl Node {
+    /// A node with the keys of `own`, which knows how a context began.
+    pub(super) fn new(genesis: Verified<Genesis>, own: &[u8]) -> Self {
+        let replica = Replica::new(genesis, own.iter().map(|seed| key(*seed)).collect());
+        Self { replica, own: own.to_vec(), accesses: Vec::new(), kept: BTreeMap::new(), bases: BTreeMap::new(), rebuilds: 0 }
+    }
+
     /// Another node with the keys of `own`, which knows how the context began.
     pub(super) fn join(&self, own: &[u8]) -> Self {
-        let keys = own.iter().map(|seed| key(*seed)).collect();
-        let replica = Replica::new(self.replica.genesis().clone(), keys);
-        Self { replica, own: own.to_vec(), accesses: Vec::new(), kept: BTreeMap::new(), bases: BTreeMap::new(), rebuilds: 0 }
+        Self::new(self.replica.genesis().clone(), own)
     }
 
     /// The owner changes the rights.
